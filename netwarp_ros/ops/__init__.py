@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The warp operator: bilinear backward warping of feature maps along optical flow.
+
+Conventions, which every implementation of the operator is held to:
+
+* **Coordinates.** An integer coordinate is a pixel centre. ``flow[:, 0]`` is u (to the right), ``flow[:, 1]`` is v
+  (down), both in pixels of the grid the flow lives on; output pixel (x, y) is read at (x + u, y + v).
+* **Border.** A point outside the grid goes to the nearest border, each axis by itself. Where an axis is clamped, the
+  gradient of the flow along it is zero.
+* **Precision.** Features may be float32, float16 or bfloat16 (float64 too, for checking gradients). Coordinates and
+  sums are float32 (float64 for float64 features), and the result is rounded once, to the type of the features.
+* **Non-finite flow.** NaN counts as no displacement; an infinite displacement goes to the border it points at. Both
+  have zero gradient.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from netwarp_ros.ops import reference
+
+__all__ = ["warp", "warp_combine"]
+
+
+def warp(features: Tensor, flow: Tensor) -> Tensor:
+    """Warp feature maps along a flow field: ``out(x, y) = features(x + u, y + v)``, bilinear.
+
+    Args:
+        features: ``(B, C, H, W)``; contiguous or channels-last, which the result keeps.
+        flow: ``(B, 2, H, W)``, pixels of this grid; float32 (float64 with float64 features).
+
+    Returns:
+        ``(B, C, H, W)`` of the features' type and memory format.
+
+    Raises:
+        ValueError: If shapes or types do not fit.
+        RuntimeError: If the tensors are on different devices.
+    """
+    _check_features(features, "features")
+    _check_flow(features, flow)
+    return reference.warp(features, flow)
+
+
+def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """Blend a feature map with the warped previous one: ``w1 * present + w2 * warp(previous, flow)``.
+
+    This is the combination step of NetWarp (Gadde et al., ICCV 2017, Eq. 2) without its FlowCNN.
+
+    Args:
+        present: ``(B, C, H, W)``, features of frame t.
+        previous: ``(B, C, H, W)``, features of frame t-1, of the same type.
+        flow: ``(B, 2, H, W)``, reverse flow (present to previous) in pixels of this grid.
+        w1: ``(C,)``, weight of each channel of ``present``.
+        w2: ``(C,)``, weight of each channel of the warped ``previous``.
+
+    Returns:
+        ``(B, C, H, W)`` of ``present``'s type and memory format. The sum is rounded once.
+
+    Raises:
+        ValueError: If shapes or types do not fit.
+        RuntimeError: If the tensors are on different devices.
+    """
+    _check_features(present, "present")
+    if previous.shape != present.shape or previous.dtype != present.dtype:
+        raise ValueError(
+            f"previous is {tuple(previous.shape)} {previous.dtype}, present is {tuple(present.shape)} {present.dtype}: "
+            "give two feature maps of one shape and type"
+        )
+    _check_flow(present, flow)
+    for name, weight in (("w1", w1), ("w2", w2)):
+        if weight.shape != (present.shape[1],) or not weight.is_floating_point():
+            raise ValueError(
+                f"{name} is {tuple(weight.shape)} {weight.dtype}: give one floating-point weight for each of the "
+                f"{present.shape[1]} channels"
+            )
+    _check_devices(present=present, previous=previous, flow=flow, w1=w1, w2=w2)
+    return reference.warp_combine(present, previous, flow, w1, w2)
+
+
+def _check_features(features: Tensor, name: str) -> None:
+    if features.ndim != 4 or not features.is_floating_point():
+        raise ValueError(f"{name} is {tuple(features.shape)} {features.dtype}: give floating-point (B, C, H, W)")
+
+
+def _check_flow(features: Tensor, flow: Tensor) -> None:
+    batch, _, height, width = features.shape
+    if flow.shape != (batch, 2, height, width):
+        raise ValueError(
+            f"flow is {tuple(flow.shape)}, expected {(batch, 2, height, width)} for features of "
+            f"{tuple(features.shape)}: resize the flow to the feature grid (netwarp_ros.models.resize_flow)"
+        )
+    wanted = reference.coordinate_dtype(features.dtype)
+    if flow.dtype != wanted:
+        raise ValueError(
+            f"flow is {flow.dtype}, expected {wanted} with {features.dtype} features: use flow.to({wanted})"
+        )
+    _check_devices(features=features, flow=flow)
+
+
+def _check_devices(**tensors: Tensor) -> None:
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise RuntimeError(f"tensors are on different devices ({places}): move them to one")

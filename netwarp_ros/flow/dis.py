@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DIS optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016), through OpenCV."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+"""OpenCV's presets by name, from the fastest to the most accurate."""
+
+MIN_SIDE = 32
+"""The smallest side handed to DIS as it is; smaller images are padded. Its presets match 8-pixel patches at quarter
+resolution, and where an image is lower than that OpenCV 5.0 reads out of bounds."""
+
+
+class DisFlow:
+    """Reverse DIS flow between two frames; each call starts cold, so a result depends on its two frames alone.
+
+    A warm start from the previous flow was measured and left out: see ``docs/benchmarks.md``.
+
+    Args:
+        preset: A key of `PRESETS`.
+
+    Raises:
+        ValueError: If the preset is unknown.
+    """
+
+    def __init__(self, preset: str = "fast") -> None:
+        if preset not in PRESETS:
+            raise ValueError(f"unknown DIS preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        self.preset = preset
+        self._dis = cv2.DISOpticalFlow.create(PRESETS[preset])
+
+    def __call__(self, present: np.ndarray, previous: np.ndarray) -> np.ndarray:
+        """Estimate the flow from the present frame back to the previous one.
+
+        Args:
+            present: ``(H, W)`` grey or ``(H, W, 3)`` BGR, uint8.
+            previous: The frame before it, of the same height and width.
+
+        Returns:
+            ``(H, W, 2)`` float32, in pixels: pixel (x, y) of ``present`` is at (x + u, y + v) in ``previous``.
+
+        Raises:
+            ValueError: If a frame is not of these shapes or types, or the two differ in size.
+        """
+        present, previous = _grey(present, "present"), _grey(previous, "previous")
+        if present.shape != previous.shape:
+            raise ValueError(f"present is {present.shape}, previous is {previous.shape}: give two frames of one size")
+        height, width = present.shape
+        below, right = max(0, MIN_SIDE - height), max(0, MIN_SIDE - width)
+        if below or right:
+            present, previous = (
+                cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE) for image in (present, previous)
+            )
+        flow = self._dis.calc(present, previous, None)  # type: ignore[call-overload]  # OpenCV's stub omits None
+        return flow[:height, :width]
+
+
+def _grey(image: np.ndarray, name: str) -> np.ndarray:
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise ValueError(f"{name} is {image.shape} {image.dtype}: give (H, W) grey or (H, W, 3) BGR, uint8")
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DIS flow: its direction, units and errors, on textures moved by a known amount."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from netwarp_ros.flow import PRESETS, DisFlow
+
+
+def texture(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).random((height, width)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2)
+    return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flow_points_from_present_to_previous(preset: str) -> None:
+    """What moves right by 3 and down by 2 was, in the previous frame, 3 to the left and 2 above."""
+    previous = texture()
+    present = np.roll(previous, (2, 3), axis=(0, 1))
+    flow = DisFlow(preset)(present, previous)
+    assert flow.shape == (96, 128, 2) and flow.dtype == np.float32
+    np.testing.assert_allclose(np.median(flow, axis=(0, 1)), (-3, -2), atol=0.2)
+
+
+def test_colour_gives_the_flow_of_its_grey_image() -> None:
+    frames = [cv2.merge([texture(seed=s), texture(seed=s + 1), texture(seed=s + 2)]) for s in (0, 0)]
+    frames[1] = np.roll(frames[1], 2, axis=1)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames]
+    np.testing.assert_array_equal(DisFlow()(*frames), DisFlow()(*grey))
+
+
+def test_a_result_depends_on_its_two_frames_alone() -> None:
+    first, second = texture(), np.roll(texture(), 3, axis=1)
+    dis = DisFlow()
+    once = dis(second, first)
+    dis(texture(seed=7), texture(seed=8))
+    np.testing.assert_array_equal(dis(second, first), once)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 200), (24, 600), (31, 32), (600, 5)])
+def test_small_and_narrow_images_give_finite_flow(preset: str, size: tuple[int, int]) -> None:
+    flow = DisFlow(preset)(texture(*size), texture(*size, seed=1))
+    assert flow.shape == (*size, 2)
+    assert np.isfinite(flow).all()
+
+
+def test_errors_name_the_value() -> None:
+    with pytest.raises(ValueError, match="'slow'.*ultrafast, fast, medium"):
+        DisFlow("slow")
+    with pytest.raises(ValueError, match=r"previous is \(96, 127\)"):
+        DisFlow()(texture(), texture(96, 127))
+    with pytest.raises(ValueError, match="previous is .* float32"):
+        DisFlow()(texture(), texture().astype(np.float32))

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FlowCNN Λ, which fits an optical flow to the representations it is to warp (paper, Section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FlowCNN(nn.Module):
+    """Transform a flow from the flow and the two frames it joins: Λ(F_t).
+
+    Three 3x3 convolutions to 16, 32 and 2 channels; the third's output is concatenated with the flow and a last 3x3
+    convolution makes 2 channels of the four. 6,892 parameters. As in the authors' release, ReLUs follow the first two
+    convolutions only, so that displacements of either sign pass.
+
+    At the start the last convolution passes the flow through unchanged: Λ(F) = F. The layers before it have
+    PyTorch's own initialisation and take part as soon as training moves the last one's weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(11, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.conv3 = nn.Conv2d(32, 2, 3, padding=1)
+        self.conv4 = nn.Conv2d(4, 2, 3, padding=1)
+        self.relu = nn.ReLU()
+        with torch.no_grad():
+            self.conv4.weight.zero_()
+            self.conv4.weight[:, 2:, 1, 1] = torch.eye(2)
+            assert self.conv4.bias is not None
+            self.conv4.bias.zero_()
+
+    def forward(self, flow: Tensor, previous: Tensor, present: Tensor) -> Tensor:
+        """Return the transformed flow.
+
+        Args:
+            flow: ``(B, 2, H, W)`` reverse flow in pixels of its grid.
+            previous: ``(B, 3, H, W)`` frame t-1, as the network sees it.
+            present: ``(B, 3, H, W)`` frame t.
+
+        Returns:
+            ``(B, 2, H, W)``, in pixels of the same grid.
+        """
+        hidden = self.relu(self.conv1(torch.cat((flow, previous, present, present - previous), dim=1)))
+        hidden = self.conv3(self.relu(self.conv2(hidden)))
+        return self.conv4(torch.cat((hidden, flow), dim=1))

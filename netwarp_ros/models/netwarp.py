@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The NetWarp module: a layer's representation blended with the previous frame's, warped along the flow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netwarp_ros import ops
+
+EPSILON = 1e-4
+"""Added to the flow in pixels of the feature grid, which keeps it off the integers where bilinear interpolation has no
+derivative (paper, Section 3.1)."""
+
+
+class NetWarp(nn.Module):
+    """z̃_t = w1 ⊙ z_t + w2 ⊙ Warp(z_{t-1}, Λ(F_t) + ε), with one weight per channel (paper, Eq. 2).
+
+    At the start w1 = 1 and w2 = 0: the module passes the present representation through, bit for bit.
+
+    Args:
+        channels: C, the number of channels of the representation.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.ones(channels))
+        self.w2 = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, present: Tensor, previous: Tensor, flow: Tensor) -> Tensor:
+        """Blend two representations.
+
+        Args:
+            present: ``(B, C, h, w)``, z_t.
+            previous: ``(B, C, h, w)``, z_{t-1}.
+            flow: ``(B, 2, h, w)`` float32, the transformed reverse flow in pixels of the feature grid.
+
+        Returns:
+            ``(B, C, h, w)``, z̃_t.
+        """
+        return ops.warp_combine(present, previous, flow + EPSILON, self.w1, self.w2)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.w1.numel()}"
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a flow to another grid: average it over each cell and divide the displacements by the ratio of the sizes.
+
+    Args:
+        flow: ``(B, 2, H, W)`` in pixels of its own grid.
+        size: ``(h, w)`` of the wanted grid.
+
+    Returns:
+        ``(B, 2, h, w)`` in pixels of the wanted grid; the flow itself where the size is already right.
+    """
+    height, width = flow.shape[-2:]
+    if (height, width) == size:
+        return flow
+    u, v = F.interpolate(flow, size=size, mode="area").split(1, dim=1)
+    return torch.cat((u * (size[1] / width), v * (size[0] / height)), dim=1)

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image CNN turned into a video CNN: NetWarp modules behind chosen layers of any `torch.nn.Module`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netwarp_ros.models.flow_cnn import FlowCNN
+from netwarp_ros.models.netwarp import NetWarp, resize_flow
+
+FlowGrid = Literal["image", "features"]
+Remember = Literal["before", "after"]
+
+
+class Memory(NamedTuple):
+    """What the next call needs of this one: a value, owned by the caller.
+
+    Attributes:
+        frame: ``(B, 3, H, W)``, the frame as the network saw it.
+        representations: The ``(B, C, h, w)`` output of each layer that a NetWarp module follows, by its name.
+    """
+
+    frame: Tensor
+    representations: dict[str, Tensor]
+
+    def detach(self) -> Memory:
+        """Return the same memory cut off from the graph, where no gradient shall go further back."""
+        return Memory(self.frame.detach(), {name: z.detach() for name, z in self.representations.items()})
+
+
+@dataclass
+class _Call:
+    """The state of one forward pass."""
+
+    frame: Tensor
+    flow: Tensor | None
+    memory: Memory | None
+    representations: dict[str, Tensor] = field(default_factory=dict)
+    flows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
+class VideoCNN(nn.Module):
+    """A host network with NetWarp modules behind some of its layers; made by `augment`.
+
+    ``output, memory = video_cnn(frame, flow, memory)``. Memory is a value: several cameras are several memories, and
+    ``None`` starts anew. Gradients go through it, so the paper's two-frame training is two calls. The host is hooked,
+    not changed: its parameters keep their names, and called by itself it is the image CNN it was.
+
+    One forward pass at a time: to run several threads, give each a copy.
+
+    Args:
+        host: The image CNN.
+        channels: Number of channels of each insertion layer, by the name of the submodule.
+        flow_cnn: Whether Λ transforms the flow. One Λ is shared by all layers.
+        flow_grid: Where Λ works: on the ``"image"`` grid, as in the paper, or on the grid of the ``"features"``, as
+            in the authors' release, which costs less by the square of the stride.
+        remember: Whether the next frame sees a layer's representation from ``"before"`` the blend, as in the paper, or
+            from ``"after"`` it (a recursive filter). With ``"before"``, frame t-2 cannot reach frame t by way of one
+            insertion layer. Where a layer lies behind another, what it gave at t-1 was computed from the other's blend
+            of t-1 and t-2, so each further layer in series lets one more frame through.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        channels: Mapping[str, int],
+        *,
+        flow_cnn: bool = True,
+        flow_grid: FlowGrid = "image",
+        remember: Remember = "before",
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("flow_grid", flow_grid, get_args(FlowGrid)),
+            ("remember", remember, get_args(Remember)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(map(repr, choices))}")
+        self.host = host
+        self.layers = tuple(channels)
+        self.flow_cnn = FlowCNN() if flow_cnn and channels else None
+        self.flow_grid = flow_grid
+        self.remember = remember
+        self.netwarps = nn.ModuleList(NetWarp(count) for count in channels.values())
+        self._call: _Call | None = None
+        for index, name in enumerate(self.layers):
+            find_layer(host, name).register_forward_hook(partial(self._insert, index))
+
+    def forward(self, frame: Tensor, flow: Tensor | None = None, memory: Memory | None = None) -> tuple[Any, Memory]:
+        """Run the network on one frame of each stream of the batch.
+
+        Args:
+            frame: ``(B, 3, H, W)``, as the host takes it.
+            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame; not used when ``memory`` is None.
+            memory: What the previous call on these streams returned, or None for a first frame.
+
+        Returns:
+            The host's output (for the hosts of this package logits ``(B, K, h, w)``), and the memory for the next
+            call.
+
+        Raises:
+            ValueError: If frame, flow and memory do not fit together.
+            RuntimeError: If an insertion layer was not run exactly once.
+        """
+        self._check(frame, flow, memory)
+        call = self._call = _Call(frame, flow, memory)
+        try:
+            output = self.host(frame)
+        finally:
+            self._call = None
+        missing = [name for name in self.layers if name not in call.representations]
+        if missing:
+            raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
+        return output, Memory(frame, call.representations)
+
+    def _check(self, frame: Tensor, flow: Tensor | None, memory: Memory | None) -> None:
+        if frame.ndim != 4:
+            raise ValueError(f"frame is {tuple(frame.shape)}: give (B, C, H, W)")
+        if memory is None:
+            return
+        if memory.frame.shape != frame.shape:
+            raise ValueError(
+                f"frame is {tuple(frame.shape)}, memory is of {tuple(memory.frame.shape)}: where the size changes, "
+                "start anew with memory=None"
+            )
+        if flow is None:
+            raise ValueError("memory needs a flow from this frame to the previous one: give flow, or memory=None")
+        expected = (frame.shape[0], 2, *frame.shape[2:])
+        if tuple(flow.shape) != expected:
+            raise ValueError(f"flow is {tuple(flow.shape)}, expected {expected}")
+        if flow.dtype != torch.float32:
+            raise ValueError(f"flow is {flow.dtype}, expected torch.float32: use flow.float()")
+        if set(memory.representations) != set(self.layers):
+            raise ValueError(
+                f"memory is of layers {sorted(memory.representations)}, this network has {sorted(self.layers)}: "
+                "start anew with memory=None"
+            )
+
+    def _insert(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
+        """Follow an insertion layer: remember its representation and return the blend."""
+        call, name = self._call, self.layers[index]
+        if call is None:
+            return None
+        if name in call.representations:
+            raise RuntimeError(f"layer {name!r} ran twice in one pass of the host: choose one that runs once")
+        if call.memory is None:
+            blend = z
+        else:
+            blend = self.netwarps[index](z, call.memory.representations[name], self._flow_at(call, z))
+        remembered = z if self.remember == "before" else blend
+        call.representations[name] = remembered
+        # The host may go on in place (ReLU(inplace=True)): what is remembered must be out of its reach.
+        return remembered.clone() if remembered is blend else blend
+
+    def _flow_at(self, call: _Call, z: Tensor) -> Tensor:
+        """Return Λ(F) on the grid of ``z``, computed once for each size of grid in a pass."""
+        size = (z.shape[-2], z.shape[-1])
+        if size not in call.flows:
+            if self.flow_grid == "image":
+                image_size = (call.frame.shape[-2], call.frame.shape[-1])
+                if image_size not in call.flows:
+                    call.flows[image_size] = self._transform(call, image_size)
+                call.flows[size] = resize_flow(call.flows[image_size], size)
+            else:
+                call.flows[size] = self._transform(call, size)
+        return call.flows[size]
+
+    def _transform(self, call: _Call, size: tuple[int, int]) -> Tensor:
+        """Apply Λ on a grid, in float32 whatever the precision of the host: half precision would blur coordinates."""
+        assert call.flow is not None and call.memory is not None
+        flow = resize_flow(call.flow, size)
+        if self.flow_cnn is None:
+            return flow
+        previous, present = (_resize_frame(frame, size) for frame in (call.memory.frame, call.frame))
+        with torch.autocast(flow.device.type, enabled=False):
+            return self.flow_cnn(flow, previous, present)
+
+
+def _resize_frame(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    resized = frame if tuple(frame.shape[-2:]) == size else F.interpolate(frame, size=size, mode="area")
+    return resized.float()
+
+
+def find_layer(host: nn.Module, name: str) -> nn.Module:
+    """Return a submodule by its name.
+
+    Raises:
+        ValueError: If there is none; the message suggests the nearest names.
+    """
+    modules = dict(host.named_modules())
+    if not name or name not in modules:
+        near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or [key for key in modules if key][:5]
+        raise ValueError(f"{type(host).__name__} has no layer {name!r}: did you mean {', '.join(map(repr, near))}?")
+    return modules[name]
+
+
+def augment(
+    host: nn.Module,
+    layers: Sequence[str],
+    *,
+    flow_cnn: bool = True,
+    flow_grid: FlowGrid = "image",
+    remember: Remember = "before",
+    example: Tensor | None = None,
+) -> VideoCNN:
+    """Turn an image CNN into a video CNN by inserting NetWarp behind some of its layers.
+
+    The host is run once on ``example``, in evaluation mode and without gradients, to learn the layers' channels. At the
+    start the video CNN equals its host bit for bit (w1 = 1, w2 = 0).
+
+    Args:
+        host: Any module that takes a frame ``(B, 3, H, W)``. It is used as it is, not copied.
+        layers: Names of submodules, as in ``host.named_modules()``, each giving a tensor ``(B, C, h, w)``.
+        flow_cnn: See `VideoCNN`.
+        flow_grid: See `VideoCNN`.
+        remember: See `VideoCNN`.
+        example: A frame the host can be run on; by default zeros ``(1, 3, 128, 128)`` of the host's type and device.
+
+    Raises:
+        ValueError: If a layer is unknown, named twice, not run exactly once, or does not give ``(B, C, h, w)``.
+
+    Example:
+        >>> host = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 11, 1))
+        >>> video_cnn = augment(host, ["0"])
+        >>> frame, flow = torch.rand(1, 3, 24, 32), torch.zeros(1, 2, 24, 32)
+        >>> logits, memory = video_cnn(frame)
+        >>> logits, memory = video_cnn(frame, flow, memory)
+        >>> logits.shape
+        torch.Size([1, 11, 24, 32])
+    """
+    if isinstance(layers, str):
+        raise ValueError(f"layers is the string {layers!r}: give a list of names, such as [{layers!r}]")
+    if not layers or len(set(layers)) != len(layers):
+        raise ValueError(f"layers is {list(layers)}: name at least one layer, and each once")
+    if example is None:
+        weight = next(host.parameters(), torch.empty(0))
+        example = torch.zeros(1, 3, 128, 128, dtype=weight.dtype, device=weight.device)
+    channels = _probe_channels(host, layers, example)
+    return VideoCNN(host, channels, flow_cnn=flow_cnn, flow_grid=flow_grid, remember=remember).to(example.device)
+
+
+def _probe_channels(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, int]:
+    outputs: dict[str, list[Any]] = {name: [] for name in layers}
+
+    def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs[name].append(output)
+
+    handles = [find_layer(host, name).register_forward_hook(partial(record, name)) for name in layers]
+    modes = {module: module.training for module in host.modules()}
+    try:
+        host.eval()
+        with torch.no_grad():
+            host(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+    for name, seen in outputs.items():
+        if len(seen) != 1:
+            raise ValueError(f"layer {name!r} ran {len(seen)} times in one pass of the host: choose one that runs once")
+        output = seen[0]
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"layer {name!r} gives {kind}: choose one that gives a tensor (B, C, h, w)")
+    return {name: seen[0].shape[1] for name, seen in outputs.items()}

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlowCNN, NetWarp and the resizing of flow: parameter counts, initial state, numbers by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from netwarp_ros.models import FlowCNN, NetWarp, resize_flow
+from netwarp_ros.models.netwarp import EPSILON
+from netwarp_ros.ops import warp
+
+
+def test_flow_cnn_has_the_papers_parameters() -> None:
+    flow_cnn = FlowCNN()
+    assert sum(parameter.numel() for parameter in flow_cnn.parameters()) == 6892
+    shapes = [tuple(getattr(flow_cnn, f"conv{i}").weight.shape) for i in (1, 2, 3, 4)]
+    assert shapes == [(16, 11, 3, 3), (32, 16, 3, 3), (2, 32, 3, 3), (2, 4, 3, 3)]
+
+
+def test_flow_cnn_starts_as_the_identity() -> None:
+    flow = 10 * torch.randn(1, 2, 9, 12)
+    assert torch.equal(FlowCNN()(flow, torch.randn(1, 3, 9, 12), torch.randn(1, 3, 9, 12)), flow)
+
+
+def test_flow_cnn_gives_displacements_of_either_sign() -> None:
+    torch.manual_seed(0)
+    flow_cnn = FlowCNN()
+    torch.nn.init.normal_(flow_cnn.conv4.weight)
+    out = flow_cnn(torch.randn(1, 2, 16, 16), torch.randn(1, 3, 16, 16), torch.randn(1, 3, 16, 16))
+    assert (out < 0).any() and (out > 0).any()
+
+
+def test_netwarp_starts_as_the_identity_bit_for_bit() -> None:
+    present, previous = torch.randn(2, 6, 5, 7), torch.randn(2, 6, 5, 7)
+    assert torch.equal(NetWarp(6)(present, previous, torch.randn(2, 2, 5, 7)), present)
+
+
+def test_netwarp_is_equation_2() -> None:
+    netwarp = NetWarp(3)
+    torch.nn.init.normal_(netwarp.w1)
+    torch.nn.init.normal_(netwarp.w2)
+    present, previous, flow = torch.randn(1, 3, 5, 7), torch.randn(1, 3, 5, 7), torch.randn(1, 2, 5, 7)
+    w1, w2 = netwarp.w1.view(1, 3, 1, 1), netwarp.w2.view(1, 3, 1, 1)
+    torch.testing.assert_close(netwarp(present, previous, flow), w1 * present + w2 * warp(previous, flow + EPSILON))
+
+
+def test_epsilon_gives_integer_flow_a_gradient_on_both_sides() -> None:
+    """At integer coordinates the derivative of bilinear interpolation is one-sided; epsilon settles which side."""
+    previous = torch.tensor([0.0, 1.0, 4.0]).view(1, 1, 1, 3)
+    flow = torch.zeros(1, 2, 1, 3, requires_grad=True)
+    netwarp = NetWarp(1)
+    torch.nn.init.ones_(netwarp.w2)
+    netwarp(torch.zeros(1, 1, 1, 3), previous, flow).sum().backward()
+    assert flow.grad is not None
+    assert flow.grad[0, 0, 0].tolist() == [1.0, 3.0, 0.0]
+
+
+def test_resized_flow_is_in_pixels_of_its_own_grid() -> None:
+    flow = torch.empty(1, 2, 360, 480)
+    flow[:, 0], flow[:, 1] = 16.0, -8.0
+    small = resize_flow(flow, (45, 60))
+    assert small.shape == (1, 2, 45, 60)
+    torch.testing.assert_close(small[:, 0], torch.full((1, 45, 60), 2.0))
+    torch.testing.assert_close(small[:, 1], torch.full((1, 45, 60), -1.0))
+
+
+def test_resizing_averages_over_each_cell() -> None:
+    flow = torch.zeros(1, 2, 2, 4)
+    flow[0, 0] = torch.tensor([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 0.0, 0.0]])
+    assert resize_flow(flow, (1, 2))[0, 0].tolist() == [[2.0, 0.0]]
+
+
+@pytest.mark.parametrize("size", [(45, 60), (30, 61), (90, 17)])
+def test_ratio_of_each_axis_is_its_own(size: tuple[int, int]) -> None:
+    small = resize_flow(torch.ones(1, 2, 90, 120), size)
+    torch.testing.assert_close(small[0, :, 0, 0], torch.tensor([size[1] / 120, size[0] / 90]))
+
+
+def test_flow_of_the_right_size_is_not_copied() -> None:
+    flow = torch.randn(1, 2, 5, 7)
+    assert resize_flow(flow, (5, 7)) is flow

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`augment` on four unlike hosts: what a video CNN promises whatever it is made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netwarp_ros.models import Memory, VideoCNN, augment
+from netwarp_ros.models.hosts import DDRNet23Slim
+
+SIZE = (64, 96)
+
+
+def sequential() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(16, 11, 1),
+    )
+
+
+def segformer() -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="the SegFormer host comes from transformers")
+    config = transformers.SegformerConfig(
+        num_labels=11, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16,
+        num_attention_heads=[1, 2, 3, 4],
+    )  # fmt: skip
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+def ddrnet() -> nn.Module:
+    return DDRNet23Slim(num_classes=11)
+
+
+class Skipping(nn.Module):
+    """A host with two branches that uses one layer's output twice and edits it in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=4, padding=1)
+        self.branch = nn.Conv2d(6, 6, 1)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, frame: Tensor) -> dict[str, Tensor]:
+        z = self.stem(frame)
+        z.relu_()
+        return {"out": self.head(self.branch(z) + z)}
+
+
+Case = tuple[Callable[[], nn.Module], list[str]]
+HOSTS: dict[str, Case] = {
+    "sequential": (sequential, ["0", "3"]),
+    "ddrnet": (ddrnet, ["high4", "fusion"]),
+    "segformer": (segformer, ["segformer.stages.0.patch_embeddings.proj", "decode_head.batch_norm"]),
+    "skipping": (Skipping, ["stem"]),
+}
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in the outputs that the hosts of these tests have."""
+    if isinstance(output, Tensor):
+        return output
+    return output["out"] if isinstance(output, dict) and "out" in output else output.logits
+
+
+def frames(count: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, 3, *SIZE, generator=generator) for _ in range(count)]
+
+
+def flows(count: int, seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [3 * torch.randn(1, 2, *SIZE, generator=generator) for _ in range(count)]
+
+
+def awaken(video_cnn: VideoCNN) -> VideoCNN:
+    """Let the previous frame count."""
+    for netwarp in video_cnn.netwarps:
+        nn.init.constant_(netwarp.w1, 0.6)
+        nn.init.constant_(netwarp.w2, 0.4)
+    return video_cnn
+
+
+def run(video_cnn: VideoCNN, sequence: list[Tensor], motion: list[Tensor]) -> list[Tensor]:
+    memory, outputs = None, []
+    for frame, flow in zip(sequence, motion, strict=True):
+        output, memory = video_cnn(frame, flow, memory)
+        outputs.append(logits_of(output))
+    return outputs
+
+
+@pytest.fixture(params=HOSTS)
+def case(request: pytest.FixtureRequest) -> Case:
+    torch.manual_seed(0)
+    return HOSTS[request.param]
+
+
+def test_starts_equal_to_its_host_bit_for_bit(case: Case) -> None:
+    make, layers = case
+    host = make().eval()
+    sequence = frames(3)
+    with torch.no_grad():
+        alone = [logits_of(copy.deepcopy(host)(frame)) for frame in sequence]
+        together = run(augment(host, layers), sequence, flows(3))
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_previous_frame_counts_once_w2_does(case: Case) -> None:
+    make, layers = case
+    video_cnn = awaken(augment(make().eval(), layers))
+    first, second = frames(2)
+    with torch.no_grad():
+        _, third_out = run(video_cnn, [first, second], flows(2))
+        _, other_out = run(video_cnn, [frames(1, seed=9)[0], second], flows(2))
+    assert not torch.allclose(third_out, other_out)
+
+
+def reach(video_cnn: VideoCNN, length: int) -> bool:
+    """Return whether the first of ``length`` frames reaches the output of the last."""
+    sequence, motion = frames(length), flows(length)
+    with torch.no_grad():
+        last = run(video_cnn, sequence, motion)[-1]
+        changed = run(video_cnn, [frames(1, seed=9)[0], *sequence[1:]], motion)[-1]
+    return not torch.equal(last, changed)
+
+
+def test_frame_before_the_last_cannot_reach_the_present(case: Case) -> None:
+    make, layers = case
+    for layer in layers:
+        video_cnn = awaken(augment(make().eval(), [layer]))
+        assert reach(video_cnn, 2), layer
+        assert not reach(video_cnn, 3), layer
+
+
+def test_each_further_layer_in_series_lets_one_more_frame_through() -> None:
+    video_cnn = awaken(augment(sequential().eval(), ["0", "3"]))
+    assert reach(video_cnn, 3)
+    assert not reach(video_cnn, 4)
+
+
+def test_remembering_after_the_blend_is_recursive(case: Case) -> None:
+    make, layers = case
+    assert reach(awaken(augment(make().eval(), layers[:1], remember="after")), 5)
+
+
+@pytest.mark.parametrize("remember", ["before", "after"])
+def test_host_working_in_place_cannot_touch_the_memory(remember: str) -> None:
+    """An in-place ReLU follows the layer: negative values survive in the memory all the same."""
+    video_cnn = awaken(augment(Skipping().eval(), ["stem"], remember=remember))
+    memory = None
+    with torch.no_grad():
+        for frame, flow in zip(frames(2), flows(2), strict=True):
+            _, memory = video_cnn(frame, flow, memory)
+            assert memory.representations["stem"].min() < 0
+
+
+def test_gradient_reaches_the_previous_frames_layers(case: Case) -> None:
+    make, layers = case
+    video_cnn = awaken(augment(make().eval(), layers))
+    first, second = frames(2)
+    first.requires_grad_()
+    _, memory = video_cnn(first)
+    for z in memory.representations.values():
+        z.retain_grad()
+    output, _ = video_cnn(second, flows(1)[0], memory)
+    logits_of(output).square().sum().backward()
+    assert first.grad is not None and first.grad.abs().sum() > 0
+    for name, z in memory.representations.items():
+        assert z.grad is not None and z.grad.abs().sum() > 0, name
+    assert all(netwarp.w2.grad is not None and netwarp.w2.grad.abs().sum() > 0 for netwarp in video_cnn.netwarps)
+    assert video_cnn.flow_cnn is not None and video_cnn.flow_cnn.conv4.weight.grad is not None
+
+
+def test_detached_memory_stops_the_gradient() -> None:
+    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+    first, second = frames(2)
+    first.requires_grad_()
+    _, memory = video_cnn(first)
+    output, _ = video_cnn(second, flows(1)[0], memory.detach())
+    output.sum().backward()
+    assert first.grad is None
+
+
+def test_streams_do_not_hear_one_another() -> None:
+    """Two cameras, two memories: taking turns gives what each alone gives."""
+    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+    left, right, motion = frames(4, seed=2), frames(4, seed=3), flows(4)
+    with torch.no_grad():
+        alone = run(video_cnn, left, motion), run(video_cnn, right, motion)
+        memories: list[Memory | None] = [None, None]
+        for t in range(4):
+            for camera, sequence in enumerate((left, right)):
+                output, memories[camera] = video_cnn(sequence[t], motion[t], memories[camera])
+                assert torch.equal(output, alone[camera][t])
+
+
+def test_a_batch_of_streams_equals_each_alone() -> None:
+    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+    left, right, motion = frames(3, seed=2), frames(3, seed=3), flows(3)
+    with torch.no_grad():
+        both = [torch.cat(pair) for pair in zip(left, right, strict=True)]
+        together = run(video_cnn, both, [flow.expand(2, -1, -1, -1) for flow in motion])
+        torch.testing.assert_close(together[-1][:1], run(video_cnn, left, motion)[-1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[-1][1:], run(video_cnn, right, motion)[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_host_by_itself_stays_the_image_cnn() -> None:
+    host = sequential().eval()
+    frame = frames(1)[0]
+    with torch.no_grad():
+        before = host(frame)
+        awaken(augment(host, ["3"]))
+        assert torch.equal(host(frame), before)
+    assert set(host.state_dict()) == set(sequential().state_dict())
+
+
+def test_a_copy_is_independent() -> None:
+    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+    twin = copy.deepcopy(video_cnn)
+    nn.init.zeros_(twin.netwarps[0].w1)
+    sequence, motion = frames(2), flows(2)
+    with torch.no_grad():
+        assert not torch.allclose(run(twin, sequence, motion)[-1], run(video_cnn, sequence, motion)[-1])
+
+
+def test_one_flow_cnn_serves_all_insertion_points() -> None:
+    video_cnn = augment(sequential(), ["0", "3"])
+    parameters = sum(p.numel() for p in video_cnn.parameters()) - sum(p.numel() for p in video_cnn.host.parameters())
+    assert parameters == 6892 + 2 * 8 + 2 * 16
+
+
+@pytest.mark.parametrize("flow_grid", ["image", "features"])
+def test_constant_motion_is_undone(flow_grid: str) -> None:
+    """A scene that moves by 8 pixels, a layer of stride 4: with w1 = 0, w2 = 1 the present is the shifted past."""
+    host = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), nn.Identity())
+    video_cnn = augment(host, ["0"], flow_grid=flow_grid)
+    nn.init.zeros_(video_cnn.netwarps[0].w1)
+    nn.init.ones_(video_cnn.netwarps[0].w2)
+    past = frames(1)[0]
+    present = torch.roll(past, 8, dims=3)
+    flow = torch.zeros(1, 2, *SIZE)
+    flow[:, 0] = -8
+    with torch.no_grad():
+        expected = host(present)
+        _, memory = video_cnn(past)
+        output, _ = video_cnn(present, flow, memory)
+    torch.testing.assert_close(output[..., 2:], expected[..., 2:], atol=2e-3, rtol=0)
+
+
+def test_without_flow_cnn_there_is_none() -> None:
+    assert augment(sequential(), ["3"], flow_cnn=False).flow_cnn is None
+
+
+def test_half_precision_host_keeps_the_flow_in_float32() -> None:
+    video_cnn = awaken(augment(sequential().eval(), ["3"], flow_grid="features"))
+    sequence, motion = frames(2), flows(2)
+    with torch.no_grad():
+        full = run(video_cnn, sequence, motion)[-1]
+        video_cnn.host.to(torch.bfloat16)
+        half = run(video_cnn, [frame.bfloat16() for frame in sequence], motion)[-1]
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)
+
+
+def test_probing_leaves_the_host_as_it_was() -> None:
+    host = sequential()
+    host[1].eval()
+    state = copy.deepcopy(host.state_dict())
+    augment(host, ["3"])
+    assert host.training and not host[1].training
+    assert all(torch.equal(value, host.state_dict()[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["fuison"], "no layer 'fuison': did you mean 'fusion'"),
+        ([], "name at least one layer"),
+        (["fusion", "fusion"], "each once"),
+        ("fusion", r"give a list of names, such as \['fusion'\]"),
+        ([""], "no layer ''"),
+    ],
+)
+def test_wrong_layers_are_named(layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        augment(ddrnet(), layers)
+
+
+def test_layer_without_a_feature_map_is_refused() -> None:
+    host = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"layer '1' gives \(1, 65536\)"):
+        augment(host, ["1"])
+
+
+def test_layer_that_runs_twice_is_refused() -> None:
+    shared = nn.Conv2d(3, 3, 1)
+    with pytest.raises(ValueError, match="layer '0' ran 2 times"):
+        augment(nn.Sequential(shared, nn.ReLU(), shared), ["0"])
+
+
+@pytest.mark.parametrize("option", [{"flow_grid": "pixel"}, {"remember": "never"}])
+def test_wrong_options_are_named(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is '{next(iter(option.values()))}': choose one of"):
+        augment(sequential(), ["3"], **option)
+
+
+def test_inputs_that_do_not_fit_are_named() -> None:
+    video_cnn = augment(sequential().eval(), ["3"])
+    frame, flow = frames(1)[0], flows(1)[0]
+    _, memory = video_cnn(frame)
+    with pytest.raises(ValueError, match=r"frame is \(3, 64, 96\)"):
+        video_cnn(frame[0])
+    with pytest.raises(ValueError, match="memory needs a flow"):
+        video_cnn(frame, None, memory)
+    with pytest.raises(ValueError, match=r"flow is \(1, 2, 8, 12\), expected \(1, 2, 64, 96\)"):
+        video_cnn(frame, flow[..., ::8, ::8], memory)
+    with pytest.raises(ValueError, match="flow is torch.float64"):
+        video_cnn(frame, flow.double(), memory)
+    with pytest.raises(ValueError, match=r"memory is of \(1, 3, 64, 96\)"):
+        video_cnn(frame[..., :32], flow[..., :32], memory)
+    with pytest.raises(ValueError, match="memory is of layers"):
+        augment(sequential(), ["0"])(frame, flow, memory)

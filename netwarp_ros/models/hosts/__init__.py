@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts: the image CNNs that NetWarp turns into video CNNs. One network per file; they need nothing but torch."""
+
+from __future__ import annotations
+
+from netwarp_ros.models.hosts.ddrnet import DDRNet23Slim
+
+__all__ = ["DDRNet23Slim"]

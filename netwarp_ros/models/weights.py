@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models on disk: safetensors files that say how to build the network they hold.
+
+The header of a file carries a `ModelSpec` as JSON. A file is read in three steps, each of which can refuse it: the spec
+is checked field by field, the network it names is built without memory (on PyTorch's meta device) and compared with
+the shapes in the file, and only then are the tensors read. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from netwarp_ros.models.hosts import DDRNet23Slim
+from netwarp_ros.models.video_cnn import VideoCNN, augment
+
+HOSTS: dict[str, Callable[..., nn.Module]] = {"ddrnet23slim": DDRNet23Slim}
+"""The hosts that a weights file can name."""
+
+DEFAULT_MODEL = "ddrnet23slim-netwarp-camvid"
+WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
+
+_HEADER = "netwarp_ros"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class WeightsError(ValueError):
+    """A weights file is absent, foreign, or does not fit the network it names."""
+
+
+@dataclass(frozen=True)
+class NetWarpSpec:
+    """Where and how NetWarp is inserted; the arguments of `netwarp_ros.models.augment`."""
+
+    layers: tuple[str, ...]
+    flow_cnn: bool = True
+    flow_grid: str = "image"
+    remember: str = "before"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build a network and to feed it.
+
+    Attributes:
+        host: A key of `HOSTS`.
+        classes: Name of the class set the network was trained on (``config/classes/NAME.yaml``).
+        host_arguments: Keyword arguments of the host, ``num_classes`` among them.
+        netwarp: The insertion, or None for an image CNN.
+        mean: Mean of the RGB values in [0, 1] that the frame is normalised with.
+        std: Their standard deviation.
+        input_height: Height in pixels the network was trained at, which images are scaled to by default.
+        notes: What the model card says: data, recipe, scores.
+    """
+
+    host: str
+    classes: str
+    host_arguments: Mapping[str, int | bool]
+    netwarp: NetWarpSpec | None = None
+    mean: tuple[float, float, float] = _IMAGENET_MEAN
+    std: tuple[float, float, float] = _IMAGENET_STD
+    input_height: int = 360
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and what is known of it."""
+
+    network: VideoCNN
+    spec: ModelSpec
+    name: str
+
+
+def build(spec: ModelSpec) -> VideoCNN:
+    """Build the network of a spec, with fresh weights, on the current default device.
+
+    Raises:
+        WeightsError: If the spec names an unknown host or its arguments do not fit.
+    """
+    if spec.host not in HOSTS:
+        raise WeightsError(f"unknown host {spec.host!r}: this package has {', '.join(sorted(HOSTS))}")
+    try:
+        host = HOSTS[spec.host](**spec.host_arguments)
+        if spec.netwarp is None:
+            return VideoCNN(host, {})
+        arguments = dataclasses.asdict(spec.netwarp)
+        return augment(host, arguments.pop("layers"), **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"cannot build {spec.host} from {spec}: {error}") from error
+
+
+def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a network to a safetensors file, under a temporary name first so that no half-written file is left.
+
+    Args:
+        path: Ends in ``.safetensors``.
+        network: Its parameters and buffers are written under their own names.
+        spec: What `build` makes an equal network of.
+        dtype: Type that convolution kernels and matrices are stored in; everything else (biases, normalisation
+            statistics) is float32.
+
+    Returns:
+        The path written.
+
+    Raises:
+        WeightsError: If the path has another ending.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path} does not end in .safetensors, the only format that is read and written")
+    tensors = {
+        name: (value.to(dtype) if value.ndim > 1 else value).detach().cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
+    temporary = path.with_name(path.name + ".part")
+    save_file(tensors, temporary, metadata={_HEADER: json.dumps(dataclasses.asdict(spec))})
+    return temporary.replace(path)
+
+
+def load_model(name_or_file: str | Path) -> Model:
+    """Load a model that the package ships, by name, or one from a ``.safetensors`` file.
+
+    Returns:
+        The model in evaluation mode, in float32, on the CPU.
+
+    Raises:
+        WeightsError: If there is no such model, or the file is not one of this package's or does not fit.
+    """
+    path = find_weights(name_or_file)
+    spec = read_spec(path)
+    with torch.device("meta"):
+        network = build(spec)
+    with _open(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _check_shapes(path, network, shapes)
+        tensors = {name: file.get_tensor(name) for name in shapes}
+    # Copied even where the type is right: the file maps its tensors at addresses that are not aligned.
+    network.load_state_dict(
+        {
+            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in tensors.items()
+        },
+        assign=True,
+    )
+    return Model(network.eval(), spec, path.stem)
+
+
+def read_spec(path: str | Path) -> ModelSpec:
+    """Read the spec in the header of a weights file; no tensor is read.
+
+    Raises:
+        WeightsError: If the file is no safetensors file or carries no valid spec.
+    """
+    with _open(Path(path)) as file:
+        header = (file.metadata() or {}).get(_HEADER)
+    if header is None:
+        raise WeightsError(
+            f"{path} has no {_HEADER!r} entry in its header: write it with netwarp_ros.models.save_model, which "
+            "records how to build the network"
+        )
+    try:
+        return _parse_spec(json.loads(header))
+    except (TypeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: the model spec in the header is not valid: {error}") from error
+
+
+def find_weights(name_or_file: str | Path) -> Path:
+    """Return the path of a shipped model, by name, or of a weights file.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    path = Path(name_or_file)
+    if path.suffix != ".safetensors":
+        name = str(name_or_file)
+        if _NAME.fullmatch(name) and (shipped := WEIGHTS_FOLDER / f"{name}.safetensors").is_file():
+            return shipped
+        raise WeightsError(
+            f"no model named {name!r}: give one of {', '.join(shipped_models()) or '(none shipped)'}, or the path of "
+            "a .safetensors file"
+        )
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights file {path}: give an existing .safetensors file, or a name from `netwarp models`"
+        )
+    return path
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the models in this package."""
+    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _parse_spec(data: Any) -> ModelSpec:
+    if not isinstance(data, dict):
+        raise TypeError(f"a JSON object expected, found {type(data).__name__}")
+    netwarp = data.pop("netwarp", None)
+    if netwarp is not None:
+        netwarp = NetWarpSpec(**{**netwarp, "layers": tuple(netwarp["layers"])})
+    spec = ModelSpec(**{**data, "netwarp": netwarp, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) != 3 or not all(isinstance(value, float) for value in values):
+            raise ValueError(f"{name} is {values}: three floats expected")
+    if not all(isinstance(value, int) for value in spec.host_arguments.values()):
+        raise ValueError(f"host_arguments is {dict(spec.host_arguments)}: whole numbers and booleans expected")
+    if not isinstance(spec.input_height, int) or spec.input_height < 1:
+        raise ValueError(f"input_height is {spec.input_height!r}: a positive number of pixels expected")
+    if not isinstance(spec.classes, str) or not _NAME.fullmatch(spec.classes):
+        raise ValueError(f"classes is {spec.classes!r}: the name of a class set expected")
+    return spec
+
+
+def _check_shapes(path: Path, network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    if wanted == shapes:
+        return
+    missing = sorted(wanted.keys() - shapes.keys())
+    foreign = sorted(shapes.keys() - wanted.keys())
+    differing = [
+        f"{name} {shapes[name]} instead of {wanted[name]}"
+        for name in sorted(wanted.keys() & shapes.keys())
+        if wanted[name] != shapes[name]
+    ]
+    report = "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("not of this network", foreign), ("of another shape", differing))
+        if names
+    )
+    raise WeightsError(f"{path} does not fit the network it names: {report}")

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streaming core: masks at the image's size, memory kept and started anew by the rules, and its errors."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from netwarp_ros.flow import DisFlow
+from netwarp_ros.models import Model, ModelSpec, VideoCNN, augment
+from netwarp_ros.segmenter import MemoryState, Reset, Result, Segmenter
+
+SECOND = 1_000_000_000
+SPEC = ModelSpec(host="ddrnet23slim", classes="camvid", host_arguments={"num_classes": 5}, input_height=48)
+
+
+def host() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Tanh(), nn.Conv2d(8, 5, 3, padding=1)).eval()
+
+
+def video_cnn() -> VideoCNN:
+    network = augment(host(), ["0"], flow_grid="features")
+    nn.init.constant_(network.netwarps[0].w2, 0.8)
+    return network
+
+
+def segmenter(**options: object) -> Segmenter:
+    return Segmenter(Model(video_cnn(), SPEC, "test"), precision="float32", **options)  # type: ignore[arg-type]
+
+
+def images(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """A texture that moves to the right by two pixels a frame."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    texture = cv2.GaussianBlur(noise, (0, 0), 1.5)
+    return [np.roll(texture, 2 * i, axis=1) for i in range(count)]
+
+
+def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
+    """Segment at the network's own height with nothing but PyTorch and the definition."""
+    network, memory, masks, previous = video_cnn(), None, [], None
+    mean, std = torch.tensor(SPEC.mean).view(3, 1, 1), torch.tensor(SPEC.std).view(3, 1, 1)
+    for image in sequence:
+        rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) / 255
+        flow = None
+        if previous is not None:
+            flow = torch.from_numpy(DisFlow("fast")(image, previous)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            logits, memory = network(((rgb - mean) / std)[None], flow, memory)
+        logits = nn.functional.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
+        masks.append(logits[0].argmax(0).numpy().astype(np.uint8))
+        previous = image
+    return masks
+
+
+def test_masks_are_those_of_the_definition() -> None:
+    stream = segmenter().stream()
+    for i, (image, expected) in enumerate(zip(images(4), by_hand(images(4)), strict=True)):
+        result = stream.segment(image, i * SECOND // 10)
+        assert result.mask.dtype == np.uint8 and result.mask.shape == (48, 64)
+        assert (result.mask == expected).mean() > 0.999
+        assert result.memory == (MemoryState.KEPT if i else MemoryState.NEW)
+        assert set(result.stages_ms) == {"prepare", "flow", "network"}
+
+
+def test_memory_changes_the_mask() -> None:
+    first, second = images(2)
+    with_memory, without = segmenter().stream(), segmenter().stream()
+    with_memory.segment(first, 0)
+    assert (with_memory.segment(second, 1).mask != without.segment(second, 1).mask).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (96, 128), (24, 32), (97, 61), (1, 1), (2, 300)])
+def test_mask_has_the_images_size(height: int, width: int) -> None:
+    stream = segmenter().stream()
+    for i in range(2):
+        assert stream.segment(np.full((height, width, 3), 90, np.uint8), i).mask.shape == (height, width)
+
+
+def test_input_height_scales_network_and_flow() -> None:
+    seen = []
+
+    def flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
+        seen.append((present.shape, previous.shape))
+        return np.zeros((*present.shape[:2], 2), np.float32)
+
+    for height, expected in ((0, (48, 64)), (24, (24, 32)), (96, (96, 128))):
+        stream = segmenter(input_height=height, flow=flow).stream()
+        for i in range(2):
+            stream.segment(np.zeros((192, 256, 3), np.uint8), i)
+        assert seen.pop() == (expected, expected)
+
+
+def steps(*changes: dict[str, object]) -> list[Result]:
+    """Segment one good frame, and then one for each change of the next frame's arguments."""
+    stream = segmenter().stream()
+    good = {"image": images(1)[0], "stamp_ns": 10 * SECOND, "frame_id": "left", "encoding": "bgr8"}
+    return [stream.segment(**{**good, **change}) for change in ({}, *changes)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"stamp_ns": 10 * SECOND}, Reset.STAMP),
+        ({"stamp_ns": 9 * SECOND}, Reset.STAMP),
+        ({"stamp_ns": 0}, Reset.STAMP),
+        ({"stamp_ns": 10 * SECOND + SECOND // 2 + 1}, Reset.GAP),
+        ({"stamp_ns": 11 * SECOND, "image": np.zeros((48, 65, 3), np.uint8)}, Reset.SIZE),
+        ({"stamp_ns": 11 * SECOND, "encoding": "rgb8"}, Reset.ENCODING),
+        ({"stamp_ns": 11 * SECOND, "frame_id": "right"}, Reset.FRAME_ID),
+    ],
+)
+def test_memory_starts_anew(change: dict[str, object], reason: Reset) -> None:
+    first, second = steps(change)
+    assert (first.memory, first.reason) == (MemoryState.NEW, Reset.FIRST)
+    assert (second.memory, second.reason) == (MemoryState.NEW, reason)
+    assert second.stages_ms["flow"] < 1e-1, "no flow is computed for a frame that has no use for it"
+
+
+def test_memory_is_kept_up_to_the_gap() -> None:
+    _, second = steps({"stamp_ns": 10 * SECOND + SECOND // 2})
+    assert (second.memory, second.reason) == (MemoryState.KEPT, "")
+
+
+def test_memory_goes_on_after_a_reset() -> None:
+    *_, third = steps({"stamp_ns": 0}, {"stamp_ns": 1})
+    assert third.memory == MemoryState.KEPT
+
+
+def test_resets_are_counted_by_reason() -> None:
+    stream = segmenter().stream()
+    image = images(1)[0]
+    for stamp_ns in (5, 6, 3, 4, 4):
+        stream.segment(image, stamp_ns)
+    stream.reset()
+    stream.segment(image, 7)
+    assert stream.resets == {Reset.FIRST: 1, Reset.STAMP: 2, Reset.REQUEST: 1}
+
+
+def test_streams_have_memories_of_their_own() -> None:
+    shared = segmenter()
+    left, right = shared.stream(), shared.stream()
+    mixed = []
+    for i, image in enumerate(images(4)):
+        mixed.append(left.segment(image, i).mask)
+        right.segment(255 - image, i)
+    alone = segmenter().stream()
+    for i, image in enumerate(images(4)):
+        np.testing.assert_array_equal(alone.segment(image, i).mask, mixed[i])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((48, 64), np.uint8),
+        np.zeros((48, 64, 4), np.uint8),
+        np.zeros((48, 64, 3), np.float32),
+        np.zeros((0, 64, 3), np.uint8),
+    ],
+)
+def test_wrong_image_is_named_and_the_memory_stays(image: np.ndarray) -> None:
+    stream = segmenter().stream()
+    good = images(2)
+    stream.segment(good[0], 0)
+    with pytest.raises(ValueError, match="give .H, W, 3. BGR uint8"):
+        stream.segment(image, 1)
+    assert stream.segment(good[1], 2).memory == MemoryState.KEPT
+
+
+def test_failure_of_the_flow_leaves_the_memory() -> None:
+    calls = []
+
+    def flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
+        calls.append(present)
+        if len(calls) == 1:
+            raise RuntimeError("flow failed")
+        return np.zeros((*present.shape[:2], 2), np.float32)
+
+    stream = segmenter(flow=flow).stream()
+    frames = images(3)
+    stream.segment(frames[0], 0)
+    with pytest.raises(RuntimeError, match="flow failed"):
+        stream.segment(frames[1], 1)
+    assert stream.segment(frames[2], 2).memory == MemoryState.KEPT
+
+
+def test_image_may_be_overwritten_after_the_call() -> None:
+    first, second = images(2)
+    kept, overwritten = segmenter().stream(), segmenter().stream()
+    kept.segment(first, 0)
+    expected = kept.segment(second, 1).mask
+    buffer = first.copy()
+    overwritten.segment(buffer, 0)
+    buffer[:] = 0
+    np.testing.assert_array_equal(overwritten.segment(second, 1).mask, expected)
+
+
+def test_host_only_is_the_host_frame_by_frame() -> None:
+    def flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
+        raise AssertionError("no flow without NetWarp")
+
+    stream = segmenter(host_only=True, flow=flow).stream()
+    plain = Segmenter(Model(VideoCNN(host(), {}), SPEC, "plain"), precision="float32", flow=flow).stream()
+    for i, image in enumerate(images(3)):
+        result = stream.segment(image, i)
+        np.testing.assert_array_equal(result.mask, plain.segment(image, i).mask)
+        assert (result.memory, result.reason) == (MemoryState.NEW, Reset.HOST_ONLY)
+    assert stream.resets == {}
+
+
+def test_bfloat16_agrees_with_float32() -> None:
+    full, half = segmenter().stream(), Segmenter(Model(video_cnn(), SPEC, "test"), precision="bfloat16").stream()
+    for i, image in enumerate(images(3)):
+        assert (full.segment(image, i).mask == half.segment(image, i).mask).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
+        ({"precision": "int8"}, "precision is 'int8': choose one of auto, float32"),
+        ({"precision": "float16"}, "precision is 'float16', which CPUs"),
+        ({"input_height": -1}, "input_height is -1"),
+        ({"max_gap": 0.0}, "max_gap is 0.0"),
+        ({"flow": "slow"}, "unknown DIS preset 'slow'"),
+        ({"model": "nonesuch"}, "no model named 'nonesuch'"),
+    ],
+)
+def test_wrong_arguments_are_named(option: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"model": Model(video_cnn(), SPEC, "test"), **option}
+    with pytest.raises(ValueError, match=message):
+        Segmenter(**arguments)  # type: ignore[arg-type]
+
+
+def test_warm_up_leaves_no_trace() -> None:
+    warm, cold = segmenter(), segmenter()
+    warm.warm_up(width=64, height=48)
+    stream, other = warm.stream(), cold.stream()
+    for i, image in enumerate(images(2)):
+        np.testing.assert_array_equal(stream.segment(image, i).mask, other.segment(image, i).mask)

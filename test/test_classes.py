@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The class sets that come with the package, and what a class file is refused for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from netwarp_ros.data.classes import ClassSet, load_classes
+
+CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+GOOD = "name: two\nvoid: 255\nclasses:\n- {name: floor, color: [1, 2, 3]}\n- {name: wall, color: [4, 5, 6]}\n"
+
+
+def test_camvid() -> None:
+    camvid = load_classes("camvid")
+    assert camvid.name == "camvid"
+    assert list(camvid.names) == CAMVID
+    assert len(camvid) == 11 and camvid.void == 11
+    assert camvid.palette.shape == (11, 3) and camvid.palette.dtype == np.uint8
+    assert camvid.palette[CAMVID.index("bicyclist")].tolist() == [0, 128, 192]
+
+
+def test_cityscapes() -> None:
+    cityscapes = load_classes("cityscapes")
+    assert len(cityscapes) == 19 and cityscapes.void == 255
+    assert cityscapes.names[:2] == ("road", "sidewalk") and cityscapes.names[18] == "bicycle"
+    assert cityscapes.palette[18].tolist() == [119, 11, 32]
+
+
+@pytest.mark.parametrize("name", ["camvid", "cityscapes"])
+def test_colours_tell_classes_apart(name: str) -> None:
+    palette = load_classes(name).palette
+    assert len(np.unique(palette, axis=0)) == len(palette)
+
+
+def test_colorize_paints_classes_in_rgb_and_the_rest_black() -> None:
+    mask = np.array([[0, 10], [11, 255]], np.uint8)
+    expected = [[[128, 128, 128], [0, 128, 192]], [[0, 0, 0], [0, 0, 0]]]
+    assert load_classes("camvid").colorize(mask).tolist() == expected
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 2), np.int64), np.zeros((2, 2, 3), np.uint8)])
+def test_colorize_refuses_what_is_no_mask(mask: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="give \\(H, W\\) uint8 class ids"):
+        load_classes("camvid").colorize(mask)
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(GOOD)
+    two = load_classes(tmp_path / "two.yaml")
+    assert two.names == ("floor", "wall") and two.void == 255
+    assert two.palette.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'../camvid'.*camvid, cityscapes.*\.yaml"):
+        load_classes("../camvid")
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no class file .*absent\.yaml"):
+        load_classes(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (GOOD, "- a list", "the file holds list: give the keys classes, name, void"),
+        (GOOD, "name: [unclosed", "not valid YAML"),
+        ("void: 255\n", "", "the file lacks the key void"),
+        ("void: 255\n", "void: 255\nvoidd: 3\n", "unknown key voidd"),
+        ("void: 255", "void: 1", "void is 1: give an id from 2"),
+        ("void: 255", "void: 256", "void is 256"),
+        ("void: 255", "void: yes", "void is True"),
+        ("name: two", "name: ../two", "name is '../two'"),
+        ("name: wall", "name: floor", "'floor' occurs more than once"),
+        ("name: wall", "name: ''", r"classes\[1\].name is ''"),
+        ("[4, 5, 6]", "[4, 5]", r"classes\[1\].color is \[4, 5\]"),
+        ("[4, 5, 6]", "[4, 5, 256]", r"classes\[1\].color is \[4, 5, 256\]: .* 0 to 255"),
+        (", color: [4, 5, 6]", "", r"classes\[1\] lacks the key color"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    file = tmp_path / "wrong.yaml"
+    file.write_text(GOOD.replace(old, new))
+    with pytest.raises(ValueError, match=f"wrong.yaml.*{message}"):
+        ClassSet.from_file(file)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    file = tmp_path / "evil.yaml"
+    file.write_text("!!python/object/apply:os.mkdir [made]\n")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        ClassSet.from_file(file)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, ``netwarp``: segment recordings, evaluate and train models.
+
+Each command imports what it needs when it runs, so that ``netwarp --help`` does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from netwarp_ros.data.frames import Frame, FrameSource
+    from netwarp_ros.evaluation import Report
+    from netwarp_ros.segmenter import Segmenter
+
+app = typer.Typer(
+    name="netwarp",
+    help="Semantic segmentation of camera streams by a NetWarp video CNN.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|FILE",
+        help="A shipped model (see `netwarp models`) or a .safetensors file; by default the shipped one.",
+        show_default=False,
+    ),
+]
+HostOnlyOption = Annotated[bool, typer.Option("--host-only", help="Run the image CNN frame by frame, without NetWarp.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
+FlowOption = Annotated[str, typer.Option("--flow", help="DIS preset: ultrafast, fast or medium.")]
+HeightOption = Annotated[
+    int, typer.Option("--input-height", help="Pixels that images are scaled to for the network; 0: as it was trained.")
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option("--rate", help="Frames per second, in place of recorded stamps; 15 for images.", show_default=False),
+]
+TopicOption = Annotated[
+    str | None, typer.Option("--topic", help="Image topic of a bag, where it has several.", show_default=False)
+]
+
+
+@app.command()
+def segment(
+    recording: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A folder of images, an image, a video, or a rosbag2.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.", show_default=False)],
+    model: ModelOption = None,
+    host_only: HostOnlyOption = False,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "auto",
+    flow: FlowOption = "fast",
+    input_height: HeightOption = 0,
+    rate: RateOption = None,
+    topic: TopicOption = None,
+    video: Annotated[bool, typer.Option("--video/--no-video", help="Write overlay.mp4.")] = True,
+    alpha: Annotated[float, typer.Option("--alpha", help="Weight of the colours in it, 0 to 1.")] = 0.5,
+) -> None:
+    """Segment a recording: masks/NAME.png (class ids), timing.csv and overlay.mp4."""
+    import cv2
+
+    from netwarp_ros.data.classes import load_classes
+    from netwarp_ros.data.frames import open_frames
+    from netwarp_ros.evaluation import percentiles
+    from netwarp_ros.overlay import VideoWriter, overlay
+
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: give 0 to 1")
+    frames = open_frames(recording, rate=rate, topic=topic)
+    segmenter = _segmenter(model, flow, device, precision, input_height, host_only)
+    classes = load_classes(segmenter.model.spec.classes)
+    masks = output / "masks"
+    masks.mkdir(parents=True, exist_ok=True)
+    stream = segmenter.stream()
+    totals = []
+    with contextlib.ExitStack() as files:
+        timing = csv.writer(files.enter_context((output / "timing.csv").open("w", encoding="utf-8", newline="")))
+        timing.writerow(
+            ["index", "name", "stamp_ns", "prepare_ms", "flow_ms", "network_ms", "total_ms", "memory", "reason"]
+        )
+        film = files.enter_context(VideoWriter(output / "overlay.mp4", frames.rate)) if video else None
+        for frame in _progress(frames, "segmenting"):
+            result = stream.segment(frame.image, frame.stamp_ns)
+            mask_file = masks / f"{frame.name}.png"
+            if not cv2.imwrite(str(mask_file), result.mask):
+                raise OSError(f"{mask_file} cannot be written")
+            if film:
+                film.write(overlay(frame.image, result.mask, classes, alpha))
+            stages = [result.stages_ms[stage] for stage in ("prepare", "flow", "network")]
+            totals.append(sum(stages))
+            timing.writerow(
+                [frame.index, frame.name, frame.stamp_ns]
+                + [f"{value:.3f}" for value in (*stages, totals[-1])]
+                + [result.memory.name.lower(), result.reason]
+            )
+    middle, late = (percentiles(totals)[key] for key in ("p50", "p99"))
+    Console().print(f"{len(totals)} masks in {masks}, {middle:.1f} ms a frame (p99 {late:.1f} ms)", highlight=False)
+
+
+@app.command()
+def evaluate(
+    images: Annotated[Path, typer.Option("--images", help="Folder of images, video or rosbag2.", show_default=False)],
+    labels: Annotated[
+        Path, typer.Option("--labels", help="Folder of label maps NAME.png, named like the images.", show_default=False)
+    ],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="NAME|FILE",
+            help="camvid, cityscapes or a .yaml file; by default the model's.",
+            show_default=False,
+        ),
+    ] = None,
+    stills: Annotated[bool, typer.Option("--stills", help="Start anew at each image.")] = False,
+    model: ModelOption = None,
+    host_only: HostOnlyOption = False,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "auto",
+    flow: FlowOption = "fast",
+    input_height: HeightOption = 0,
+    rate: RateOption = None,
+    topic: TopicOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Score a model on labelled frames, taken as one stream in the order of their names."""
+    from netwarp_ros.data.classes import load_classes
+    from netwarp_ros.data.frames import LabelFolder, open_frames
+    from netwarp_ros.evaluation import evaluate as evaluate_frames
+
+    frames = open_frames(images, rate=rate, topic=topic)
+    label_folder = LabelFolder(labels)
+    segmenter = _segmenter(model, flow, device, precision, input_height, host_only)
+    class_set = load_classes(classes or segmenter.model.spec.classes)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+    report = evaluate_frames(_progress(frames, "evaluating"), label_folder, segmenter, class_set, stills=stills)
+    _print_report(report)
+    if json_file:
+        settings = {
+            "model": segmenter.model.name,
+            "classes": class_set.name,
+            "host_only": host_only,
+            "stills": stills,
+            "flow": flow,
+            "device": str(segmenter.device),
+            "precision": segmenter.precision,
+            "input_height": segmenter.input_height,
+        }
+        json_file.write_text(json.dumps({**report.to_json(), "settings": settings}, indent=2, allow_nan=False) + "\n")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train on, and how.")],
+) -> None:
+    """Train a model as a YAML file says; where its output folder holds a checkpoint, go on from there."""
+    from netwarp_ros.training import train as train_model
+    from netwarp_ros.training_config import load_config
+
+    weights = train_model(load_config(config))
+    Console().print(f"weights in {weights}", highlight=False)
+
+
+@app.command()
+def models() -> None:
+    """List the models that the package ships."""
+    from netwarp_ros.models import DEFAULT_MODEL, read_spec, shipped_models
+    from netwarp_ros.models.weights import find_weights
+
+    table = Table("model", "host", "NetWarp at", "classes", "MB", "notes")
+    for name in shipped_models():
+        path = find_weights(name)
+        spec = read_spec(path)
+        table.add_row(
+            f"{name} (default)" if name == DEFAULT_MODEL else name,
+            spec.host,
+            ", ".join(spec.netwarp.layers) if spec.netwarp else "none",
+            spec.classes,
+            f"{path.stat().st_size / 1e6:.1f}",
+            "\n".join(f"{key}: {value}" for key, value in spec.notes.items()),
+        )
+    Console().print(table if table.row_count else "This package holds no weights; train a model with `netwarp train`.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; input that cannot be used ends it with one line on standard error and exit status 2."""
+    try:
+        app(arguments)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"netwarp: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+
+
+def _segmenter(
+    model: str | None, flow: str, device: str, precision: str, input_height: int, host_only: bool
+) -> Segmenter:
+    from netwarp_ros.models import DEFAULT_MODEL
+    from netwarp_ros.segmenter import Segmenter
+
+    return Segmenter(
+        DEFAULT_MODEL if model is None else model,
+        flow=flow,
+        device=device,
+        precision=precision,
+        input_height=input_height,
+        host_only=host_only,
+    )
+
+
+def _progress(frames: FrameSource, what: str) -> Iterable[Frame]:
+    """Show progress on standard error while the frames are taken."""
+    return track(frames, what, total=len(frames) or None, console=Console(stderr=True), transient=True)
+
+
+def _print_report(report: Report) -> None:
+    console = Console()
+    scores = Table("class", "IoU %", title=f"{report.frames} frames, {report.labelled} with labels")
+    for name, value in report.iou.items():
+        scores.add_row(name, f"{value:.1f}")
+    scores.add_section()
+    scores.add_row("mean (mIoU)", f"{report.miou:.2f}")
+    for width, value in report.tiou.items():
+        scores.add_row(f"trimap, width {width}", f"{value:.2f}")
+    scores.add_row("temporal consistency", f"{report.tc:.2f}")
+    console.print(scores)
+
+    timing = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=f"{report.fps:.1f} frames per second")
+    for stage, values in report.stages_ms.items():
+        timing.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
+    console.print(timing)

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of segmentation: update with one frame after another, then ask for the score, in per cent."""
+
+from __future__ import annotations
+
+from netwarp_ros.metrics.confusion import ConfusionMatrix
+from netwarp_ros.metrics.consistency import TemporalConsistency, flows_agree, warp_nearest
+from netwarp_ros.metrics.trimap import TrimapIoU, boundary_distance
+
+__all__ = [
+    "ConfusionMatrix",
+    "TemporalConsistency",
+    "TrimapIoU",
+    "boundary_distance",
+    "flows_agree",
+    "warp_nearest",
+]

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line from its arguments to its files, with a small host of random weights in a real weights file."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from netwarp_ros import cli, training
+from netwarp_ros.data.bags import write_bag
+from netwarp_ros.data.frames import Frame, open_frames, stamp
+from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
+from netwarp_ros.models import weights as weights_module
+from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.training_config import TrainingConfig
+
+SPEC = ModelSpec(
+    host="small",
+    classes="camvid",
+    host_arguments={"num_classes": 11},
+    netwarp=NetWarpSpec(layers=("features",), flow_grid="features"),
+    input_height=48,
+    notes={"miou": "none, random weights"},
+)
+
+
+class SmallHost(nn.Sequential):
+    """One layer of features and a classifier, at stride 4."""
+
+    def __init__(self, num_classes: int) -> None:
+        features, classifier = nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Conv2d(8, num_classes, 1)
+        super().__init__(OrderedDict(features=features, squash=nn.Tanh(), classifier=classifier))
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
+    torch.manual_seed(0)
+    network = build(SPEC).eval()
+    nn.init.constant_(network.netwarps[0].w2, 0.5)
+    (tmp_path / "model").mkdir()
+    return save_model(tmp_path / "model" / "small.safetensors", network, SPEC)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for index in range(3):
+        cv2.imwrite(str(folder / f"f{index}.png"), np.roll(cv2.GaussianBlur(noise, (0, 0), 2), 2 * index, axis=1))
+    return folder
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def masks_of(model: Path, recording: Path) -> list[np.ndarray]:
+    stream = Segmenter(model).stream()
+    return [stream.segment(frame.image, frame.stamp_ns).mask for frame in open_frames(recording)]
+
+
+# segment
+
+
+def test_segment_writes_the_masks_of_the_segmenter(tmp_path: Path, model: Path, images: Path) -> None:
+    out = tmp_path / "out"
+    assert run("segment", images, "-o", out, "--model", model) == 0
+    assert sorted(path.name for path in (out / "masks").iterdir()) == ["f0.png", "f1.png", "f2.png"]
+    for index, expected in enumerate(masks_of(model, images)):
+        mask = cv2.imread(str(out / "masks" / f"f{index}.png"), cv2.IMREAD_UNCHANGED)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_segment_writes_timings(tmp_path: Path, model: Path, images: Path) -> None:
+    run("segment", images, "-o", tmp_path, "--model", model, "--rate", 10, "--no-video")
+    with (tmp_path / "timing.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["index"], row["name"], row["stamp_ns"]) for row in rows] == [
+        ("0", "f0", "0"),
+        ("1", "f1", "100000000"),
+        ("2", "f2", "200000000"),
+    ]
+    assert [(row["memory"], row["reason"]) for row in rows] == [("new", "first frame"), ("kept", ""), ("kept", "")]
+    for row in rows:
+        parts = [float(row[f"{stage}_ms"]) for stage in ("prepare", "flow", "network")]
+        assert float(row["total_ms"]) == pytest.approx(sum(parts), abs=0.002) and parts[2] > 0
+
+
+def test_segment_writes_a_video_unless_told_not_to(tmp_path: Path, model: Path, images: Path) -> None:
+    run("segment", images, "-o", tmp_path / "with", "--model", model)
+    assert len(list(open_frames(tmp_path / "with" / "overlay.mp4"))) == 3
+    run("segment", images, "-o", tmp_path / "without", "--model", model, "--no-video")
+    assert not (tmp_path / "without" / "overlay.mp4").exists()
+
+
+def test_segment_a_bag(tmp_path: Path, model: Path, images: Path) -> None:
+    pictures = [frame.image for frame in open_frames(images)]
+    frames = (Frame(index, 10**18 + stamp(index, 15), "", image) for index, image in enumerate(pictures))
+    write_bag(tmp_path / "bag", frames, topic="/camera/image_raw")
+    assert run("segment", tmp_path / "bag", "-o", tmp_path / "out", "--model", model, "--no-video") == 0
+    for index, expected in enumerate(masks_of(model, images)):
+        mask = cv2.imread(str(tmp_path / "out" / "masks" / f"{index:06d}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_host_only_uses_no_memory(tmp_path: Path, model: Path, images: Path) -> None:
+    run("segment", images, "-o", tmp_path, "--model", model, "--host-only", "--no-video")
+    with (tmp_path / "timing.csv").open() as file:
+        assert [row["memory"] for row in csv.DictReader(file)] == ["new"] * 3
+
+
+# evaluate
+
+
+def test_evaluate_writes_what_the_contract_says(tmp_path: Path, model: Path, images: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for index, mask in enumerate(masks_of(model, images)):
+        cv2.imwrite(str(labels / f"f{index}.png"), mask)
+    file = tmp_path / "deep" / "scores.json"
+    arguments = ["evaluate", "--images", images, "--labels", labels, "--classes", "camvid", "--model", model]
+    assert run(*arguments, "--json", file) == 0
+    scores = json.loads(file.read_text())
+    assert scores["frames"] == 3 and scores["miou"] == 100
+    assert list(scores["iou"])[:2] == ["sky", "building"] and len(scores["iou"]) == 11
+    assert scores["tiou"]["2"] == 100
+    assert 0 < scores["tc"] <= 100
+    assert set(scores["stages_ms"]["network"]) == {"p50", "p95", "p99"}
+    assert scores["fps"] > 0
+    assert scores["settings"]["model"] == "small" and scores["settings"]["host_only"] is False
+    assert run(*arguments, "--stills", "--json", file) == 0
+    stills = json.loads(file.read_text())
+    assert stills["tc"] is None and stills["resets"] == {"request": 3} and stills["miou"] < 100
+
+
+# models and train
+
+
+def test_models_lists_what_is_shipped(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(weights_module, "WEIGHTS_FOLDER", model.parent)
+    assert run("models") == 0
+    table = capsys.readouterr().out
+    for text in ("small", "features", "camvid", "miou"):
+        assert text in table
+    monkeypatch.setattr(weights_module, "WEIGHTS_FOLDER", tmp_path)
+    assert run("models") == 0
+    assert "holds no weights" in capsys.readouterr().out
+
+
+def test_train_hands_over_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(f"data: {{camvid: stills}}\noutput: {tmp_path}\n")
+
+    def train(config: TrainingConfig) -> Path:
+        return tmp_path / f"trained on {config.data.camvid}.safetensors"
+
+    monkeypatch.setattr(training, "train", train)
+    assert run("train", config) == 0
+    assert "trained on stills.safetensors" in " ".join(capsys.readouterr().out.split())
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "absent", "-o", "out"], "nothing at absent: give a folder of images"),
+        (["segment", "{images}", "-o", "out", "--model", "unheard-of"], "no model named 'unheard-of'"),
+        (["segment", "{images}", "-o", "out", "--model", "{model}", "--flow", "best"], "unknown DIS preset 'best'"),
+        (["segment", "{images}", "-o", "out", "--model", "{model}", "--device", "tpu"], "device is 'tpu'"),
+        (["segment", "{images}", "-o", "out", "--model", "{model}", "--precision", "int8"], "precision is 'int8'"),
+        (["segment", "{images}", "-o", "out", "--model", "{model}", "--alpha", "2"], "alpha is 2.0: give 0 to 1"),
+        (["segment", "{images}", "-o", "out", "--model", "{model}", "--rate", "0"], "rate is 0.0"),
+        (["evaluate", "--images", "{images}", "--labels", "absent"], "no folder absent"),
+        (["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}"], "holds class ids"),
+        (
+            ["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}", "--classes", "ade"],
+            "no class set named 'ade'",
+        ),
+        (["train", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_input_that_cannot_be_used_is_told_in_one_line(
+    arguments: list[str],
+    message: str,
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*(argument.format(model=model, images=images) for argument in arguments)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("netwarp: ") and message in last
+
+
+def test_a_missing_argument_is_told_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("segment", "somewhere") == 2
+    assert "--output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [cli.segment, cli.evaluate])
+def test_defaults_are_the_segmenters(command: object) -> None:
+    theirs = inspect.signature(Segmenter).parameters
+    ours = inspect.signature(command).parameters  # type: ignore[arg-type]
+    for name in ("flow", "device", "precision", "input_height", "host_only"):
+        assert ours[name].default == theirs[name].default
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    program = (
+        "import sys; from netwarp_ros.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'cv2', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert all(command in result.stdout for command in ("segment", "evaluate", "train", "models"))
+    assert result.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation through the real segmenter, with a small network of random weights and labels made from its own masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from netwarp_ros.data.classes import ClassSet, load_classes
+from netwarp_ros.data.frames import Frame, stamp
+from netwarp_ros.evaluation import Report, evaluate, judging_flow, percentiles
+from netwarp_ros.models import Model, ModelSpec, augment
+from netwarp_ros.segmenter import Segmenter
+
+CAMVID = load_classes("camvid")
+SPEC = ModelSpec(host="ddrnet23slim", classes="camvid", host_arguments={"num_classes": 11}, input_height=48)
+SHIFT = 3
+"""Pixels that the pictures move to the right from frame to frame."""
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    host = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Tanh(), nn.Conv2d(8, 11, 1, bias=False)).eval()
+    network = augment(host, ["0"], flow_grid="features")
+    nn.init.constant_(network.netwarps[0].w2, 0.8)
+    return Segmenter(Model(network, SPEC, "small"), precision="float32")
+
+
+def frames(count: int, height: int = 48, width: int = 96) -> list[Frame]:
+    """Windows that wander over one texture, so that all of them but SHIFT columns is seen in the frame before."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width + SHIFT * count, 3), np.uint8)
+    texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+    starts = [SHIFT * (count - index) for index in range(count)]
+    return [
+        Frame(index, stamp(index, 15), f"{index:06d}", np.ascontiguousarray(texture[:, start : start + width]))
+        for index, start in enumerate(starts)
+    ]
+
+
+def masks_of(segmenter: Segmenter, recording: list[Frame], *, stills: bool = False) -> dict[str, np.ndarray]:
+    stream = segmenter.stream()
+    masks = {}
+    for frame in recording:
+        if stills:
+            stream.reset()
+        masks[frame.name] = stream.segment(frame.image, frame.stamp_ns).mask
+    return masks
+
+
+def labels_from(masks: dict[str, np.ndarray]) -> Callable[[Frame], np.ndarray | None]:
+    return lambda frame: masks.get(frame.name)
+
+
+def test_labels_that_are_the_masks_score_100(segmenter: Segmenter) -> None:
+    recording = frames(4)
+    masks = masks_of(segmenter, recording)
+    present = np.unique(np.stack(list(masks.values())))
+    report = evaluate(iter(recording), labels_from(masks), segmenter, CAMVID, widths=[2, 5])
+    assert report.frames == report.labelled == 4
+    assert report.miou == 100 and report.tiou == {2: 100, 5: 100}
+    assert list(report.iou) == list(CAMVID.names)
+    for k, value in enumerate(report.iou.values()):
+        assert value == 100 if k in present else math.isnan(value)
+    assert report.resets == {"first frame": 1}
+
+
+def test_scores_are_of_all_frames_and_leave_void_out(segmenter: Segmenter) -> None:
+    recording = frames(2)
+    masks = masks_of(segmenter, recording)
+    first, second = recording
+    common = int(np.bincount(masks[first.name].ravel()).argmax())
+    other = (common + 1) % len(CAMVID)
+    label = np.full((48, 96), CAMVID.void, np.uint8)
+    at = np.argwhere(masks[first.name] == common)[:3]
+    label[tuple(at[:2].T)] = common
+    label[tuple(at[2])] = other
+    unlabelled = np.full((48, 96), CAMVID.void, np.uint8)
+    report = evaluate(recording, labels_from({first.name: label, second.name: unlabelled}), segmenter, CAMVID)
+    assert report.iou[CAMVID.names[common]] == pytest.approx(200 / 3)
+    assert report.iou[CAMVID.names[other]] == 0
+    assert report.miou == pytest.approx(100 / 3)
+
+
+def test_a_stream_keeps_its_memory_and_stills_start_anew(segmenter: Segmenter) -> None:
+    recording = frames(3)
+    kept, anew = masks_of(segmenter, recording), masks_of(segmenter, recording, stills=True)
+    assert any((kept[name] != anew[name]).any() for name in kept)
+    assert evaluate(recording, labels_from(kept), segmenter, CAMVID).miou == 100
+    assert evaluate(recording, labels_from(anew), segmenter, CAMVID).miou < 100
+    report = evaluate(recording, labels_from(anew), segmenter, CAMVID, stills=True)
+    assert report.miou == 100 and math.isnan(report.tc)
+    assert report.resets == {"request": 3}
+
+
+def test_frames_without_label_are_segmented_but_not_scored(segmenter: Segmenter) -> None:
+    recording = frames(3)
+    masks = masks_of(segmenter, recording)
+    last = recording[-1].name
+    report = evaluate(recording, labels_from({last: masks[last]}), segmenter, CAMVID)
+    assert (report.frames, report.labelled, report.miou) == (3, 1, 100)
+
+
+def test_consistency_follows_the_motion(segmenter: Segmenter) -> None:
+    """Pictures at rest, moving steadily, and thrown about beyond what a flow can follow."""
+    steady = frames(5)
+    still = [dataclasses.replace(frame, image=steady[0].image) for frame in steady]
+    shuffled = [dataclasses.replace(frame, image=np.roll(frame.image, 48 * (frame.index % 2), 1)) for frame in steady]
+    host = Segmenter(segmenter.model, precision="float32", host_only=True)
+    moving, resting, jumping = (
+        evaluate(recording, labels_from(masks_of(host, recording)), host, CAMVID).tc
+        for recording in (steady, still, shuffled)
+    )
+    assert resting == 100
+    assert 60 < moving < 100
+    assert jumping < moving
+
+
+def test_timings_are_given_by_stage(segmenter: Segmenter) -> None:
+    recording = frames(3)
+    report = evaluate(recording, labels_from(masks_of(segmenter, recording)), segmenter, CAMVID)
+    assert set(report.stages_ms) == {"prepare", "flow", "network", "total"}
+    for values in report.stages_ms.values():
+        assert 0 <= values["p50"] <= values["p95"] <= values["p99"]
+    assert report.fps > 0
+
+
+def test_percentiles_by_hand() -> None:
+    assert percentiles(range(101)) == {"p50": 50, "p95": 95, "p99": 99}
+
+
+def test_no_label_at_all_is_an_error(segmenter: Segmenter) -> None:
+    with pytest.raises(ValueError, match="none of the 2 frames has a label"):
+        evaluate(frames(2), labels_from({}), segmenter, CAMVID)
+    with pytest.raises(ValueError, match="none of the 0 frames has a label"):
+        evaluate([], labels_from({}), segmenter, CAMVID)
+
+
+def test_a_wrong_label_is_named_by_its_frame(segmenter: Segmenter) -> None:
+    label = np.full((48, 96), 200, np.uint8)
+    with pytest.raises(ValueError, match="the label of 000001 does not fit: label holds the id 200"):
+        evaluate(frames(2), labels_from({"000001": label}), segmenter, CAMVID)
+
+
+def test_other_classes_than_the_models_are_refused(segmenter: Segmenter) -> None:
+    cityscapes: ClassSet = load_classes("cityscapes")
+    with pytest.raises(ValueError, match="model small has the classes of camvid, not of cityscapes"):
+        evaluate(frames(1), labels_from({}), segmenter, cityscapes)
+
+
+def test_report_as_json_has_no_nan() -> None:
+    nan = float("nan")
+    report = Report(1, 1, 50.0, {"sky": nan, "road": 50.0}, {2: nan}, nan, {"flow": {"p50": 1.0}}, 9.0, {"gap": 1})
+    text = json.dumps(report.to_json(), allow_nan=False)
+    assert json.loads(text) == {
+        "frames": 1,
+        "labelled": 1,
+        "miou": 50,
+        "iou": {"sky": None, "road": 50},
+        "tiou": {"2": None},
+        "tc": None,
+        "stages_ms": {"flow": {"p50": 1}},
+        "fps": 9,
+        "resets": {"gap": 1},
+    }
+
+
+def test_the_judging_flow_is_reverse_flow_in_pixels() -> None:
+    previous, present = (cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY) for frame in frames(2))
+    flow = judging_flow(present, previous)
+    assert flow.shape == (48, 96, 2) and flow.dtype == np.float32
+    np.testing.assert_allclose(np.median(flow.reshape(-1, 2), axis=0), [-SHIFT, 0], atol=0.1)

@@ -174,6 +174,7 @@ class _Previous:
     encoding: str
     frame_id: str
     grey: np.ndarray
+    flow: np.ndarray | None
     memory: Memory
 
 
@@ -217,17 +218,24 @@ class Stream:
             scaled = segmenter.scale(image)
             grey = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY) if segmenter.temporal else None
         with _timed(stages, "flow"):
-            flow = segmenter.flow(grey, previous.grey) if previous and grey is not None else None
+            flow = self._flow(grey, previous) if previous and grey is not None else None
         with _timed(stages, "network"):
             mask, memory = segmenter.infer(scaled, flow, previous.memory if previous else None)
             if mask.shape != image.shape[:2]:
                 mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 
         if grey is not None and memory is not None:
-            self._previous = _Previous(stamp_ns, image.shape, encoding, frame_id, grey, memory)
+            self._previous = _Previous(stamp_ns, image.shape, encoding, frame_id, grey, flow, memory)
         if reason and segmenter.temporal:
             self.resets[reason] += 1
         return Result(mask, stages, MemoryState.NEW if reason else MemoryState.KEPT, reason)
+
+    def _flow(self, grey: np.ndarray, previous: _Previous) -> np.ndarray:
+        """Estimate the flow to the previous frame; of all estimators, DIS alone takes a start."""
+        estimator = self.segmenter.flow
+        if isinstance(estimator, DisFlow):
+            return estimator(grey, previous.grey, start=previous.flow)
+        return estimator(grey, previous.grey)
 
     def _reason(self, stamp_ns: int, shape: tuple[int, ...], encoding: str, frame_id: str) -> str:
         """Return why the memory cannot be used for this frame; empty when it can."""

@@ -41,6 +41,23 @@ def test_a_result_depends_on_its_two_frames_alone() -> None:
     np.testing.assert_array_equal(dis(second, first), once)
 
 
+def test_a_start_near_the_truth_finds_motion_too_large_for_a_cold_one() -> None:
+    previous = texture(160, 320)
+    present = np.roll(previous, 30, axis=1)
+    truth = np.zeros((160, 320, 2), np.float32)
+    truth[..., 0] = -30
+    inner = (slice(None), slice(40, -40))
+    cold = np.abs(DisFlow("fast")(present, previous) - truth)[inner].mean()
+    warm = np.abs(DisFlow("fast")(present, previous, start=truth)[inner] - truth[inner]).mean()
+    assert warm < 0.5 < cold
+
+
+def test_the_start_is_not_written_to() -> None:
+    start = np.ones((96, 128, 2), np.float32)
+    DisFlow()(np.roll(texture(), 3, axis=1), texture(), start=start)
+    assert (start == 1).all()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 200), (24, 600), (31, 32), (600, 5)])
 def test_small_and_narrow_images_give_finite_flow(preset: str, size: tuple[int, int]) -> None:
@@ -56,3 +73,5 @@ def test_errors_name_the_value() -> None:
         DisFlow()(texture(), texture(96, 127))
     with pytest.raises(ValueError, match="previous is .* float32"):
         DisFlow()(texture(), texture().astype(np.float32))
+    with pytest.raises(ValueError, match=r"start is \(48, 64, 2\) float32: give \(96, 128, 2\)"):
+        DisFlow()(texture(), texture(), start=np.zeros((48, 64, 2), np.float32))

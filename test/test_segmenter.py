@@ -41,13 +41,14 @@ def images(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
 
 def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
     """Segment at the network's own height with nothing but PyTorch and the definition."""
-    network, memory, masks, previous = video_cnn(), None, [], None
+    network, memory, masks, previous, start = video_cnn(), None, [], None, None
     mean, std = torch.tensor(SPEC.mean).view(3, 1, 1), torch.tensor(SPEC.std).view(3, 1, 1)
     for image in sequence:
         rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) / 255
         flow = None
         if previous is not None:
-            flow = torch.from_numpy(DisFlow("fast")(image, previous)).permute(2, 0, 1)[None]
+            start = DisFlow("fast")(image, previous, start)
+            flow = torch.from_numpy(start).permute(2, 0, 1)[None]
         with torch.no_grad():
             logits, memory = network(((rgb - mean) / std)[None], flow, memory)
         logits = nn.functional.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)

@@ -19,9 +19,7 @@ resolution, and where an image is lower than that OpenCV 5.0 reads out of bounds
 
 
 class DisFlow:
-    """Reverse DIS flow between two frames; each call starts cold, so a result depends on its two frames alone.
-
-    A warm start from the previous flow was measured and left out: see ``docs/benchmarks.md``.
+    """Reverse DIS flow between two frames; it keeps nothing from call to call.
 
     Args:
         preset: A key of `PRESETS`.
@@ -36,29 +34,37 @@ class DisFlow:
         self.preset = preset
         self._dis = cv2.DISOpticalFlow.create(PRESETS[preset])
 
-    def __call__(self, present: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    def __call__(self, present: np.ndarray, previous: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
         """Estimate the flow from the present frame back to the previous one.
 
         Args:
             present: ``(H, W)`` grey or ``(H, W, 3)`` BGR, uint8.
             previous: The frame before it, of the same height and width.
+            start: ``(H, W, 2)`` float32, where the search starts: the flow of the pair before this one, when there is
+                one. Motion goes on as it was, mostly, so the flow is nearer the truth, in the same time
+                (docs/benchmarks.md). By default the search starts from zero.
 
         Returns:
             ``(H, W, 2)`` float32, in pixels: pixel (x, y) of ``present`` is at (x + u, y + v) in ``previous``.
 
         Raises:
-            ValueError: If a frame is not of these shapes or types, or the two differ in size.
+            ValueError: If a frame or the start is not of these shapes or types.
         """
         present, previous = _grey(present, "present"), _grey(previous, "previous")
         if present.shape != previous.shape:
             raise ValueError(f"present is {present.shape}, previous is {previous.shape}: give two frames of one size")
+        if start is not None and (start.shape != (*present.shape, 2) or start.dtype != np.float32):
+            raise ValueError(f"start is {start.shape} {start.dtype}: give {(*present.shape, 2)} float32")
         height, width = present.shape
         below, right = max(0, MIN_SIDE - height), max(0, MIN_SIDE - width)
         if below or right:
             present, previous = (
                 cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE) for image in (present, previous)
             )
-        flow = self._dis.calc(present, previous, None)  # type: ignore[call-overload]  # OpenCV's stub omits None
+        flow = np.zeros((*present.shape, 2), np.float32)
+        if start is not None:
+            flow[:height, :width] = start
+        flow = self._dis.calc(present, previous, flow)
         return flow[:height, :width]
 
 

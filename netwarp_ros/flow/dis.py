@@ -42,7 +42,7 @@ class DisFlow:
             previous: The frame before it, of the same height and width.
             start: ``(H, W, 2)`` float32, where the search starts: the flow of the pair before this one, when there is
                 one. Motion goes on as it was, mostly, so the flow is nearer the truth, in the same time
-                (docs/benchmarks.md). By default the search starts from zero.
+                (docs/benchmarks.md). By default OpenCV's own start.
 
         Returns:
             ``(H, W, 2)`` float32, in pixels: pixel (x, y) of ``present`` is at (x + u, y + v) in ``previous``.
@@ -61,10 +61,10 @@ class DisFlow:
             present, previous = (
                 cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE) for image in (present, previous)
             )
-        flow = np.zeros((*present.shape, 2), np.float32)
+        flow = None  # not zero: OpenCV starts better by itself than from a flow of zero
         if start is not None:
-            flow[:height, :width] = start
-        flow = self._dis.calc(present, previous, flow)
+            flow = cv2.copyMakeBorder(start, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        flow = self._dis.calc(present, previous, flow)  # type: ignore[call-overload]  # OpenCV's stub omits None
         return flow[:height, :width]
 
 

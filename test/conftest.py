@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the ROS graph skip where there is none, and where there is, each runs in a domain of its own."""
+"""What tests share. Those of the ROS graph skip where there is none, and run each in a domain of its own."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import cv2
 import hypothesis
+import numpy as np
 import pytest
+import torch
+
+# The networks of the tests are small: on a machine with other work to do, threads wait for one another longer than they
+# compute. The environment is for the processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("netwarp_ros", deadline=None)
@@ -42,3 +52,19 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
         monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         yield domain
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """Four stills: bright sky (0) over a dark road (3), the horizon at a height of its own in each."""
+    root = tmp_path / "camvid"
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number, horizon in enumerate((20, 28, 36, 44)):
+        label = np.zeros((64, 64), np.uint8)
+        label[horizon:] = 3
+        image = np.where(label[..., None] == 0, 200, 60) + rng.integers(-20, 20, (64, 64, 3))
+        cv2.imwrite(str(root / "images" / f"{number}.png"), image.astype(np.uint8))
+        cv2.imwrite(str(root / "labels" / f"{number}.png"), label)
+    return root

@@ -174,11 +174,13 @@ def evaluate(
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train on, and how.")],
 ) -> None:
-    """Train a model as a YAML file says; where its output folder holds a checkpoint, go on from there."""
-    from netwarp_ros.training import train as train_model
-    from netwarp_ros.training_config import load_config
+    """Train an image CNN, or NetWarp behind one, as a YAML file says; the first goes on from its checkpoint."""
+    from netwarp_ros.training import train as train_host
+    from netwarp_ros.training_config import VideoTrainingConfig, load_config
+    from netwarp_ros.video_training import train_netwarp
 
-    weights = train_model(load_config(config))
+    wanted = load_config(config)
+    weights = train_netwarp(wanted) if isinstance(wanted, VideoTrainingConfig) else train_host(wanted)
     Console().print(f"weights in {weights}", highlight=False)
 
 

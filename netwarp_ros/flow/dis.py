@@ -64,7 +64,7 @@ class DisFlow:
         flow = None  # not zero: OpenCV starts better by itself than from a flow of zero
         if start is not None:
             flow = cv2.copyMakeBorder(start, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        flow = self._dis.calc(present, previous, flow)  # type: ignore[call-overload]  # OpenCV's stub omits None
+        flow = self._dis.calc(present, previous, flow)  # type: ignore[arg-type]  # OpenCV's stub omits None
         return flow[:height, :width]
 
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera of the segment node: its topics, its stream and its account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Event
+from time import perf_counter
+from typing import Any
+
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image
+
+from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.msg import FrameTiming
+from netwarp_ros.node.account import Account, Drop
+from netwarp_ros.node.images import mask_message, rgb_message, to_bgr
+from netwarp_ros.node.mailbox import Mailbox
+from netwarp_ros.overlay import overlay
+from netwarp_ros.segmenter import Stream
+
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+except ImportError:  # not on PyPI
+    LabelInfo = None
+
+OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+"""QoS policies that parameters ``qos_overrides.<topic>.<subscription or publisher>.<policy>`` change."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image message and when it came.
+
+    Attributes:
+        message: The image.
+        stamp_ns: Its stamp.
+        received: Time of its callback on the steady clock, in s.
+        receive_ms: From its stamp to its callback, on the node's ROS clock.
+    """
+
+    message: Image | CompressedImage
+    stamp_ns: int
+    received: float
+    receive_ms: float
+
+
+class Camera:
+    """One camera: it publishes from `advertise` to `close`, and takes images in from `start` to `stop`.
+
+    Args:
+        node: The node whose topics they are.
+        name: What the topics begin with.
+        classes: Names and colors of the ids in the masks.
+        transport: ``raw`` or ``compressed``.
+        alpha: Weight of the colors in the overlay.
+
+    Attributes:
+        topic: Resolved name of the topic that its images come on.
+        account: Counts of its frames since `start`.
+        qos_problem: Why a publisher of images could not be matched; empty when all could.
+    """
+
+    def __init__(self, node: Node, name: str, classes: ClassSet, *, transport: str, alpha: float) -> None:
+        self.name, self._node, self._classes, self._alpha = name, node, classes, alpha
+        compressed = transport == "compressed"
+        self._image_type = CompressedImage if compressed else Image
+        self.topic = node.resolve_topic_name(f"{name}/image_raw/compressed" if compressed else f"{name}/image_raw")
+        self.account = Account()
+        self.qos_problem = ""
+        self._publishers: list[Publisher] = []
+        self._subscription: Subscription | None = None
+        self._sequence: int | None = None  # of the latest image, as its publisher counts
+        self._reset = Event()
+
+    def advertise(self) -> None:
+        """Offer the topics of what is made of the images."""
+        self._mask = self._publisher(Image, "mask")
+        self._color = self._publisher(Image, "color")
+        self._overlay = self._publisher(Image, "overlay")
+        self._timing = self._publisher(FrameTiming, "timing")
+        if LabelInfo is not None:
+            latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._publisher(LabelInfo, "label_info", latched).publish(_label_info(self._classes))
+
+    def start(self, stream: Stream, mailbox: Mailbox[Arrival]) -> None:
+        """Leave the images that come from now on in a mailbox, and have `segment` use a stream."""
+        self._stream, self._mailbox = stream, mailbox
+        self.account = Account()
+        self.qos_problem = ""
+        self._sequence = None
+        self._reset.clear()
+        receive: Any = self._receive  # rclpy's annotation knows only callbacks without the message's info
+        self._subscription = self._node.create_subscription(
+            self._image_type,
+            self.topic,
+            receive,
+            # Best effort matches any camera, and of the images that wait, the newest replaces the others.
+            QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
+            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+        )
+
+    def stop(self) -> None:
+        """Take no more images in."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def close(self) -> None:
+        """Take no more images in, and withdraw all topics."""
+        self.stop()
+        while self._publishers:
+            self._node.destroy_publisher(self._publishers.pop())
+
+    def reset(self) -> None:
+        """Have the memory start anew with the next frame that is segmented."""
+        self._reset.set()
+
+    def segment(self, arrival: Arrival) -> None:
+        """Segment one image and publish what comes of it, all with the image's header.
+
+        Raises:
+            ImageError: If the image is malformed.
+        """
+        message, header = arrival.message, arrival.message.header
+        begun = perf_counter()
+        image = to_bgr(message)
+        decoded = perf_counter()
+        if self._reset.is_set():
+            self._reset.clear()
+            self._stream.reset()
+        encoding = message.format if isinstance(message, CompressedImage) else message.encoding
+        result = self._stream.segment(image, arrival.stamp_ns, header.frame_id, encoding)
+
+        segmented = perf_counter()
+        self._mask.publish(mask_message(result.mask, header))
+        mask_published = perf_counter()
+        if self._color.get_subscription_count():
+            self._color.publish(rgb_message(self._classes.colorize(result.mask), header))
+        if self._overlay.get_subscription_count():
+            blended = overlay(image, result.mask, self._classes, self._alpha)
+            self._overlay.publish(rgb_message(blended[..., ::-1], header))
+        all_published = perf_counter()
+
+        balance = self.account.balance()
+        total_ms = 1e3 * (mask_published - arrival.received)
+        self._timing.publish(
+            FrameTiming(
+                header=header,
+                sequence=balance.published,
+                receive_ms=arrival.receive_ms,
+                wait_ms=1e3 * (begun - arrival.received),
+                decode_ms=1e3 * (decoded - begun),
+                prepare_ms=result.stages_ms["prepare"],
+                flow_ms=result.stages_ms["flow"],
+                network_ms=result.stages_ms["network"],
+                publish_ms=1e3 * (all_published - segmented),
+                total_ms=total_ms,
+                age_ms=arrival.receive_ms + total_ms,
+                dropped=balance.dropped.total() + balance.missed,
+                memory=result.memory,
+                reason=result.reason,
+            )
+        )
+        self.account.publish(total_ms, result.reason)
+
+    def _receive(self, message: Image | CompressedImage, info: Mapping[str, int | None]) -> None:
+        received, now_ns = perf_counter(), self._node.get_clock().now().nanoseconds
+        # Not by rclpy's Time, which refuses a negative stamp.
+        stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        self.account.receive(self._missed(info["publication_sequence_number"]))
+        if self._mailbox.put(self.name, Arrival(message, stamp_ns, received, (now_ns - stamp_ns) / 1e6)) is not None:
+            self.account.drop(Drop.SUPERSEDED)
+
+    def _missed(self, sequence: int | None) -> int:
+        """Return how many images there were between the last one that came and the one with a sequence number."""
+        assert self._subscription is not None
+        # Several publishers count each by itself, and not every middleware tells the numbers.
+        if sequence is None or self._subscription.get_publisher_count() != 1:
+            self._sequence = None
+            return 0
+        last, self._sequence = self._sequence, sequence
+        return max(0, sequence - last - 1) if last is not None else 0
+
+    def _publisher(self, message_type: Any, topic: str, qos: QoSProfile | None = None) -> Publisher:
+        name = self._node.resolve_topic_name(f"{self.name}/segmentation/{topic}")
+
+        def warn(event: Any) -> None:
+            problem = _qos_problem(name, "publisher", event)
+            self._node.get_logger().warning(f"a subscriber of {name} gets nothing: {problem}")
+
+        publisher = self._node.create_publisher(
+            message_type,
+            name,
+            # Reliable matches best-effort and reliable subscribers; one that lags gets the newest.
+            qos or QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE),
+            event_callbacks=PublisherEventCallbacks(incompatible_qos=warn),
+            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+        )
+        self._publishers.append(publisher)
+        return publisher
+
+    def _on_incompatible_qos(self, event: Any) -> None:
+        self.qos_problem = _qos_problem(self.topic, "subscription", event)
+        self._node.get_logger().warning(f"nothing comes from a publisher of {self.topic}: {self.qos_problem}")
+
+
+def _qos_problem(topic: str, entity: str, event: Any) -> str:
+    """Say which policy keeps a subscriber and a publisher apart, and what to do."""
+    policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
+    if policy not in {kind.name.lower() for kind in OVERRIDABLE}:
+        return f"incompatible QoS policy {policy}: change it at the other end"
+    return f"incompatible QoS policy {policy}: set the parameter qos_overrides.{topic}.{entity}.{policy}"
+
+
+def _label_info(classes: ClassSet) -> LabelInfo:
+    """Return the names of the ids in the masks; every pixel has a class, so the threshold is 0."""
+    class_map = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(classes.names)]
+    return LabelInfo(class_map=class_map, threshold=0.0)

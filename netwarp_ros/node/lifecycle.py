@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives a lifecycle node from another one, where no launch file does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.client import Client
+from rclpy.executors import Executor
+from rclpy.node import Node
+
+
+class LifecycleError(RuntimeError):
+    """A lifecycle node does not answer, or refuses a transition."""
+
+
+class LifecycleClient:
+    """Changes the state of a lifecycle node.
+
+    Each call spins the executor until the node has answered.
+
+    Args:
+        node: The node to ask from.
+        executor: What spins it.
+        target: Name of the lifecycle node, with its namespace.
+        timeout_s: Seconds to wait for each answer, the node's start included.
+    """
+
+    def __init__(self, node: Node, executor: Executor, target: str, *, timeout_s: float = 60.0) -> None:
+        self.target, self._executor, self._timeout_s = target, executor, timeout_s
+        self._change_state = node.create_client(ChangeState, f"{target}/change_state")
+        self._get_state = node.create_client(GetState, f"{target}/get_state")
+
+    def configure(self) -> None:
+        """Have the unconfigured node configured.
+
+        Raises:
+            LifecycleError: As all transitions do, if the node does not answer in time, or refuses or fails; its log
+                has the reason.
+        """
+        self._change("configure", Transition.TRANSITION_CONFIGURE)
+
+    def activate(self) -> None:
+        """Have the inactive node activated."""
+        self._change("activate", Transition.TRANSITION_ACTIVATE)
+
+    def deactivate(self) -> None:
+        """Have the active node deactivated."""
+        self._change("deactivate", Transition.TRANSITION_DEACTIVATE)
+
+    def cleanup(self) -> None:
+        """Have the inactive node become unconfigured."""
+        self._change("cleanup", Transition.TRANSITION_CLEANUP)
+
+    def state(self) -> str:
+        """Return the label of the node's state, such as ``active``."""
+        return self._call(self._get_state, GetState.Request()).current_state.label
+
+    def _change(self, name: str, transition: int) -> None:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        if not self._call(self._change_state, request).success:
+            raise LifecycleError(f"{self.target} refused or failed to {name}, and is {self.state()}: see its log")
+
+    def _call(self, client: Client, request: Any) -> Any:
+        if not client.wait_for_service(self._timeout_s):
+            raise LifecycleError(f"no {client.srv_name} within {self._timeout_s:g} s: is the node running?")
+        future = client.call_async(request)
+        self._executor.spin_until_future_complete(future, self._timeout_s)
+        if not future.done():
+            raise LifecycleError(f"no answer from {client.srv_name} within {self._timeout_s:g} s")
+        return future.result()

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A test's end of a ROS graph: nodes in processes of their own, and a node in this one that talks to them.
+
+A test module that imports this one is skipped, with the reason, where there is no ROS.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import why_no_ros
+
+if reason := why_no_ros():
+    pytest.skip(reason, allow_module_level=True)
+
+import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from domain_coordinator import domain_id
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
+from netwarp_ros.msg import FrameTiming
+from netwarp_ros.node.images import bgr_message
+from netwarp_ros.node.lifecycle import LifecycleClient
+
+SIZE = (64, 48)
+DEADLINE_S = 60.0
+FRAME_ID = "camera_optical_frame"
+SECOND = 10**9
+
+T = TypeVar("T")
+
+
+class Graph:
+    """This process's node."""
+
+    def __init__(self) -> None:
+        self.node = rclpy.create_node("test")
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(self.node)
+
+    def until(self, condition: Callable[[], T], what: str) -> T:
+        """Spin until a condition holds, and return what it gave."""
+        deadline = monotonic() + DEADLINE_S
+        while not (result := condition()):
+            assert monotonic() < deadline, f"no {what} within {DEADLINE_S:g} s"
+            self.executor.spin_once(timeout_sec=0.1)
+        return result
+
+    def hear(self, message_type: Any, topic: str) -> list[Any]:
+        """Subscribe, wait for the publisher, and return the list that messages will be put in."""
+        heard: list[Any] = []
+        subscription = self.node.create_subscription(message_type, topic, heard.append, QoSProfile(depth=100))
+        self.until(subscription.get_publisher_count, f"publisher of {topic}")
+        return heard
+
+    def camera(self, topic: str = "camera/image_raw", message_type: Any = Image) -> Publisher:
+        """Be a camera that somebody subscribes to."""
+        publisher = self.node.create_publisher(message_type, topic, QoSProfile(depth=100))
+        self.until(publisher.get_subscription_count, f"subscriber of {topic}")
+        return publisher
+
+    def ask(self, service_type: Any, name: str, request: Any = None) -> Any:
+        """Call a service and return its answer."""
+        client = self.node.create_client(service_type, name)
+        assert client.wait_for_service(DEADLINE_S), f"no service {name}"
+        return self.until(client.call_async(request or service_type.Request()).result, f"answer of {name}")
+
+    def lifecycle(self, target: str = "/segmenter") -> LifecycleClient:
+        """Return what drives the segment node."""
+        return LifecycleClient(self.node, self.executor, target, timeout_s=DEADLINE_S)
+
+    def diagnosis(self, name: str, holds: Callable[[DiagnosticStatus, dict[str, str]], bool]) -> dict[str, str]:
+        """Wait for the diagnostic status of a name of which something holds; return its values and its message."""
+        heard = self.hear(DiagnosticArray, "/diagnostics")
+
+        def found() -> dict[str, str] | None:
+            for status in (status for array in heard for status in array.status if status.name == name):
+                values = {pair.key: pair.value for pair in status.values}
+                if holds(status, values):
+                    return {**values, "message": status.message}
+            heard.clear()
+            return None
+
+        return self.until(found, f"such diagnosis of {name}")
+
+
+@contextmanager
+def own_domain() -> Iterator[None]:
+    """Do as the fixture `ros_domain` does, for as long as wanted."""
+    with domain_id() as domain, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_DOMAIN_ID", str(domain))
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        yield
+
+
+@contextmanager
+def open_graph(*arguments: str) -> Iterator[Graph]:
+    """Join the graph; the arguments are ROS's own."""
+    rclpy.init(args=["--ros-args", *arguments])
+    graph = Graph()
+    try:
+        yield graph
+    finally:
+        graph.executor.shutdown()
+        graph.node.destroy_node()
+        rclpy.shutdown()
+
+
+def node_command(module: str, **parameters: Any) -> list[str]:
+    """Return the command that runs a node of this package."""
+    pairs = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
+    return [sys.executable, "-m", f"netwarp_ros.node.{module}", "--ros-args", *pairs]
+
+
+class Program:
+    """A process, and what it writes."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+
+    def end(self, by: int | None = signal.SIGTERM) -> int:
+        """Send a signal, if any, wait for the end, and return the exit status."""
+        if by is not None and self._process.poll() is None:
+            self._process.send_signal(by)
+        try:
+            return self._process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def said(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def running(command: list[str], log: Path) -> Iterator[Program]:
+    """Run a program, and in the end check that SIGTERM ends it as it should."""
+    program = Program(command, log)
+    try:
+        yield program
+    finally:
+        status = program.end()
+    assert status == 0, program.said
+    assert "Traceback" not in program.said, program.said
+
+
+def lossless(*cameras: str) -> dict[str, Any]:
+    """Return the parameters by which no image or mask is lost on the way, be it before both ends know each other."""
+    return {
+        f"qos_overrides./{topic}": value
+        for camera in cameras
+        for topic, value in (
+            (f"{camera}/image_raw.subscription.reliability", "reliable"),
+            (f"{camera}/segmentation/mask.publisher.depth", 100),
+            (f"{camera}/segmentation/timing.publisher.depth", 100),
+        )
+    }
+
+
+class Viewer:
+    """Publishes a camera's images and waits for what comes of each."""
+
+    def __init__(self, graph: Graph, name: str = "camera", image_type: Any = Image) -> None:
+        self._graph = graph
+        self.masks = graph.hear(Image, f"{name}/segmentation/mask")
+        self.timings = graph.hear(FrameTiming, f"{name}/segmentation/timing")
+        suffix = "/compressed" if image_type is CompressedImage else ""
+        self._camera = graph.camera(f"{name}/image_raw{suffix}", image_type)
+
+    def publish(self, message: Image | CompressedImage) -> None:
+        """Publish an image."""
+        self._camera.publish(message)
+
+    def see(self, message: Image | CompressedImage) -> tuple[Image, FrameTiming]:
+        """Publish an image, and return the mask and the timing that come of it."""
+        count = len(self.masks)
+        self.publish(message)
+        self._graph.until(lambda: len(self.masks) > count and len(self.timings) > count, "mask and timing")
+        return self.masks[-1], self.timings[-1]
+
+
+def tiny_model(path: Path) -> Path:
+    """Write a video CNN of random weights for the tests' images."""
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        host="ddrnet23slim",
+        classes="camvid",
+        host_arguments={"num_classes": 11},
+        netwarp=NetWarpSpec(layers=("fusion",), flow_grid="features"),
+        input_height=SIZE[1],
+    )
+    network = build(spec).eval()
+    with torch.no_grad():  # as it starts, NetWarp would leave no trace of the memory in the masks
+        for name, parameter in network.named_parameters():
+            if name.endswith(("w1", "w2")):
+                parameter.fill_(0.5)
+    return save_model(path, network, spec)
+
+
+def moving_images(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Return images ``(48, 64, 3)`` BGR uint8: a window that moves over a coarse texture."""
+    width, height = SIZE
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width, 3), np.uint8)
+    texture = cv2.resize(noise, (4 * width, height), interpolation=cv2.INTER_CUBIC)
+    return [np.ascontiguousarray(texture[:, 3 * index : 3 * index + width]) for index in range(count)]
+
+
+def header(stamp_ns: int, frame_id: str = FRAME_ID) -> Header:
+    seconds, nanoseconds = divmod(stamp_ns, SECOND)
+    return Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=frame_id)
+
+
+def image_message(image: np.ndarray, stamp_ns: int, frame_id: str = FRAME_ID) -> Image:
+    return bgr_message(image, header(stamp_ns, frame_id))
+
+
+def array_of(message: Image) -> np.ndarray:
+    """Return a mono8 or rgb8 image as an array."""
+    shape = (message.height, message.width, 3) if message.encoding == "rgb8" else (message.height, message.width)
+    return np.frombuffer(message.data, np.uint8).reshape(shape)

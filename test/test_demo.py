@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demonstration at a few frames and with random weights: all of its files, and every frame accounted for.
+
+Not asserted: how many frames are dropped, which depends on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from graph import Program, tiny_model
+
+pytestmark = pytest.mark.ros
+
+FRAMES = 8
+
+
+def demo(log: Path, *arguments: object) -> Program:
+    return Program([sys.executable, "-m", "netwarp_ros.node.demo", *map(str, arguments)], log)
+
+
+def test_every_frame_comes_out_or_is_counted(ros_domain: int, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", tiny_model(tmp_path / "tiny.safetensors")
+    program = demo(tmp_path / "log", "--out", out, "--model", model, "--frames", FRAMES)
+    assert program.end(by=None) == 0, program.said
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["frames_in"] == FRAMES
+    assert summary["frames_out"] >= 1
+    assert summary["frames_in"] == summary["frames_out"] + summary["frames_dropped"]
+    assert set(summary["latency_ms"]) == {"p50", "p95", "p99"}
+    assert set(summary["stages_ms"]) == {"wait", "decode", "prepare", "flow", "network", "publish"}
+    assert all(set(values) == {"p50", "p95", "p99"} for values in summary["stages_ms"].values())
+    assert 0 <= summary["miou"] <= 100
+    assert (summary["device"], summary["model"]) == ("cpu", str(model))
+    assert summary["ros_distro"]
+
+    film = cv2.VideoCapture(str(out / "overlay.mp4"))
+    assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == summary["frames_out"]
+    assert film.get(cv2.CAP_PROP_FRAME_WIDTH) == 960
+    assert "frames in" in program.said
+
+
+def test_model_that_is_not_there_is_named(ros_domain: int, tmp_path: Path) -> None:
+    program = demo(tmp_path / "log", "--out", tmp_path / "out", "--model", "nonesuch")
+    assert program.end(by=None) == 2
+    assert program.said.startswith("demo: no model named 'nonesuch'")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segment node when its inside fails, for which it runs in the test's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graph import (
+    SECOND,
+    DiagnosticStatus,
+    Graph,
+    Viewer,
+    image_message,
+    lossless,
+    moving_images,
+    open_graph,
+    tiny_model,
+)
+from rclpy.lifecycle import TransitionCallbackReturn
+
+from netwarp_ros.node import camera, segment_node
+from netwarp_ros.node.segment_node import SegmentNode
+from netwarp_ros.segmenter import Segmenter, Stream
+
+pytestmark = pytest.mark.ros
+
+PERIOD = SECOND // 10
+
+
+@pytest.fixture
+def graph(ros_domain: int, tmp_path: Path) -> Iterator[Graph]:
+    parameters = {"model": tiny_model(tmp_path / "tiny.safetensors"), **lossless("camera")}
+    with open_graph(*(part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))) as graph:
+        yield graph
+
+
+@pytest.fixture
+def node(graph: Graph) -> Iterator[SegmentNode]:
+    node = SegmentNode()
+    graph.executor.add_node(node)
+    yield node
+    node.destroy_node()
+
+
+def test_a_failed_frame_is_counted_with_its_cause_and_the_next_is_segmented(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Stream.segment
+
+    def fail_once(self: Stream, image: Any, stamp_ns: int, *arguments: Any) -> Any:
+        if stamp_ns == 2 * SECOND:
+            raise RuntimeError("out of memory")
+        return segment(self, image, stamp_ns, *arguments)
+
+    monkeypatch.setattr(Stream, "segment", fail_once)
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    viewer = Viewer(graph)
+    image = moving_images(1)[0]
+    viewer.see(image_message(image, SECOND))
+    viewer.publish(image_message(image, 2 * SECOND))
+    seen = graph.diagnosis("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.ERROR)
+    assert seen["message"] == "1 frames failed: RuntimeError: out of memory"
+    assert (seen["received"], seen["published"], seen["dropped: failed"]) == ("2", "1", "1")
+    mask, timing = viewer.see(image_message(image, 2 * SECOND + PERIOD))
+    assert mask.header.stamp.nanosec == PERIOD
+    assert timing.dropped == 1
+
+
+def test_color_and_overlay_are_not_made_for_nobody(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(camera, "rgb_message", lambda *arguments: made.append("rgb"))
+    monkeypatch.setattr(camera, "overlay", lambda *arguments: made.append("overlay"))
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    Viewer(graph).see(image_message(moving_images(1)[0], SECOND))
+    assert made == []
+
+
+def test_whatever_goes_wrong_in_configuring_leaves_it_unconfigured(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Segmenter) -> None:
+        raise RuntimeError("CUDA error: no kernel image")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "warm_up", fail)
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_node, "load_classes", lambda name: (_ for _ in ()).throw(FileNotFoundError(name)))
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+def test_shutdown_from_any_state_ends_the_work(graph: Graph, node: SegmentNode) -> None:
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    Viewer(graph).see(image_message(moving_images(1)[0], SECOND))
+    assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+    graph.until(lambda: not graph.node.count_subscribers("camera/image_raw"), "end of the subscription")
+    graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")

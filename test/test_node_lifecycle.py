@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segment node from its start to its end, in a process of its own for each test."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from graph import (
+    FRAME_ID,
+    SECOND,
+    DiagnosticStatus,
+    Graph,
+    Program,
+    Viewer,
+    array_of,
+    header,
+    image_message,
+    lossless,
+    moving_images,
+    node_command,
+    open_graph,
+    running,
+    tiny_model,
+)
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import Trigger
+
+from netwarp_ros.node.lifecycle import LifecycleError
+from netwarp_ros.segmenter import Reset, Segmenter
+
+pytestmark = pytest.mark.ros
+
+PERIOD = SECOND // 10
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture
+def graph(ros_domain: int) -> Iterator[Graph]:
+    with open_graph() as graph:
+        yield graph
+
+
+@contextmanager
+def segmenting(graph: Graph, log: Path, model: Path, **parameters: Any) -> Iterator[Program]:
+    """Run an active segment node."""
+    with running(node_command("segment_node", model=model, **parameters), log) as program:
+        lifecycle = graph.lifecycle()
+        lifecycle.configure()
+        lifecycle.activate()
+        yield program
+
+
+def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.safetensors"
+
+    def give(path: Path) -> Any:
+        value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(path))
+        request = SetParameters.Request(parameters=[Parameter(name="model", value=value)])
+        return graph.ask(SetParameters, "segmenter/set_parameters", request).results[0]
+
+    with running(node_command("segment_node", model=absent, **lossless("camera")), tmp_path / "log") as program:
+        lifecycle = graph.lifecycle()
+        assert lifecycle.state() == "unconfigured"
+        seen = graph.diagnosis("segmenter", lambda status, values: status.level == DiagnosticStatus.WARN)
+        assert seen["message"] == "the node is unconfigured: configure and activate it"
+
+        with pytest.raises(LifecycleError, match="failed to configure, and is unconfigured"):
+            lifecycle.configure()
+        assert f"no weights file {absent}" in program.said
+
+        assert give(model).successful
+        lifecycle.configure()
+        assert lifecycle.state() == "inactive"
+        refused = give(model)
+        assert not refused.successful
+        assert refused.reason == "model is read when the node is configured: clean up, set it, configure again"
+        assert not graph.ask(Trigger, "segmenter/reset").success
+
+        lifecycle.activate()
+        seen = graph.diagnosis("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.WARN)
+        assert seen["message"] == "no image yet on /camera/image_raw"
+        viewer = Viewer(graph)
+        viewer.see(image_message(moving_images(1)[0], SECOND))
+
+        lifecycle.deactivate()
+        graph.until(lambda: not graph.node.count_subscribers("camera/image_raw"), "end of the subscription")
+        lifecycle.activate()
+        graph.until(lambda: graph.node.count_subscribers("camera/image_raw"), "subscription")
+        assert viewer.see(image_message(moving_images(1)[0], 2 * SECOND))[1].reason == Reset.FIRST
+
+        lifecycle.deactivate()
+        lifecycle.cleanup()
+        assert lifecycle.state() == "unconfigured"
+        graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")
+        assert give(model).successful
+        lifecycle.configure()
+
+
+def test_qos_that_keeps_a_camera_out_is_named_with_its_parameter(graph: Graph, model: Path, tmp_path: Path) -> None:
+    parameter = "qos_overrides./camera/image_raw.subscription.reliability"
+    with segmenting(graph, tmp_path / "log", model, **{parameter: "reliable"}) as program:
+        graph.node.create_publisher(
+            Image, "camera/image_raw", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        )
+        problem = f"incompatible QoS policy reliability: set the parameter {parameter}"
+        seen = graph.diagnosis("segmenter: camera", lambda status, values: "QoS" in status.message)
+        assert seen["message"] == f"no image yet on /camera/image_raw ({problem})"
+        assert problem in program.said
+
+
+@pytest.mark.parametrize(
+    ("topic", "refused"),
+    [("camera/segmentation/color.publisher", "configure"), ("camera/image_raw.subscription", "activate")],
+)
+def test_wrong_qos_is_named_and_leaves_no_topics(
+    graph: Graph, model: Path, tmp_path: Path, topic: str, refused: str
+) -> None:
+    command = node_command("segment_node", model=model, **{f"qos_overrides./{topic}.reliability": "sometimes"})
+    with running(command, tmp_path / "log") as program:
+        lifecycle = graph.lifecycle()
+        if refused == "activate":
+            lifecycle.configure()
+        with pytest.raises(LifecycleError, match=f"failed to {refused}"):
+            getattr(lifecycle, refused)()
+        assert f"cannot be {refused}d: Unexpected QoS override for policy `reliability`: `sometimes`" in program.said
+        if refused == "configure":
+            graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")
+        else:
+            assert lifecycle.state() == "inactive"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_the_midst_of_work_ends_it_quietly(
+    graph: Graph, model: Path, tmp_path: Path, signal_number: int
+) -> None:
+    with segmenting(graph, tmp_path / "log", model) as program:
+        viewer = Viewer(graph)
+        for index, image in enumerate(moving_images(20)):
+            viewer.publish(image_message(image, SECOND + index * PERIOD))
+        graph.until(lambda: viewer.masks, "first mask")
+        assert program.end(signal_number) == 0
+        said = [line for line in program.said.splitlines() if "[INFO]" not in line]
+        assert said == []
+
+
+def test_wrong_parameter_ends_it_with_a_message(graph: Graph, tmp_path: Path) -> None:
+    program = Program(node_command("segment_node", transport="theora"), tmp_path / "log")
+    assert program.end(by=None) == 2
+    assert program.said == "segment_node: transport is 'theora'. Give one of raw, compressed.\n"
+
+
+def test_compressed_images_give_the_same_masks(graph: Graph, model: Path, tmp_path: Path) -> None:
+    stream = Segmenter(model).stream()
+    with segmenting(graph, tmp_path / "log", model, transport="compressed", **lossless("camera")):
+        viewer = Viewer(graph, image_type=CompressedImage)
+        viewer.publish(CompressedImage(header=header(SECOND), format="jpeg", data=b"no JPEG"))
+        for index, image in enumerate(moving_images(3)):
+            png = cv2.imencode(".png", image)[1].tobytes()
+            stamp_ns = 2 * SECOND + index * PERIOD
+            message = CompressedImage(header=header(stamp_ns), format="bgr8; png compressed bgr8", data=png)
+            mask, timing = viewer.see(message)
+            np.testing.assert_array_equal(array_of(mask), stream.segment(image, stamp_ns, FRAME_ID).mask)
+            assert mask.header == message.header
+            assert timing.dropped == 1

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters: one set of defaults, and for each wrong value a message that says what to give."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import yaml
+from graph import open_graph
+from rcl_interfaces.msg import ParameterType
+
+from netwarp_ros.node.parameters import ParameterError, declare, read
+from netwarp_ros.node.replay_node import ReplayParameters
+from netwarp_ros.node.segment_node import SegmentParameters
+from netwarp_ros.resources import resource
+
+pytestmark = [pytest.mark.ros, pytest.mark.usefixtures("ros_domain")]
+
+
+@pytest.mark.parametrize("kind", [SegmentParameters, ReplayParameters])
+def test_declared_defaults_are_those_of_the_dataclass(kind: type) -> None:
+    with open_graph() as graph:
+        declare(graph.node, kind)
+        assert read(graph.node, kind) == kind()
+
+
+def test_the_file_of_parameters_holds_the_defaults() -> None:
+    file = yaml.safe_load(resource("segmenter.yaml").read_text())
+    assert list(file) == ["/**"]
+    values = file["/**"]["ros__parameters"]
+    assert SegmentParameters(**{**values, "cameras": tuple(values["cameras"])}) == SegmentParameters()
+    assert list(values) == [field.name for field in dataclasses.fields(SegmentParameters)]
+
+
+def test_given_values_override_defaults_with_types_and_ranges_told() -> None:
+    given = (
+        "-p",
+        "cameras:=[front, left/wide]",
+        "-p",
+        "max_gap:=2.5",
+        "-p",
+        "host_only:=true",
+        "-p",
+        "input_height:=240",
+    )
+    with open_graph(*given) as graph:
+        declare(graph.node, SegmentParameters)
+        assert read(graph.node, SegmentParameters) == SegmentParameters(
+            cameras=("front", "left/wide"), max_gap=2.5, host_only=True, input_height=240
+        )
+        told = {
+            name: graph.node.describe_parameter(name)
+            for name in ("cameras", "transport", "max_gap", "input_height", "host_only")
+        }
+        assert told["cameras"].type == ParameterType.PARAMETER_STRING_ARRAY
+        assert told["transport"].additional_constraints == "one of raw, compressed"
+        gap, height = told["max_gap"].floating_point_range[0], told["input_height"].integer_range[0]
+        assert (gap.from_value, gap.to_value) == (0.001, 3600.0)
+        assert (height.from_value, height.to_value) == (0, 4320)
+        assert all(descriptor.description for descriptor in told.values())
+        assert not any(descriptor.read_only for descriptor in told.values())
+
+
+def test_parameters_of_the_replay_node_are_read_only() -> None:
+    with open_graph() as graph:
+        declare(graph.node, ReplayParameters, read_only=True)
+        for field in dataclasses.fields(ReplayParameters):
+            assert graph.node.describe_parameter(field.name).read_only
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("cameras:=front", "'front'.*Give a list of different names"),
+        ("cameras:=[]", "cameras is None. Give a list of different names"),
+        ("cameras:=[front, front]", "cameras is ['front', 'front']. Give a list of different names"),
+        (
+            "cameras:=[front, 2nd]",
+            "cameras is ['front', '2nd']. Give a list of different names, of letters, digits, _ and /",
+        ),
+        ("cameras:=[/front]", "cameras is ['/front']. Give a list"),
+        ("transport:=theora", "transport is 'theora'. Give one of raw, compressed."),
+        ("precision:=int8", "precision is 'int8'. Give one of auto, float32, bfloat16, float16."),
+        ("flow_preset:=best", "flow_preset is 'best'. Give one of ultrafast, fast, medium."),
+        ("model:=5", "model.*'5'.*Give a text."),
+        ("device:=0", "device.*'0'.*Give a text."),
+        ("input_height:=-1", "input_height.*-1.*Give a whole number from 0 to 4320."),
+        ("input_height:=5000", "input_height.*5000.*Give a whole number from 0 to 4320."),
+        ("input_height:=240.5", "'240.5'.*input_height. Give a whole number from 0 to 4320."),
+        ("max_gap:=0.0", "max_gap.*0.0.*Give a number with a decimal point from 0.001 to 3600.0."),
+        ("max_gap:=.nan", "max_gap.*nan.*Give a number with a decimal point from 0.001 to 3600.0."),
+        ("max_gap:=1", "'1'.*max_gap. Give a number with a decimal point from 0.001 to 3600.0."),
+        ("host_only:=maybe", "'maybe'.*host_only. Give true or false."),
+        ("overlay_alpha:=1.5", "overlay_alpha.*1.5.*Give a number with a decimal point from 0.0 to 1.0."),
+    ],
+)
+def test_wrong_values_are_named_with_what_to_give(given: str, problem: str) -> None:
+    pattern = re.escape(problem).replace(r"\.\*", ".*")
+    with open_graph("-p", given) as graph, pytest.raises(ParameterError, match=pattern):
+        declare(graph.node, SegmentParameters)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("camera:=front camera", "camera is 'front camera'. Give a name of letters, digits, _ and /, such as"),
+        ("rate:=-1.0", "rate.*-1.0.*Give a number with a decimal point from 0.0 to 1000.0."),
+        ("stamp:=later", "stamp is 'later'. Give one of now, recorded."),
+        ("subscribers:=-1", "subscribers.*-1.*Give a whole number from 0 to 100."),
+    ],
+)
+def test_wrong_values_for_replay(given: str, problem: str) -> None:
+    pattern = re.escape(problem).replace(r"\.\*", ".*")
+    with open_graph("-p", given) as graph, pytest.raises(ParameterError, match=pattern):
+        declare(graph.node, ReplayParameters)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the segment node makes of images: one process for all tests, activated anew for each.
+
+Frames are published one at a time. Not asserted: how long anything takes, and which frames are dropped when more come
+than it can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from graph import (
+    FRAME_ID,
+    SECOND,
+    Graph,
+    Program,
+    Viewer,
+    array_of,
+    header,
+    image_message,
+    lossless,
+    moving_images,
+    node_command,
+    open_graph,
+    own_domain,
+    running,
+    tiny_model,
+)
+from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
+
+from netwarp_ros.cli import main as netwarp
+from netwarp_ros.data.classes import load_classes
+from netwarp_ros.data.frames import open_frames
+from netwarp_ros.msg import FrameTiming
+from netwarp_ros.overlay import overlay
+from netwarp_ros.segmenter import Reset, Segmenter
+
+pytestmark = pytest.mark.ros
+
+PERIOD = SECOND // 10
+CAMERAS = ("camera", "left/wide")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def program(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """A configured segment node."""
+    log = tmp_path_factory.mktemp("segment_node") / "log"
+    cameras = f"[{', '.join(CAMERAS)}]"
+    with (
+        own_domain(),
+        running(node_command("segment_node", model=model, cameras=cameras, **lossless(*CAMERAS)), log) as program,
+    ):
+        with open_graph() as graph:
+            graph.lifecycle().configure()
+        yield program
+
+
+@pytest.fixture
+def graph(program: Program) -> Iterator[Graph]:
+    """The graph with that node active."""
+    with open_graph() as graph:
+        lifecycle = graph.lifecycle()
+        lifecycle.activate()
+        yield graph
+        lifecycle.deactivate()
+
+
+def test_each_image_gives_one_mask_with_its_header_equal_to_that_of_netwarp_segment(
+    graph: Graph, model: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for index, image in enumerate(moving_images(6)):
+        assert cv2.imwrite(str(folder / f"{index}.png"), image)
+    with pytest.raises(SystemExit) as ended:
+        netwarp(["segment", str(folder), "-o", str(out), "--model", str(model), "--no-video"])
+    assert ended.value.code == 0
+    stream = Segmenter(model).stream()
+
+    viewer = Viewer(graph)
+    for frame in open_frames(folder):
+        message = image_message(frame.image, frame.stamp_ns)
+        mask, timing = viewer.see(message)
+        assert mask.header == timing.header == message.header
+        assert (mask.encoding, mask.step, mask.is_bigendian) == ("mono8", 64, 0)
+        expected = stream.segment(frame.image, frame.stamp_ns, FRAME_ID)
+        np.testing.assert_array_equal(array_of(mask), expected.mask)
+        written = cv2.imread(str(out / "masks" / f"{frame.name}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(array_of(mask), written)
+        assert timing.sequence == frame.index
+        assert (timing.memory, timing.reason) == (expected.memory, expected.reason)
+        assert timing.dropped == 0
+        stages = timing.wait_ms + timing.decode_ms + timing.prepare_ms + timing.flow_ms + timing.network_ms
+        assert 0 < stages <= timing.total_ms
+        assert timing.age_ms == pytest.approx(timing.receive_ms + timing.total_ms)
+    assert len(viewer.masks) == 6
+
+
+def wrong_step(message: Image) -> None:
+    message.step = 17
+
+
+def no_data(message: Image) -> None:
+    message.data = []
+
+
+def unknown_encoding(message: Image) -> None:
+    message.encoding = "rgb7"
+
+
+def no_pixels(message: Image) -> None:
+    message.width = message.height = 0
+
+
+def test_malformed_images_are_counted_and_explained_and_the_next_one_is_segmented(graph: Graph) -> None:
+    bad: list[tuple[Callable[[Image], None], str]] = [
+        (wrong_step, "step is 17: expected at least 192"),
+        (no_data, "data has 0 bytes: expected 9216"),
+        (unknown_encoding, "encoding is 'rgb7': expected one of mono8,"),
+        (no_pixels, "size is 0x0: expected at least one pixel"),
+    ]
+    images = moving_images(2 * len(bad) + 1)
+    viewer = Viewer(graph)
+    viewer.see(image_message(images[0], SECOND))
+    for index, (spoil, problem) in enumerate(bad):
+        stamp_ns = SECOND + (2 * index + 1) * PERIOD
+        malformed = image_message(images[2 * index + 1], stamp_ns)
+        spoil(malformed)
+        viewer.publish(malformed)
+        seen = graph.diagnosis(
+            "segmenter: camera", lambda status, values, problem=problem: problem in values["last error"]
+        )
+        assert seen["dropped: malformed"] == str(index + 1)
+        good = image_message(images[2 * index + 2], stamp_ns + PERIOD)
+        mask, timing = viewer.see(good)
+        assert mask.header == good.header
+        assert timing.memory == FrameTiming.MEMORY_KEPT
+        assert timing.dropped == index + 1
+    seen = graph.diagnosis("segmenter: camera", lambda status, values: values["published"] == str(len(bad) + 1))
+    assert (seen["received"], seen["dropped"], seen["in flight"]) == (str(2 * len(bad) + 1), str(len(bad)), "0")
+
+
+def test_breaks_in_the_stream_start_the_memory_anew_and_say_why(graph: Graph) -> None:
+    small, large = moving_images(1)[0], np.tile(moving_images(1)[0], (2, 2, 1))
+    steps = [
+        (image_message(small, 10 * SECOND), Reset.FIRST),
+        (image_message(small, 10 * SECOND + PERIOD), ""),
+        (image_message(large, 10 * SECOND + 2 * PERIOD), Reset.SIZE),
+        (image_message(large, 9 * SECOND), Reset.STAMP),
+        (image_message(large, 0), Reset.STAMP),
+        (image_message(large, 0), Reset.STAMP),
+        (image_message(large, -SECOND), Reset.STAMP),
+        (image_message(large, 20 * SECOND), Reset.GAP),
+        (image_message(large, 20 * SECOND + PERIOD, "other_frame"), Reset.FRAME_ID),
+        (image_message(large, 20 * SECOND + 2 * PERIOD, "other_frame"), ""),
+    ]
+    viewer = Viewer(graph)
+    for message, reason in steps:
+        mask, timing = viewer.see(message)
+        assert timing.reason == reason
+        assert timing.memory == (FrameTiming.MEMORY_NEW if reason else FrameTiming.MEMORY_KEPT)
+        assert mask.header == message.header
+        assert (mask.width, mask.height) == (message.width, message.height)
+        assert len(mask.data) == message.width * message.height
+    seen = graph.diagnosis("segmenter: camera", lambda status, values: values["published"] == str(len(steps)))
+    assert seen["resets"] == "8"
+    assert seen[f"resets: {Reset.STAMP}"] == "4"
+    assert seen["dropped"] == "0"
+
+
+def test_reset_service_starts_the_memory_anew(graph: Graph, model: Path) -> None:
+    images = moving_images(3)
+    viewer = Viewer(graph)
+    for index in range(2):
+        viewer.see(image_message(images[index], SECOND + index * PERIOD))
+    assert viewer.timings[-1].memory == FrameTiming.MEMORY_KEPT
+    answer = graph.ask(Trigger, "segmenter/reset")
+    assert answer.success and "camera" in answer.message
+    mask, timing = viewer.see(image_message(images[2], SECOND + 2 * PERIOD))
+    assert (timing.memory, timing.reason) == (FrameTiming.MEMORY_NEW, Reset.REQUEST)
+    alone = Segmenter(model).stream().segment(images[2], 0)
+    np.testing.assert_array_equal(array_of(mask), alone.mask)
+
+
+def test_cameras_have_memories_of_their_own(graph: Graph, model: Path) -> None:
+    images = {name: moving_images(4, seed) for seed, name in enumerate(CAMERAS)}
+    segmenter = Segmenter(model)
+    streams = {name: segmenter.stream() for name in CAMERAS}
+    viewers = {name: Viewer(graph, name) for name in CAMERAS}
+    for index in range(4):
+        for name in CAMERAS:
+            image, stamp_ns = images[name][index], SECOND + index * PERIOD
+            mask, timing = viewers[name].see(image_message(image, stamp_ns))
+            expected = streams[name].segment(image, stamp_ns, FRAME_ID)
+            np.testing.assert_array_equal(array_of(mask), expected.mask)
+            assert timing.memory == (FrameTiming.MEMORY_KEPT if index else FrameTiming.MEMORY_NEW)
+            assert timing.sequence == index
+
+
+def test_color_and_overlay_show_the_mask_to_those_who_subscribe(graph: Graph) -> None:
+    viewer, classes = Viewer(graph), load_classes("camvid")
+    colors, overlays = (graph.hear(Image, f"camera/segmentation/{topic}") for topic in ("color", "overlay"))
+    for index, image in enumerate(moving_images(100)):  # until the node knows of these subscribers too
+        mask, _ = viewer.see(image_message(image, SECOND + index * PERIOD))
+        if colors and overlays:
+            break
+    graph.until(lambda: colors[-1].header == overlays[-1].header == mask.header, "color and overlay of the mask")
+    assert colors[-1].encoding == overlays[-1].encoding == "rgb8"
+    np.testing.assert_array_equal(array_of(colors[-1]), classes.colorize(array_of(mask)))
+    np.testing.assert_array_equal(array_of(overlays[-1]), overlay(image, array_of(mask), classes, 0.5)[..., ::-1])
+
+
+def test_every_frame_of_a_flood_is_accounted_for(graph: Graph, program: Program) -> None:
+    images = moving_images(40)
+    viewer = Viewer(graph)
+    viewer.see(image_message(images[0], SECOND))
+    for index, image in enumerate(images[1:], start=1):
+        if index == 10:
+            program.pause()  # what it cannot take from its queue of one, it must miss
+        viewer.publish(image_message(image, SECOND + index * PERIOD))
+    program.resume()
+    last = SECOND + 39 * PERIOD
+    graph.until(lambda: viewer.masks[-1].header == header(last), "mask of the newest image")
+    seen = graph.diagnosis("segmenter: camera", lambda status, values: values["in flight"] == "0")
+    received, published, dropped, missed = (int(seen[key]) for key in ("received", "published", "dropped", "missed"))
+    assert received + missed == 40
+    assert received == published + dropped
+    assert dropped == int(seen["dropped: superseded"])
+    assert dropped + missed > 0
+    graph.until(lambda: len(viewer.masks) == published, "mask of each published frame")
+    assert viewer.timings[-1].dropped == dropped + missed

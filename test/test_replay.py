@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replay node, in a process of its own: what was recorded comes out, all of it, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from graph import SECOND, Graph, Program, header, moving_images, node_command, open_graph, running
+from sensor_msgs.msg import Image
+
+from netwarp_ros.data.bags import write_bag
+from netwarp_ros.data.frames import Frame
+from netwarp_ros.node.images import to_bgr
+
+pytestmark = pytest.mark.ros
+
+COUNT = 12
+
+
+@pytest.fixture
+def graph(ros_domain: int) -> Iterator[Graph]:
+    with open_graph() as graph:
+        yield graph
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    return moving_images(COUNT)
+
+
+@pytest.fixture(scope="module")
+def folder(images: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for index, image in enumerate(images):
+        assert cv2.imwrite(str(folder / f"{index:02}.png"), image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bag(images: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bags") / "drive"
+    frames = [Frame(index, 100 * SECOND + index**2 * 1000, "", image) for index, image in enumerate(images)]
+    write_bag(path, frames, topic="/somewhere/image_raw")
+    return path
+
+
+def played(graph: Graph, log: Path, topic: str, count: int, **parameters: Any) -> list[Image]:
+    """Replay to the end, and return what came."""
+    with running(node_command("replay_node", **parameters), log) as program:
+        heard = graph.hear(Image, topic)
+        graph.until(lambda: len(heard) >= count, f"{count} images")
+        assert program.end(by=None) == 0
+    assert len(heard) == count
+    return heard
+
+
+def test_bag_comes_out_as_recorded(graph: Graph, bag: Path, images: list[np.ndarray], tmp_path: Path) -> None:
+    heard = played(graph, tmp_path / "log", "camera/image_raw", COUNT, path=bag, stamp="recorded")
+    for index, (message, image) in enumerate(zip(heard, images, strict=True)):
+        assert message.header == header(100 * SECOND + index**2 * 1000, "camera_optical_frame")
+        np.testing.assert_array_equal(to_bgr(message), image)
+
+
+def test_folder_comes_out_at_a_rate_as_the_camera_that_is_wanted(
+    graph: Graph, folder: Path, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    parameters = {"path": folder, "camera": "left/wide", "frame_id": "left", "rate": 100.0, "stamp": "recorded"}
+    heard = played(graph, tmp_path / "log", "left/wide/image_raw", COUNT, **parameters)
+    for index, (message, image) in enumerate(zip(heard, images, strict=True)):
+        assert message.header == header(index * SECOND // 100, "left")
+        np.testing.assert_array_equal(to_bgr(message), image)
+
+
+def test_loop_goes_on_with_new_stamps_until_told_to_stop(graph: Graph, folder: Path, tmp_path: Path) -> None:
+    with running(node_command("replay_node", path=folder, rate=200.0, loop="true"), tmp_path / "log") as program:
+        heard = graph.hear(Image, "camera/image_raw")
+        graph.until(lambda: len(heard) > 2 * COUNT, "third round")
+        assert program.end() == 0
+    stamps = [(message.header.stamp.sec, message.header.stamp.nanosec) for message in heard]
+    assert stamps == sorted(set(stamps))
+    assert heard[0].data == heard[COUNT].data == heard[2 * COUNT].data
+    assert heard[0].data != heard[1].data
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({}, "path is empty. Give a folder of images, an image, a video or a rosbag2."),
+        ({"path": "/nowhere"}, "nothing at /nowhere: give a folder of images, an image, a video or a bag"),
+        ({"path": "/nowhere", "stamp": "later"}, "stamp is 'later'. Give one of now, recorded."),
+    ],
+)
+def test_what_cannot_be_played_is_named(
+    ros_domain: int, tmp_path: Path, parameters: dict[str, str], problem: str
+) -> None:
+    program = Program(node_command("replay_node", **parameters), tmp_path / "log")
+    assert program.end(by=None) == 2
+    assert program.said == f"replay_node: {problem}\n"

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say of names and defaults is what the code has."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def rows(document: str) -> dict[str, str]:
+    """Return the second cell of each table row whose first is a name in backticks."""
+    lines = (ROOT / "docs" / document).read_text(encoding="utf-8").splitlines()
+    return {match[1]: match[2].strip("` ") for line in lines if (match := re.match(r"\| `(\w+)` \| ([^|]*)\|", line))}
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("node", ["Segment", "Replay"])
+def test_every_parameter_is_documented_with_its_default(node: str) -> None:
+    documented = rows("node.md")
+    module = importlib.import_module(f"netwarp_ros.node.{node.lower()}_node")
+    for parameter in fields(getattr(module, f"{node}Parameters")):
+        default, text = parameter.default, documented[parameter.name]
+        if isinstance(default, tuple):
+            assert tuple(ast.literal_eval(text)) == default
+        else:
+            assert text == (str(default).lower() if isinstance(default, bool) else str(default)), parameter.name
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target

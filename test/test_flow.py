@@ -33,12 +33,18 @@ def test_colour_gives_the_flow_of_its_grey_image() -> None:
     np.testing.assert_array_equal(DisFlow()(*frames), DisFlow()(*grey))
 
 
-def test_a_result_depends_on_its_two_frames_alone() -> None:
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_result_depends_on_its_arguments_alone(preset: str) -> None:
+    """One estimator serves many cameras: what it was given before, with a start or without, leaves no trace."""
     first, second = texture(), np.roll(texture(), 3, axis=1)
-    dis = DisFlow()
-    once = dis(second, first)
-    dis(texture(seed=7), texture(seed=8))
-    np.testing.assert_array_equal(dis(second, first), once)
+    start = np.full((96, 128, 2), -2, np.float32)
+    cold, warm = DisFlow(preset)(second, first), DisFlow(preset)(second, first, start)
+    dis = DisFlow(preset)
+    for _ in range(2):
+        dis(texture(seed=7), texture(seed=8))
+        np.testing.assert_array_equal(dis(second, first, start), warm)
+        dis(texture(seed=7), texture(seed=8), 9 * start)
+        np.testing.assert_array_equal(dis(second, first), cold)
 
 
 def test_a_start_near_the_truth_finds_motion_too_large_for_a_cold_one() -> None:

@@ -30,10 +30,21 @@ pytestmark = pytest.mark.ros
 PERIOD = SECOND // 10
 
 
+# A namespace of its own: in Kilted, a lifecycle node leaves its services behind in the process, where the clients of
+# other tests would find them.
+NAMESPACE = "inside"
+
+
 @pytest.fixture
-def graph(ros_domain: int, tmp_path: Path) -> Iterator[Graph]:
-    parameters = {"model": tiny_model(tmp_path / "tiny.safetensors"), **lossless("camera")}
-    with open_graph(*(part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))) as graph:
+def model(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def graph(ros_domain: int, model: Path) -> Iterator[Graph]:
+    parameters = {"model": model, **lossless(f"{NAMESPACE}/camera")}
+    given = (part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))
+    with open_graph("-r", f"__ns:=/{NAMESPACE}", *given) as graph:
         yield graph
 
 
@@ -61,7 +72,9 @@ def test_a_failed_frame_is_counted_with_its_cause_and_the_next_is_segmented(
     image = moving_images(1)[0]
     viewer.see(image_message(image, SECOND))
     viewer.publish(image_message(image, 2 * SECOND))
-    seen = graph.diagnosis("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.ERROR)
+    seen = graph.diagnosis(
+        f"{NAMESPACE}/segmenter: camera", lambda status, values: status.level == DiagnosticStatus.ERROR
+    )
     assert seen["message"] == "1 frames failed: RuntimeError: out of memory"
     assert (seen["received"], seen["published"], seen["dropped: failed"]) == ("2", "1", "1")
     mask, timing = viewer.see(image_message(image, 2 * SECOND + PERIOD))
@@ -93,6 +106,15 @@ def test_whatever_goes_wrong_in_configuring_leaves_it_unconfigured(
         patch.setattr(segment_node, "load_classes", lambda name: (_ for _ in ()).throw(FileNotFoundError(name)))
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+def test_wrong_qos_of_an_output_leaves_no_topics(ros_domain: int, model: Path) -> None:
+    override = f"qos_overrides./{NAMESPACE}/camera/segmentation/color.publisher.reliability:=sometimes"
+    with open_graph("-r", f"__ns:=/{NAMESPACE}", "-p", f"model:={model}", "-p", override):
+        node = SegmentNode()
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert not [publisher for publisher in node.publishers if "segmentation" in publisher.topic_name]
+        node.destroy_node()
 
 
 def test_shutdown_from_any_state_ends_the_work(graph: Graph, node: SegmentNode) -> None:

@@ -32,7 +32,8 @@ class DisFlow:
         if preset not in PRESETS:
             raise ValueError(f"unknown DIS preset {preset!r}: choose one of {', '.join(PRESETS)}")
         self.preset = preset
-        self._dis = cv2.DISOpticalFlow.create(PRESETS[preset])
+        # OpenCV's object that was ever given a start goes on from its own last flow when it is given none.
+        self._cold, self._warm = (cv2.DISOpticalFlow.create(PRESETS[preset]) for _ in range(2))
 
     def __call__(self, present: np.ndarray, previous: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
         """Estimate the flow from the present frame back to the previous one.
@@ -61,10 +62,11 @@ class DisFlow:
             present, previous = (
                 cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE) for image in (present, previous)
             )
-        flow = None  # not zero: OpenCV starts better by itself than from a flow of zero
-        if start is not None:
-            flow = cv2.copyMakeBorder(start, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        flow = self._dis.calc(present, previous, flow)  # type: ignore[arg-type]  # OpenCV's stub omits None
+        if start is None:  # not zero: OpenCV starts better by itself than from a flow of zero
+            flow = self._cold.calc(present, previous, None)  # type: ignore[call-overload]  # its stub omits None
+        else:
+            start = cv2.copyMakeBorder(start, 0, below, 0, right, cv2.BORDER_REPLICATE)  # a copy: it is written to
+            flow = self._warm.calc(present, previous, start)
         return flow[:height, :width]
 
 

@@ -23,7 +23,7 @@ from netwarp_ros.node.account import Account, Drop
 from netwarp_ros.node.images import mask_message, rgb_message, to_bgr
 from netwarp_ros.node.mailbox import Mailbox
 from netwarp_ros.overlay import overlay
-from netwarp_ros.segmenter import Stream
+from netwarp_ros.segmenter import Reset, Stream
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
@@ -169,7 +169,7 @@ class Camera:
                 reason=result.reason,
             )
         )
-        self.account.publish(total_ms, result.reason)
+        self.account.publish(total_ms, "" if result.reason == Reset.HOST_ONLY else result.reason)
 
     def _receive(self, message: Image | CompressedImage, info: Mapping[str, int | None]) -> None:
         received, now_ns = perf_counter(), self._node.get_clock().now().nanoseconds

@@ -70,13 +70,14 @@ class SegmentNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("segmenter")
-        parameters.declare(self, SegmentParameters)
-        self.add_on_set_parameters_callback(self._on_set_parameters)
+        # First what `destroy_node` looks at: ROS calls that also when a parameter is refused here.
         self._segmenter: Segmenter | None = None
         self._cameras: dict[str, Camera] = {}
         self._mailbox: Mailbox[Arrival] = Mailbox([])
         self._worker: Thread | None = None
         self._reported: dict[str, Balance] = {}
+        parameters.declare(self, SegmentParameters)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # On the steady clock: it must also tick where simulated time stands still.
         self._report_timer = self.create_timer(PERIOD_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))

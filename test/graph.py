@@ -178,6 +178,7 @@ def lossless(*cameras: str) -> dict[str, Any]:
         for camera in cameras
         for topic, value in (
             (f"{camera}/image_raw.subscription.reliability", "reliable"),
+            (f"{camera}/image_raw/compressed.subscription.reliability", "reliable"),
             (f"{camera}/segmentation/mask.publisher.depth", 100),
             (f"{camera}/segmentation/timing.publisher.depth", 100),
         )

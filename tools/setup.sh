@@ -45,7 +45,7 @@ fi
 # folder's time shows, asks for a build.
 built="$NETWARP_PREFIX/.built"
 changed() {
-    find CMakeLists.txt package.xml msg "$installed" -newer "$built"
+    find CMakeLists.txt package.xml msg csrc "$installed" -newer "$built"
     find netwarp_ros config launch scripts -type d -not -name __pycache__ -newer "$built"
 }
 if [ ! -e "$built" ] || [ -n "$(changed)" ]; then

@@ -11,13 +11,18 @@ Conventions, which every implementation of the operator is held to:
   sums are float32 (float64 for float64 features), and the result is rounded once, to the type of the features.
 * **Non-finite flow.** NaN counts as no displacement; an infinite displacement goes to the border it points at. Both
   have zero gradient.
+* **Autocast.** Features keep their type, and flow is taken to float32; nothing is computed in less.
+
+`csrc/` has the operator in C++ and CUDA, on any memory format and any strides, for float32, float16 and bfloat16 on the
+devices it was built for; plain PyTorch serves elsewhere, and where it is not built. docs/operator.md says more.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from netwarp_ros.ops import reference
+from netwarp_ros.ops import compiled, reference
 
 __all__ = ["warp", "warp_combine"]
 
@@ -37,7 +42,10 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
         RuntimeError: If the tensors are on different devices.
     """
     _check_features(features, "features")
+    flow = _under_autocast(flow, features)
     _check_flow(features, flow)
+    if _is_compiled_for(features):
+        return torch.ops.netwarp_ros.warp(features, flow)
     return reference.warp(features, flow)
 
 
@@ -66,6 +74,7 @@ def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2
             f"previous is {tuple(previous.shape)} {previous.dtype}, present is {tuple(present.shape)} {present.dtype}: "
             "give two feature maps of one shape and type"
         )
+    flow = _under_autocast(flow, present)
     _check_flow(present, flow)
     for name, weight in (("w1", w1), ("w2", w2)):
         if weight.shape != (present.shape[1],) or not weight.is_floating_point():
@@ -74,7 +83,20 @@ def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2
                 f"{present.shape[1]} channels"
             )
     _check_devices(present=present, previous=previous, flow=flow, w1=w1, w2=w2)
+    if _is_compiled_for(present):
+        return torch.ops.netwarp_ros.warp_combine(present, previous, flow, w1.float(), w2.float())
     return reference.warp_combine(present, previous, flow, w1, w2)
+
+
+def _is_compiled_for(features: Tensor) -> bool:
+    return features.device.type in compiled.DEVICES and features.dtype in compiled.DTYPES
+
+
+def _under_autocast(flow: Tensor, features: Tensor) -> Tensor:
+    """Bring the flow of a network that autocast ran in half precision to the type that coordinates have."""
+    device = flow.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return flow.to(reference.coordinate_dtype(features.dtype)) if autocast and flow.is_floating_point() else flow
 
 
 def _check_features(features: Tensor, name: str) -> None:

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators on the CPU: which kernel does what, on as many threads as PyTorch is set to use.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <string>
+#include <tuple>
+
+#include "../arguments.h"
+#include "kernels.h"
+
+namespace netwarp::cpu {
+
+namespace {
+
+// How many work items of so many elements are worth a thread.
+int64_t grain(int64_t elements) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, elements)); }
+
+// The best kernels that this processor can run. ATEN_CPU_CAPABILITY holds them back, as it does PyTorch's own.
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+#ifdef NETWARP_X86
+    const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+    const std::string limit = variable ? variable : "";
+    __builtin_cpu_init();
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && avx2 && limit != "default" && limit != "avx2") return kernels_avx512;
+    if (avx2 && limit != "default") return kernels_avx2;
+#endif
+    return kernels_baseline;
+  }();
+  return chosen;
+}
+
+Element element_of(const Tensor& map) {
+  switch (map.scalar_type()) {
+    case ScalarType::Half: return Element::float16;
+    case ScalarType::BFloat16: return Element::bfloat16;
+    default: return Element::float32;
+  }
+}
+
+Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), strides_of(flow)}; }
+
+// The kernel over planes takes any steps but between neighbours in a row.
+Tensor with_dense_rows(const Tensor& map) {
+  return map.stride(3) == 1 || map.size(3) == 1 ? map : torch::stable::contiguous(map);
+}
+
+// ... and of the present features, which are read in the order of the result, none but between images and channels.
+Tensor with_dense_planes(const Tensor& map) {
+  const bool dense = (map.stride(3) == 1 || map.size(3) == 1) && (map.stride(2) == map.size(3) || map.size(2) == 1);
+  return dense ? map : torch::stable::contiguous(map);
+}
+
+Strides dense_pixels(const Shape& shape) {
+  return {shape.height * shape.width * shape.channels, 1, shape.width * shape.channels, shape.channels};
+}
+
+// `task` holds what a combination needs beyond the warp.
+Tensor forward(const Tensor& features, const Tensor& flow, MemoryFormat format, Forward task) {
+  const Shape shape = check_features(features);
+  check_flow(flow, features);
+  Tensor out = empty_like(features, format);
+  if (out.numel() == 0) return out;
+
+  const bool planes = format == MemoryFormat::Contiguous;
+  const Tensor from = planes ? with_dense_rows(features) : channels_last(features);
+  task.shape = shape;
+  task.element = element_of(features);
+  task.flow = flow_of(flow);
+  task.features = from.const_data_ptr();
+  task.features_strides = planes ? strides_of(from) : dense_pixels(shape);
+  task.out = out.mutable_data_ptr();
+  const int64_t pixels = shape.height * shape.width;
+  if (planes) {
+    STD_TORCH_CHECK((shape.height - 1) * from.stride(2) + shape.width <= std::numeric_limits<int32_t>::max(),
+                    "a channel that spans more than 2^31 elements is not supported: give contiguous features");
+    const int64_t tiles = (pixels + kTile - 1) / kTile;
+    torch::stable::parallel_for(0, shape.batch * tiles * shape.channels, grain(std::min(pixels, kTile)),
+                                [&](int64_t begin, int64_t end) { kernels().warp_planes(task, begin, end); });
+  } else {
+    torch::stable::parallel_for(0, shape.batch * shape.height, grain(shape.width * shape.channels),
+                                [&](int64_t begin, int64_t end) { kernels().warp_pixels(task, begin, end); });
+  }
+  return out;
+}
+
+Tensor warp(const Tensor& features, const Tensor& flow) {
+  check_features(features);
+  return forward(features, flow, format_of(features), Forward{});
+}
+
+Tensor warp_combine(const Tensor& present, const Tensor& previous, const Tensor& flow, const Tensor& w1,
+                    const Tensor& w2) {
+  check_features(present);
+  check_like(previous, present, "previous");
+  const MemoryFormat format = format_of(present);
+  const Tensor blended = format == MemoryFormat::Contiguous ? with_dense_planes(present) : present;
+  const Tensor weight1 = check_weight(w1, present), weight2 = check_weight(w2, present);
+  Forward task{};
+  task.present = blended.const_data_ptr();
+  task.present_strides = strides_of(blended);
+  task.w1 = weight1.const_data_ptr<float>();
+  task.w2 = weight2.const_data_ptr<float>();
+  return forward(previous, flow, format, task);
+}
+
+// The backward kernels work on channels-last maps; others are brought to that first.
+
+Tensor backward_features(const Tensor& grad, const Tensor& flow, const std::optional<Tensor>& weight, bool) {
+  const Shape shape = check_features(grad);
+  check_flow(flow, grad);
+  const Tensor dense = channels_last(grad);
+  Tensor sums = empty({shape.batch, shape.channels, shape.height, shape.width}, ScalarType::Float, grad,
+                      MemoryFormat::ChannelsLast);
+  torch::stable::zero_(sums);
+  const std::optional<Tensor> factor = weight ? std::optional(check_weight(*weight, grad)) : std::nullopt;
+  Backward task{};
+  task.shape = shape;
+  task.element = element_of(grad);
+  task.flow = flow_of(flow);
+  task.grad = dense.const_data_ptr();
+  task.weight = factor ? factor->const_data_ptr<float>() : nullptr;
+  task.grad_features = sums.mutable_data_ptr<float>();
+  const int64_t blocks = (shape.channels + kChannelBlock - 1) / kChannelBlock;
+  torch::stable::parallel_for(0, shape.batch * blocks, grain(shape.height * shape.width * kChannelBlock),
+                              [&](int64_t begin, int64_t end) { kernels().backward_features(task, begin, end); });
+  return torch::stable::to(sums, grad.scalar_type());
+}
+
+Tensor backward_flow(const Tensor& grad, const Tensor& features, const Tensor& flow,
+                     const std::optional<Tensor>& weight) {
+  const Shape shape = check_features(features);
+  check_like(grad, features, "grad");
+  check_flow(flow, features);
+  const Tensor dense_grad = channels_last(grad), dense_features = channels_last(features);
+  const std::optional<Tensor> factor = weight ? std::optional(check_weight(*weight, grad)) : std::nullopt;
+  Tensor out = empty({shape.batch, 2, shape.height, shape.width}, ScalarType::Float, grad);
+  Backward task{};
+  task.shape = shape;
+  task.element = element_of(features);
+  task.flow = flow_of(flow);
+  task.grad = dense_grad.const_data_ptr();
+  task.features = dense_features.const_data_ptr();
+  task.weight = factor ? factor->const_data_ptr<float>() : nullptr;
+  task.grad_flow = out.mutable_data_ptr<float>();
+  torch::stable::parallel_for(0, shape.batch * shape.height, grain(shape.width * shape.channels),
+                              [&](int64_t begin, int64_t end) { kernels().backward_flow(task, begin, end); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> backward_weights(const Tensor& grad, const Tensor& present, const Tensor& previous,
+                                            const Tensor& flow) {
+  const Shape shape = check_features(present);
+  check_like(previous, present, "previous");
+  check_like(grad, present, "grad");
+  check_flow(flow, present);
+  const Tensor dense_grad = channels_last(grad), dense_present = channels_last(present);
+  const Tensor dense_previous = channels_last(previous);
+  Tensor grad_w1 = empty({shape.channels}, ScalarType::Float, grad);
+  Tensor grad_w2 = empty({shape.channels}, ScalarType::Float, grad);
+  Backward task{};
+  task.shape = shape;
+  task.element = element_of(present);
+  task.flow = flow_of(flow);
+  task.grad = dense_grad.const_data_ptr();
+  task.features = dense_previous.const_data_ptr();
+  task.present = dense_present.const_data_ptr();
+  task.grad_w1 = grad_w1.mutable_data_ptr<float>();
+  task.grad_w2 = grad_w2.mutable_data_ptr<float>();
+  const int64_t blocks = (shape.channels + kChannelBlock - 1) / kChannelBlock;
+  torch::stable::parallel_for(0, blocks, grain(shape.batch * shape.height * shape.width * kChannelBlock),
+                              [&](int64_t begin, int64_t end) { kernels().backward_weights(task, begin, end); });
+  return {grad_w1, grad_w2};
+}
+
+}  // namespace
+}  // namespace netwarp::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(netwarp_ros, CPU, library) {
+  library.impl("warp", TORCH_BOX(&netwarp::cpu::warp));
+  library.impl("warp_combine", TORCH_BOX(&netwarp::cpu::warp_combine));
+  library.impl("warp_backward_features", TORCH_BOX(&netwarp::cpu::backward_features));
+  library.impl("warp_backward_flow", TORCH_BOX(&netwarp::cpu::backward_flow));
+  library.impl("warp_combine_backward_weights", TORCH_BOX(&netwarp::cpu::backward_weights));
+}

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled operator, ``torch.ops.netwarp_ros``: where it is found, and what PyTorch is told about it.
+
+`csrc/` holds its C++ and CUDA; this module adds what lets it take part in autograd, ``torch.compile`` and
+``torch.export``: fake kernels, which say what a result looks like, and the backward formulas.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name("libnetwarp_ops.so")
+"""Where colcon and pip install the library. Links are not followed: colcon may link the modules to the source tree."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""The features' types that it serves."""
+
+
+def load(library: Path = LIBRARY) -> frozenset[str]:
+    """Load the library and register it with PyTorch.
+
+    Args:
+        library: The file to load.
+
+    Returns:
+        The types of the devices that it serves; none, with a warning, where it is not there or cannot be loaded.
+    """
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        reason = "it is not built" if not library.exists() else str(error)
+        warnings.warn(
+            f"the compiled warp operator is not in use ({reason}): plain PyTorch serves in its place, several times "
+            "slower; build it by `make setup` or `pip install .`, where a C++ compiler is needed",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return frozenset()
+    _register()
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(device for device in ("cpu", "cuda") if has_kernel("netwarp_ros::warp", device.upper()))
+
+
+def _register() -> None:
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"netwarp_ros::{name}", fake)
+    torch.library.register_autograd("netwarp_ros::warp", _warp_backward, setup_context=_save_warp)
+    torch.library.register_autograd("netwarp_ros::warp_combine", _combine_backward, setup_context=_save_combine)
+    for name in _FAKES.keys() - {"warp", "warp_combine"}:
+        torch.library.register_autograd(f"netwarp_ros::{name}", _no_second_derivative)
+
+
+# Fake kernels
+
+
+def _result_like(features: Tensor) -> Tensor:
+    channels_last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(features, memory_format=memory_format)
+
+
+def _fake_warp(features: Tensor, flow: Tensor) -> Tensor:
+    return _result_like(features)
+
+
+def _fake_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    return _result_like(present)
+
+
+def _fake_backward_features(grad: Tensor, flow: Tensor, weight: Tensor | None, deterministic: bool) -> Tensor:
+    return torch.empty_like(grad, memory_format=torch.channels_last)
+
+
+def _fake_backward_flow(grad: Tensor, features: Tensor, flow: Tensor, weight: Tensor | None) -> Tensor:
+    return torch.empty_like(flow, memory_format=torch.contiguous_format)
+
+
+def _fake_backward_weights(grad: Tensor, present: Tensor, previous: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    channels = present.shape[1]
+    return flow.new_empty(channels), flow.new_empty(channels)
+
+
+_FAKES = {
+    "warp": _fake_warp,
+    "warp_combine": _fake_combine,
+    "warp_backward_features": _fake_backward_features,
+    "warp_backward_flow": _fake_backward_flow,
+    "warp_combine_backward_weights": _fake_backward_weights,
+}
+
+
+# Backward formulas
+
+
+def _save_warp(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    features, flow = inputs
+    ctx.save_for_backward(features if ctx.needs_input_grad[1] else None, flow)
+
+
+def _warp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.netwarp_ros
+    features, flow = ctx.saved_tensors
+    to_features, to_flow = ctx.needs_input_grad
+    return (
+        ops.warp_backward_features(grad, flow, None, _deterministic()) if to_features else None,
+        ops.warp_backward_flow(grad, features, flow, None) if to_flow else None,
+    )
+
+
+def _save_combine(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.netwarp_ros
+    present, previous, flow, w1, w2 = ctx.saved_tensors
+    to_present, to_previous, to_flow, to_w1, to_w2 = ctx.needs_input_grad
+    grad_w1, grad_w2 = None, None
+    if to_w1 or to_w2:
+        grad_w1, grad_w2 = ops.warp_combine_backward_weights(grad, present, previous, flow)
+    return (
+        (grad * w1.view(1, -1, 1, 1)).to(present.dtype) if to_present else None,
+        ops.warp_backward_features(grad, flow, w2, _deterministic()) if to_previous else None,
+        ops.warp_backward_flow(grad, previous, flow, w2) if to_flow else None,
+        grad_w1 if to_w1 else None,
+        grad_w2 if to_w2 else None,
+    )
+
+
+def _deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "the compiled warp operator has no second derivative: differentiate netwarp_ros.ops.reference twice"
+    )
+
+
+DEVICES = load()
+"""The types of the devices that the library serves, found when this module is imported."""

@@ -23,6 +23,11 @@ using torch::stable::Tensor;
 
 inline Strides strides_of(const Tensor& map) { return {map.stride(0), map.stride(1), map.stride(2), map.stride(3)}; }
 
+// Of a dense channels-last map.
+inline Strides dense_pixels(const Shape& shape) {
+  return {shape.height * shape.width * shape.channels, 1, shape.width * shape.channels, shape.channels};
+}
+
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
   if (a.dim() != b.dim()) return false;
   for (int64_t i = 0; i < a.dim(); ++i)

@@ -2,6 +2,7 @@
 // The CPU kernels. Compiled once for each instruction set, which the build names in NETWARP_ISA.
 #include "kernels.h"
 
+#include "../geometry.h"
 #include "simd.h"
 
 namespace netwarp::cpu {
@@ -10,31 +11,6 @@ namespace NETWARP_ISA {
 namespace {
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Where on one axis a displaced pixel is read: between cell `index` and the next, `fraction` of the way.
-struct Place {
-  int32_t index;
-  float fraction;
-};
-
-// NaN is no displacement; displacements are bounded by the grid, so that the sum stays exact and finite.
-inline Place locate(int64_t position, float displacement, int64_t size) {
-  const float bound = (float)size, last = (float)(size - 1);
-  displacement = displacement == displacement ? displacement : 0.0f;
-  displacement = displacement < -bound ? -bound : displacement;
-  displacement = displacement > bound ? bound : displacement;
-  float place = (float)position + displacement;
-  place = place < 0.0f ? 0.0f : place;
-  place = place > last ? last : place;
-  const int32_t index = (int32_t)place;
-  return {index, place - (float)index};
-}
-
-// The displacement has a derivative where the place is not clamped; NaN compares false.
-inline float derivative(int64_t position, float displacement, int64_t size) {
-  const float place = (float)position + displacement;
-  return place >= 0.0f && place <= (float)(size - 1) ? 1.0f : 0.0f;
-}
 
 // The flow of `count` pixels of a row, from column `x` on.
 inline void read_flow(const Flow& flow, int64_t b, int64_t y, int64_t x, int64_t count, float* u, float* v) {
@@ -56,6 +32,7 @@ struct Group {
 
 constexpr int kMaxRows = 16;    // over more rows than there are lanes, loading them one by one is faster
 constexpr int kRowShift = 8;
+constexpr int64_t kPlanes = 4;  // channels that are gone through together
 
 // The pixels of a tile. `index` is the offset of the upper left neighbour in its plane or, in a group, that from the
 // group's base: columns, and rows << kRowShift. Every pixel has a right and a lower neighbour: in the last column the
@@ -127,66 +104,87 @@ inline Pairs read(const T* base, Int index, bool pairs) {
   return {single, single};
 }
 
-// The values at the pixels [i, i + kLanes) of a tile; `step` leads from a row to the one below.
+// What the channels of the pixels [i, i + kLanes) of a tile share.
+struct Samples {
+  Group group;
+  Int index, last_column, last_row;
+  Vec weight[4];  // upper left, upper right, lower left, lower right
+};
+
+inline Samples samples_at(const Tile& tile, int64_t i) {
+  const Vec x = load(tile.x + i, All{}), y = load(tile.y + i, All{}), one = broadcast(1.0f);
+  const Vec rest_x = one - x, rest_y = one - y;
+  return {tile.group[i / kLanes], load_int(tile.index + i), x == one, y == one,
+          {rest_x * rest_y, x * rest_y, rest_x * y, x * y}};
+}
+
+// The values in one plane; `step` leads from a row to the one below.
 template <typename T>
-inline Vec sample(const Tile& tile, int64_t i, const T* plane, int64_t step, bool pairs) {
-  const Group group = tile.group[i / kLanes];
-  const Int index = load_int(tile.index + i);
+inline Vec sample(const Samples& at, const T* plane, int64_t step, bool pairs) {
   Pairs top, bottom;
-  if (group.rows) {
-    const T* row = plane + group.base;
-    top = permute_pairs(row, index);
-    bottom = permute_pairs(row += step, index);
+  if (at.group.rows) {
+    const T* row = plane + at.group.base;
+    top = permute_pairs(row, at.index);
+    bottom = permute_pairs(row += step, at.index);
     Pairs next = bottom;
-    for (int32_t r = 1; r < group.rows; ++r) {
-      const Int from_here_on = index >= (r << kRowShift);
+    for (int32_t r = 1; r < at.group.rows; ++r) {
+      const Int from_here_on = at.index >= (r << kRowShift);
       top = select(from_here_on, next, top);
-      next = permute_pairs(row += step, index);
+      next = permute_pairs(row += step, at.index);
       bottom = select(from_here_on, next, bottom);
     }
   } else {
-    top = read(plane, index, pairs);
-    bottom = read(plane + step, index, pairs);
+    top = read(plane, at.index, pairs);
+    bottom = read(plane + step, at.index, pairs);
   }
-  const Vec x = load(tile.x + i, All{}), y = load(tile.y + i, All{}), one = broadcast(1.0f);
-  const Vec rest_x = one - x, rest_y = one - y;
   // On the last column or row the other neighbour has weight 0, and must not matter even if it is infinite.
-  const Int last_column = x == one, last_row = y == one;
-  top.left = last_column ? top.right : top.left;
-  bottom.left = last_column ? bottom.right : bottom.left;
-  top = select(last_row, bottom, top);
-  return fma(x * y, bottom.right, fma(rest_x * y, bottom.left, fma(x * rest_y, top.right, rest_x * rest_y * top.left)));
+  top.left = at.last_column ? top.right : top.left;
+  bottom.left = at.last_column ? bottom.right : bottom.left;
+  top = select(at.last_row, bottom, top);
+  Vec value = at.weight[0] * top.left;
+  value = fma(at.weight[1], top.right, value);
+  value = fma(at.weight[2], bottom.left, value);
+  return fma(at.weight[3], bottom.right, value);
 }
 
+// The pixels [begin, end) of the channels [first, last).
 template <typename T, bool kCombine>
-inline void warp_plane(const Forward& task, const Tile& tile, int64_t b, int64_t begin, int64_t end, int64_t c) {
+inline void warp_tile(const Forward& task, const Tile& tile, int64_t b, int64_t begin, int64_t end, int64_t first,
+                      int64_t last) {
   const auto& [batch, channels, height, width] = task.shape;
-  const Strides& from = task.features_strides;
-  const T* plane = (const T*)task.features + b * from.batch + c * from.channel;
-  const int64_t step = height > 1 ? from.row : 0;
-  T* out = (T*)task.out + (b * channels + c) * height * width + begin;
-  const Vec w1 = broadcast(kCombine ? task.w1[c] : 0), w2 = broadcast(kCombine ? task.w2[c] : 0);
+  const Strides &from = task.features_strides, &with = task.present_strides;
+  const T* image = (const T*)task.features + b * from.batch;
   const T* present = (const T*)task.present;
-  if constexpr (kCombine) present += b * task.present_strides.batch + c * task.present_strides.channel + begin;
-
+  if constexpr (kCombine) present += b * with.batch + begin;
+  T* out = (T*)task.out + b * channels * height * width + begin;
+  const int64_t step = height > 1 ? from.row : 0;
+  const bool pairs = width > 1;
   for_vectors(0, end - begin, [&](int64_t i, auto lanes) {
-    Vec value = sample(tile, i, plane, step, width > 1);
-    if constexpr (kCombine) value = fma(w2, value, w1 * load(present + i, lanes));
-    store(out + i, value, lanes);
+    const Samples at = samples_at(tile, i);
+    for (int64_t c = first; c < last; ++c) {
+      Vec value = sample(at, image + c * from.channel, step, pairs);
+      if constexpr (kCombine)
+        value = fma(broadcast(task.w2[c]), value, broadcast(task.w1[c]) * load(present + c * with.channel + i, lanes));
+      store(out + c * height * width + i, value, lanes);
+    }
   });
 }
 
 template <typename T, bool kCombine>
 void warp_planes(const Forward& task, int64_t begin, int64_t end) {
-  const auto [batch, channels, height, width] = task.shape;
+  const auto& [batch, channels, height, width] = task.shape;
   const int64_t pixels = height * width, tiles = (pixels + kTile - 1) / kTile;
   Tile tile;
   for (int64_t item = begin; item < end;) {
     const int64_t b = item / (tiles * channels), t = item / channels % tiles;
-    const int64_t first = t * kTile, last = min(first + kTile, pixels);
     const int64_t stop = min(end, (item / channels + 1) * channels);
-    fill(tile, task, b, first, last);
-    for (; item < stop; ++item) warp_plane<T, kCombine>(task, tile, b, first, last, item % channels);
+    const int64_t first_pixel = t * kTile, last_pixel = min(first_pixel + kTile, pixels);
+    fill(tile, task, b, first_pixel, last_pixel);
+    while (item < stop) {
+      const int64_t c = item % channels, count = min(kPlanes, stop - item);
+      warp_tile<T, kCombine>(task, tile, b, first_pixel, last_pixel, c, c + count);
+      item += count;
+    }
   }
 }
 

@@ -56,14 +56,33 @@ inline float sum(Vec v) {
   return total;
 }
 
+inline Bits widen(Short s) {
+#if defined(__AVX512F__)
+  return (Bits)_mm512_cvtepu16_epi32((__m256i)s);
+#elif defined(__AVX2__)
+  return (Bits)_mm256_cvtepu16_epi32((__m128i)s);
+#else
+  return __builtin_convertvector(s, Bits);
+#endif
+}
+
+// Keeps the lower half of each lane.
+inline Short narrow(Bits b) {
+#if defined(__AVX512F__)
+  return (Short)_mm512_cvtepi32_epi16((__m512i)b);
+#else
+  return __builtin_convertvector(b, Short);
+#endif
+}
+
 // Rounds to nearest, ties to even; a NaN stays one.
 inline Short to_bfloat16(Vec v) {
   const Bits bits = (Bits)v;
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector((v == v) ? rounded : (bits >> 16) | 0x40, Short);
+  return narrow((v == v) ? rounded : (bits >> 16) | 0x40);
 }
 
-inline Vec from_bfloat16(Short s) { return (Vec)(__builtin_convertvector(s, Bits) << 16); }
+inline Vec from_bfloat16(Short s) { return (Vec)(widen(s) << 16); }
 
 // A half's exponent counts from -15, a float's from -127; multiplying by 2^112 also makes subnormals normal.
 inline Vec from_half(Short s) {
@@ -72,7 +91,7 @@ inline Vec from_half(Short s) {
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps((__m128i)s);
 #else
-  const Bits half = __builtin_convertvector(s, Bits);
+  const Bits half = widen(s);
   const Bits magnitude = (half & 0x7fff) << 13;
   const Vec finite = (Vec)magnitude * broadcast(0x1p112f);
   const Bits special = magnitude | 0x7f800000;
@@ -95,7 +114,7 @@ inline Short to_half(Vec v) {
   Bits result = (magnitude < (113u << 23)) ? subnormal : normal;
   result = (magnitude >= (143u << 23)) ? (Bits{} + 0x7c00) : result;
   result = (magnitude > (255u << 23)) ? (Bits{} + 0x7e00) : result;
-  return __builtin_convertvector(result | sign, Short);
+  return narrow(result | sign);
 #endif
 }
 
@@ -190,7 +209,7 @@ inline Bits gather_bits(const void* base, Int index) {
 inline Pairs split(Bits pairs, const BFloat16*) { return {(Vec)(pairs << 16), (Vec)(pairs & 0xffff0000)}; }
 
 inline Pairs split(Bits pairs, const Half*) {
-  return {from_half(__builtin_convertvector(pairs & 0xffff, Short)), from_half(__builtin_convertvector(pairs >> 16, Short))};
+  return {from_half(narrow(pairs)), from_half(narrow(pairs >> 16))};
 }
 
 template <typename T>

@@ -58,10 +58,6 @@ Tensor with_dense_planes(const Tensor& map) {
   return dense ? map : torch::stable::contiguous(map);
 }
 
-Strides dense_pixels(const Shape& shape) {
-  return {shape.height * shape.width * shape.channels, 1, shape.width * shape.channels, shape.channels};
-}
-
 // `task` holds what a combination needs beyond the warp.
 Tensor forward(const Tensor& features, const Tensor& flow, MemoryFormat format, Forward task) {
   const Shape shape = check_features(features);

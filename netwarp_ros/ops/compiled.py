@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _fake_backward_weights(grad: Tensor, present: Tensor, previous: Tensor, flow
     return flow.new_empty(channels), flow.new_empty(channels)
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "warp": _fake_warp,
     "warp_combine": _fake_combine,
     "warp_backward_features": _fake_backward_features,

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA kernels share: element types, corners, and how a kernel is launched.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <cstdint>
+
+#include "../arguments.h"
+#include "../geometry.h"
+
+// A PyTorch without CUDA has no such function, nor any tensor that a kernel could be launched for. Weak, it does not
+// keep the library from being loaded there.
+#pragma weak aoti_torch_get_current_cuda_stream
+
+namespace netwarp::cuda {
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+__device__ inline void assign(float& to, float value) { to = value; }
+__device__ inline void assign(__half& to, float value) { to = __float2half_rn(value); }
+__device__ inline void assign(__nv_bfloat16& to, float value) { to = __float2bfloat16_rn(value); }
+
+// Neighbouring elements that are loaded and stored at once.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T element[kCount];
+};
+
+template <typename T>
+constexpr int kPack = 16 / sizeof(T);
+
+struct Flow {
+  const float* data;
+  Strides strides;
+};
+
+struct Displacement {
+  float u, v;
+};
+
+__device__ inline Displacement read(const Flow& flow, int64_t b, int64_t y, int64_t x) {
+  const float* from = flow.data + b * flow.strides.batch + y * flow.strides.row + x * flow.strides.column;
+  return {__ldg(from), __ldg(from + flow.strides.channel)};
+}
+
+// Upper left, upper right, lower left, lower right: offsets within an image, and weights.
+struct Corners {
+  int64_t offset[4];
+  float weight[4];
+};
+
+__device__ inline Corners corners_at(const Shape& shape, Displacement by, int64_t y, int64_t x, int64_t row_stride,
+                                     int64_t column_stride) {
+  const Place column = locate(x, by.u, shape.width), row = locate(y, by.v, shape.height);
+  const int64_t left = column.index * column_stride;
+  const int64_t right = left + (column.index < shape.width - 1 ? column_stride : 0);
+  const int64_t top = row.index * row_stride, bottom = top + (row.index < shape.height - 1 ? row_stride : 0);
+  const float rest_x = 1.0f - column.fraction, rest_y = 1.0f - row.fraction;
+  return {{top + left, top + right, bottom + left, bottom + right},
+          {rest_x * rest_y, column.fraction * rest_y, rest_x * row.fraction, column.fraction * row.fraction}};
+}
+
+inline Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), strides_of(flow)}; }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline dim3 grid_of(int64_t x, int64_t y = 1) {
+  STD_TORCH_CHECK(x < (int64_t{1} << 31) && y < (1 << 16), "the features are too large for a launch: split the batch");
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
+}
+
+// Launches on the current stream of the tensor's device.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Tensor& on, const Arguments&... arguments) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error == cudaSuccess, "the warp operator's kernel was not launched: ", cudaGetErrorString(error));
+}
+
+// Calls body(T{}) with the type of the elements.
+template <typename Body>
+void with_type(const Tensor& map, const Body& body) {
+  switch (map.scalar_type()) {
+    case ScalarType::Half: return body(__half{});
+    case ScalarType::BFloat16: return body(__nv_bfloat16{});
+    default: return body(float{});
+  }
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+}  // namespace netwarp::cuda

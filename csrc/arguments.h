@@ -73,7 +73,6 @@ inline bool is_channels_last(const Tensor& map) {
   int64_t expected = 1;
   for (int64_t dimension : {1, 3, 2, 0}) {
     const int64_t size = map.size(dimension);
-    if (size == 0) return true;
     if (size != 1) {
       if (map.stride(dimension) != expected) return false;
       expected *= size;

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warp operator against numbers worked out by hand, an independent loop, and finite differences."""
+"""The warp operator against numbers worked out by hand, an independent loop, and finite differences.
+
+Every test runs on the reference in plain PyTorch and on the compiled operator, which the contract holds alike.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from netwarp_ros.ops import warp, warp_combine
+from netwarp_ros.ops import compiled, warp, warp_combine
+
+
+@pytest.fixture(scope="module", params=["reference", "compiled"], autouse=True)
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "compiled" and "cpu" not in compiled.DEVICES:
+        pytest.skip("the compiled operator is not built")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "reference":
+            patch.setattr(compiled, "DEVICES", frozenset())
+        yield
 
 
 def ramp(height: int = 3, width: int = 4) -> Tensor:

@@ -34,7 +34,7 @@ def load(library: Path = LIBRARY) -> frozenset[str]:
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        reason = "it is not built" if not library.exists() else str(error)
+        reason = "it is not built" if not library.exists() else error.__cause__ or error
         warnings.warn(
             f"the compiled warp operator is not in use ({reason}): plain PyTorch serves in its place, several times "
             "slower; build it by `make setup` or `pip install .`, where a C++ compiler is needed",

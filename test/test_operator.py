@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled warp operator: equal to its reference on any input, and a good citizen of PyTorch.
+
+What the operator computes is in test_warp.py; here it is compared with the reference, and autograd, torch.compile,
+autocast, threads, instruction sets and direct calls are tried. How fast it is is no test's business.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from netwarp_ros.ops import compiled, reference, warp, warp_combine
+
+pytestmark = pytest.mark.skipif("cpu" not in compiled.DEVICES, reason="the compiled operator is not built")
+
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels-last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "channel step": lambda t: t.repeat_interleave(2, dim=1)[:, ::2],
+    "cropped": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1))[..., 3:-1, 1:-2],
+    "column step": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels-last slice": lambda t: torch.cat((t, t), 1).contiguous(memory_format=torch.channels_last)[
+        :, : t.shape[1]
+    ],
+    "expanded": lambda t: t[:, :1].expand(t.shape),
+}
+FLOWS = {
+    "still": lambda shape, random: torch.zeros(shape),
+    "smooth": lambda shape, random: 2 * random(shape[0], 2, 1, 1) + 0.1 * random(*shape),
+    "scattered": lambda shape, random: 20 * random(*shape),
+    "huge": lambda shape, random: 1e30 * random(*shape),
+    "whole": lambda shape, random: (3 * random(*shape)).round(),
+    "to the borders": lambda shape, random: (
+        random(*shape).sign() * torch.tensor([shape[3] - 1.0, shape[2] - 1.0])[:, None, None]
+    ),
+    "not finite": lambda shape, random: (
+        (random(*shape) * 5)
+        .where(random(*shape) > -0.5, math.nan)
+        .where(random(*shape) > -1, math.inf)
+        .where(random(*shape) > -1, -math.inf)
+    ),
+}
+SHAPES = st.tuples(st.integers(0, 3), st.integers(0, 70), st.integers(0, 20), st.integers(0, 70)) | st.tuples(
+    st.integers(1, 2), st.integers(1, 5), st.sampled_from([1, 2, 64, 130]), st.sampled_from([1, 2, 17, 100])
+)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def generator(seed: int) -> Any:
+    source = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=source)
+
+
+def assert_rounded_from(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Assert that ``result`` is the float32 ``expected`` to 1e-5 of its magnitude, and one rounding to ``dtype``."""
+    assert result.dtype == dtype and result.shape == expected.shape
+    rounding = torch.finfo(dtype).eps / 2 if dtype != torch.float32 else 0.0
+    magnitude = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(result.float(), expected, rtol=rounding, atol=1e-5 * max(magnitude, 1.0))
+
+
+@settings(max_examples=150)
+@given(
+    shape=SHAPES,
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    flow_layout=st.sampled_from(sorted(LAYOUTS)),
+    flow=st.sampled_from(sorted(FLOWS)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_the_reference(
+    shape: tuple[int, int, int, int], layout: str, flow_layout: str, flow: str, dtype: torch.dtype, seed: int
+) -> None:
+    random = generator(seed)
+    present, previous = (LAYOUTS[layout](random(*shape).to(dtype)) for _ in range(2))
+    displacement = LAYOUTS[flow_layout](FLOWS[flow]((shape[0], 2, *shape[2:]), random))
+    w1, w2 = random(shape[1]), random(shape[1])
+
+    warped, combined = warp(previous, displacement), warp_combine(present, previous, displacement, w1, w2)
+    if warped.numel() > 0:
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            expected = reference.warp(previous, displacement).is_contiguous(memory_format=memory_format)
+            assert warped.is_contiguous(memory_format=memory_format) == expected
+    assert_rounded_from(warped, reference.warp(previous.float(), displacement), dtype)
+    assert_rounded_from(
+        combined, reference.warp_combine(present.float(), previous.float(), displacement, w1, w2), dtype
+    )
+
+
+@settings(max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 70), st.integers(1, 9), st.integers(1, 40)),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    flow=st.sampled_from(sorted(FLOWS)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**16),
+)
+def test_gradients_equal_the_reference(
+    shape: tuple[int, int, int, int], layout: str, flow: str, dtype: torch.dtype, seed: int
+) -> None:
+    random = generator(seed)
+    maps = [LAYOUTS[layout](random(*shape).to(dtype)) for _ in range(2)]
+    others = [FLOWS[flow]((shape[0], 2, *shape[2:]), random), random(shape[1]), random(shape[1])]
+    grad = random(*shape).to(dtype)
+
+    inputs = [t.detach().requires_grad_() for t in (*maps, *others)]
+    gradients = torch.autograd.grad(warp_combine(*inputs), inputs, grad)
+    exact = [t.detach().double().requires_grad_() for t in (*maps, *others)]
+    expected = torch.autograd.grad(reference.warp_combine(*exact), exact, grad.double())
+    for name, got, want in zip(("present", "previous", "flow", "w1", "w2"), gradients, expected, strict=True):
+        rounding = torch.finfo(got.dtype).eps
+        atol = 2e-5 * max(1.0, want.abs().max().item())
+        torch.testing.assert_close(got.double(), want, rtol=rounding, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_all_halves_pass_through_unchanged() -> None:
+    """Every float16 and bfloat16 is read and written exactly, subnormals too, and a NaN stays a NaN."""
+    for dtype in (torch.float16, torch.bfloat16):
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        # Images of two equal pixels, so that no value has another for a neighbour: many images, or many channels.
+        planes = every.view(-1, 1, 1, 1).expand(-1, 1, 1, 2).contiguous()
+        pixels = every.view(1, -1, 1, 1).expand(-1, -1, 1, 2).contiguous(memory_format=torch.channels_last)
+        for features in (planes, pixels, every.view(-1, 1, 1, 1)):
+            warped = warp(features, torch.zeros(features.shape[0], 2, *features.shape[2:]))
+            finite = torch.isfinite(features)
+            assert torch.equal(warped[finite], features[finite])
+            assert warped[torch.isnan(features)].isnan().all()
+
+
+def test_what_is_not_finite_does_not_leak_out_of_the_image() -> None:
+    """Beyond the border the border counts alone, not the infinity beside it."""
+    features = torch.zeros(1, 1, 3, 40)
+    features[..., -2] = math.inf
+    for layout in ("contiguous", "channels-last"):
+        warped = warp(LAYOUTS[layout](features.expand(-1, 2, -1, -1)), torch.full((1, 2, 3, 40), 100.0))
+        assert torch.equal(warped, torch.zeros(1, 2, 3, 40))
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_lesser_instruction_sets_hold_the_same_tests(capability: str) -> None:
+    tests = [
+        f"{Path(__file__)}::{name}"
+        for name in (
+            "test_equals_the_reference",
+            "test_gradients_equal_the_reference",
+            "test_all_halves_pass_through_unchanged",
+            "test_what_is_not_finite_does_not_leak_out_of_the_image",
+        )
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0 and "4 passed" in run.stdout, run.stdout
+
+
+def operands(layout: str = "contiguous", dtype: torch.dtype = torch.float32, grad: bool = True) -> list[Tensor]:
+    random = generator(0)
+    maps = [LAYOUTS[layout](random(2, 5, 6, 7).to(dtype)) for _ in range(2)]
+    return [t.requires_grad_(grad) for t in (*maps, 2 * random(2, 2, 6, 7), random(5), random(5))]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "cropped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(layout: str, dtype: torch.dtype) -> None:
+    ops = torch.ops.netwarp_ros
+    present, previous, flow, w1, w2 = operands(layout, dtype)
+    torch.library.opcheck(ops.warp.default, (previous, flow))
+    torch.library.opcheck(ops.warp_combine.default, (present, previous, flow, w1, w2))
+    present, previous, flow, w1, w2 = operands(layout, dtype, grad=False)
+    for weight in (None, w2):
+        torch.library.opcheck(ops.warp_backward_features.default, (present, flow, weight, False))
+        torch.library.opcheck(ops.warp_backward_flow.default, (present, previous, flow, weight))
+    torch.library.opcheck(ops.warp_combine_backward_weights.default, (present, previous, present, flow))
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_without_a_graph_break(dynamic: bool) -> None:
+    def blend(*inputs: Tensor) -> Tensor:
+        return warp_combine(*inputs).relu() + warp(inputs[1], inputs[2])
+
+    inputs = operands()
+    # aot_eager traces forward and backward as Inductor does, and leaves out the C++ compiler.
+    graph = torch.compile(blend, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    expected, result = blend(*inputs), graph(*inputs)
+    assert torch.equal(result, expected)
+    for got, want in zip(
+        torch.autograd.grad(result.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_exports() -> None:
+    class Blend(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return warp_combine(*inputs)
+
+    inputs = tuple(operands(grad=False))
+    program = torch.export.export(Blend(), inputs)
+    assert "netwarp_ros.warp_combine" in str(program.graph)
+    assert torch.equal(program.module()(*inputs), warp_combine(*inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_keeps_the_features_and_takes_the_flow_to_float32(dtype: torch.dtype) -> None:
+    present, previous, flow, w1, w2 = operands(dtype=dtype, grad=False)
+    half_flow = flow.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        warped, combined = warp(previous, half_flow), warp_combine(present, previous, half_flow, w1, w2)
+    assert torch.equal(warped, warp(previous, half_flow.float())) and warped.dtype == dtype
+    assert torch.equal(combined, warp_combine(present, previous, half_flow.float(), w1, w2))
+
+
+def test_weights_of_any_type_have_gradients_of_that_type() -> None:
+    present, previous, flow, w1, w2 = operands(dtype=torch.bfloat16)
+    half1, half2 = (w.detach().bfloat16().requires_grad_() for w in (w1, w2))
+    gradients = torch.autograd.grad(warp_combine(present, previous, flow, half1, half2).sum(), (half1, half2))
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.bfloat16]
+
+
+def test_the_gradient_is_computed_for_whoever_asks_alone() -> None:
+    inputs = operands()
+    everything = torch.autograd.grad(warp_combine(*inputs).sum(), inputs)
+    for index, expected in enumerate(everything):
+        asked = [t.detach().requires_grad_(i == index) for i, t in enumerate(inputs)]
+        warp_combine(*asked).sum().backward()
+        for i, t in enumerate(asked):
+            assert (t.grad is not None) == (i == index)
+        assert torch.equal(asked[index].grad, expected)
+
+
+def test_neither_threads_nor_chance_change_a_bit() -> None:
+    random = generator(0)
+    inputs = [random(2, 40, 33, 70), random(2, 40, 33, 70), 5 * random(2, 2, 33, 70), random(40), random(40)]
+    inputs = [t.requires_grad_() for t in inputs]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 3):
+            torch.set_num_threads(count)
+            combined = warp_combine(*inputs)
+            results.append((combined, *torch.autograd.grad(combined.square().sum(), inputs)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_there_is_no_second_derivative() -> None:
+    previous, flow = operands()[1:3]
+    (gradient,) = torch.autograd.grad(warp(previous, flow).square().sum(), flow, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivative: differentiate netwarp_ros\.ops\.reference"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("index", "wrong", "message"),
+    [
+        (0, torch.zeros(2, 5, 6, 8), "previous and the features differ in shape"),
+        (0, torch.zeros(2, 5, 6, 7).half(), "differ in type"),
+        (2, torch.zeros(2, 2, 6, 8), r"flow must be \(B, 2, H, W\)"),
+        (2, torch.zeros(1, 2, 6, 7), r"flow must be \(B, 2, H, W\)"),
+        (2, torch.zeros(2, 2, 6, 7).double(), "flow must be float32"),
+        (3, torch.zeros(4), "one for each channel"),
+        (4, torch.zeros(5).half(), "weights must be float32"),
+    ],
+)
+def test_direct_calls_are_checked(index: int, wrong: Tensor, message: str) -> None:
+    arguments = operands(grad=False)
+    arguments[index] = wrong
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.netwarp_ros.warp_combine(*arguments)
+
+
+def test_direct_calls_of_the_backward_operators_are_checked() -> None:
+    present, previous, flow, w1, _ = operands(grad=False)
+    small = flow[:1]
+    ops = torch.ops.netwarp_ros
+    for call in (
+        lambda: ops.warp_backward_features(present, small, None, False),
+        lambda: ops.warp_backward_features(present, flow, w1[:-1], False),
+        lambda: ops.warp_backward_flow(present[:1], previous, flow, None),
+        lambda: ops.warp_combine_backward_weights(present, previous, previous[:, :-1], flow),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
+
+
+def test_without_the_library_the_reference_serves_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match=r"it is not built.*plain PyTorch serves.*`make setup`"):
+        assert compiled.load(tmp_path / "libnetwarp_ops.so") == frozenset()
+    (tmp_path / "libnetwarp_ops.so").write_bytes(b"not a library")
+    with pytest.warns(RuntimeWarning, match="invalid ELF header|file too short"):
+        assert compiled.load(tmp_path / "libnetwarp_ops.so") == frozenset()

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The build of csrc/ for GPUs: what can be said of it without one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("cmake") or not shutil.which("c++"), reason="no CMake or no C++ compiler"),
+    pytest.mark.skipif(not shutil.which("nvcc"), reason="no CUDA compiler (nvcc)"),
+]
+
+
+def configure(build: Path, gpus: str) -> subprocess.CompletedProcess[str]:
+    command = ["cmake", "-S", CSRC, "-B", build, f"-DPython3_EXECUTABLE={sys.executable}"]
+    environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": gpus}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.timeout(900)
+def test_the_cuda_build_compiles_and_loads_without_a_gpu(tmp_path: Path) -> None:
+    """For Jetson Orin and Hopper; the same library serves the CPU of a PyTorch that knows no CUDA."""
+    configured = configure(tmp_path, "8.7 9.0")
+    assert "built for CUDA: 87-real;90-real" in configured.stdout, configured.stdout + configured.stderr
+    built = subprocess.run(["cmake", "--build", tmp_path, "--parallel"], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+
+    library = tmp_path / "libnetwarp_ops.so"
+    script = f"""
+import torch
+torch.ops.load_library({str(library)!r})
+operators = ("warp", "warp_combine", "warp_backward_features", "warp_backward_flow", "warp_combine_backward_weights")
+for operator in operators:
+    for device in ("CPU", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"netwarp_ros::{{operator}}", device), (operator, device)
+features = torch.arange(12.0).view(1, 1, 3, 4)
+assert torch.equal(torch.ops.netwarp_ros.warp(features, torch.zeros(1, 2, 3, 4)), features)
+"""
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert loaded.returncode == 0, loaded.stderr
+    if cuobjdump := shutil.which("cuobjdump"):
+        contents = subprocess.run([cuobjdump, "--list-elf", library], capture_output=True, text=True, check=True).stdout
+        assert "sm_87" in contents and "sm_90" in contents
+
+
+def test_gpus_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    configured = configure(tmp_path, "Hopper")
+    assert configured.returncode != 0
+    assert "TORCH_CUDA_ARCH_LIST has 'Hopper'" in configured.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA kernels are compiled and not run")
+def test_the_cuda_kernels_equal_the_reference() -> None:
+    from netwarp_ros.ops import compiled, reference, warp_combine
+
+    assert "cuda" in compiled.DEVICES
+    source = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for channels, memory_format in (
+            (64, torch.channels_last),
+            (7, torch.channels_last),
+            (7, torch.contiguous_format),
+        ):
+            maps = [torch.randn(2, channels, 33, 70, generator=source).to(dtype) for _ in range(2)]
+            others = [9 * torch.randn(2, 2, 33, 70, generator=source), *torch.randn(2, channels, generator=source)]
+            inputs = [t.cuda().contiguous(memory_format=memory_format).requires_grad_() for t in maps]
+            inputs += [t.cuda().requires_grad_() for t in others]
+            exact = [t.detach().double().requires_grad_() for t in (*maps, *others)]
+            combined, expected = warp_combine(*inputs), reference.warp_combine(*exact)
+            tolerance = {"rtol": torch.finfo(dtype).eps, "atol": 1e-4}
+            torch.testing.assert_close(combined.cpu().double(), expected, **tolerance)
+            for deterministic in (False, True):
+                torch.use_deterministic_algorithms(deterministic)
+                try:
+                    gradients = torch.autograd.grad(combined.sum(), inputs, retain_graph=True)
+                finally:
+                    torch.use_deterministic_algorithms(False)
+                for got, want in zip(
+                    gradients, torch.autograd.grad(expected.sum(), exact, retain_graph=True), strict=True
+                ):
+                    torch.testing.assert_close(got.cpu().double(), want, rtol=torch.finfo(got.dtype).eps, atol=2e-3)

@@ -32,6 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+benchmark_app = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
+app.add_typer(benchmark_app, name="benchmark")
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -203,6 +206,46 @@ def models() -> None:
             "\n".join(f"{key}: {value}" for key, value in spec.notes.items()),
         )
     Console().print(table if table.row_count else "This package holds no weights; train a model with `netwarp train`.")
+
+
+@benchmark_app.command("ops")
+def benchmark_ops(
+    device: DeviceOption = "cpu",
+    compile_others: Annotated[
+        bool, typer.Option("--compiled/--no-compiled", help="Also time grid_sample under torch.compile.")
+    ] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Time the warp operator beside a copy of the same tensor and beside grid_sample."""
+    import torch
+
+    from netwarp_ros.benchmarks import ops
+
+    target = torch.device(device)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+    cases = ops.standard_cases(target)
+    results = list(ops.run(cases, target, with_compiled=compile_others))
+    for case in cases:
+        shape = "×".join(map(str, case.shape))
+        table = Table(
+            "", "memory", "implementation", "ms", "GB/s", "× copy", "faster than grid_sample",
+            title=f"{case.name}: {shape}, {str(case.dtype).removeprefix('torch.')}, {case.layout}",
+        )  # fmt: skip
+        for result in results:
+            if result.case == case:
+                faster = "" if result.vs_grid_sample is None else f"{result.vs_grid_sample:.1f}×"
+                rate = result.bytes / result.time_ms / 1e6
+                table.add_row(
+                    result.direction, result.state, result.implementation,
+                    f"{result.time_ms:.3f}", f"{rate:.1f}", f"{result.vs_copy:.2f}", faster,
+                )  # fmt: skip
+        Console().print(table)
+    if json_file:
+        report = {"environment": ops.environment(target), "results": [result.to_json() for result in results]}
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,16 @@ def _save_warp(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(features if ctx.needs_input_grad[1] else None, flow)
 
 
+def _channels_last(*maps: Tensor) -> Iterator[Tensor]:
+    """Bring maps to the format that the backward operators work on, once for all of them."""
+    return (features.contiguous(memory_format=torch.channels_last) for features in maps)
+
+
 def _warp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     ops = torch.ops.netwarp_ros
     features, flow = ctx.saved_tensors
     to_features, to_flow = ctx.needs_input_grad
+    (grad,) = _channels_last(grad)
     return (
         ops.warp_backward_features(grad, flow, None, _deterministic()) if to_features else None,
         ops.warp_backward_flow(grad, features, flow, None) if to_flow else None,
@@ -121,6 +127,7 @@ def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     ops = torch.ops.netwarp_ros
     present, previous, flow, w1, w2 = ctx.saved_tensors
     to_present, to_previous, to_flow, to_w1, to_w2 = ctx.needs_input_grad
+    grad, present, previous = _channels_last(grad, present, previous)
     grad_w1, grad_w2 = None, None
     if to_w1 or to_w2:
         grad_w1, grad_w2 = ops.warp_combine_backward_weights(grad, present, previous, flow)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``netwarp benchmark ops`` compares like with like and writes down what it found; the times are not judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from netwarp_ros import cli
+from netwarp_ros.benchmarks import ops
+
+CPU = torch.device("cpu")
+SMALL = ops.Case("small", (1, 8, 9, 12), torch.float32, "channels_last")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_what_is_compared_computes_the_same(layout: str) -> None:
+    calls = ops._Setup(ops.Case("small", (1, 8, 9, 12), torch.float32, layout), CPU, False).forward()
+    results = {name: call() for name, (call, _) in calls.items()}
+    torch.testing.assert_close(results["warp"], results["grid_sample"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(results["warp_combine"], results["grid_sample + mul + add"], atol=1e-4, rtol=0)
+
+
+def test_results_relate_to_the_copy_and_to_what_is_replaced() -> None:
+    results = list(ops.run([SMALL], CPU, with_compiled=False, seconds=0))
+    forward = {r.implementation: r for r in results if (r.direction, r.state) == ("forward", "kept")}
+    assert {(r.direction, r.state) for r in results} == {
+        (direction, state) for direction in ("forward", "backward") for state in ("fresh", "kept")
+    }
+    assert list(forward) == ["copy", "warp", "grid_sample", "warp_combine", "grid_sample + mul + add"]
+    assert [r.bytes // SMALL.bytes for r in forward.values()] == [2, 2, 2, 3, 3]
+    copy, combine = forward["copy"], forward["warp_combine"]
+    assert combine.vs_copy == pytest.approx(combine.time_ms / copy.time_ms)
+    assert combine.vs_grid_sample == pytest.approx(forward["grid_sample + mul + add"].time_ms / combine.time_ms)
+    assert copy.vs_grid_sample is None
+
+
+def test_the_command_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "standard_cases", lambda device: [SMALL])
+    file = tmp_path / "figures" / "ops.json"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["benchmark", "ops", "--no-compiled", "--json", str(file)])
+    assert not end.value.code
+    report = json.loads(file.read_text())
+    assert report["environment"]["torch"] == torch.__version__
+    first = report["results"][0]
+    assert first["shape"] == [1, 8, 9, 12] and first["dtype"] == "float32" and first["implementation"] == "copy"
+    assert set(first) >= {"time_ms", "vs_copy", "vs_grid_sample", "bytes", "gb_s"}
+    assert first["gb_s"] == pytest.approx(first["bytes"] / first["time_ms"] / 1e6)
+
+
+def test_the_paper_and_the_default_model_are_among_the_cases() -> None:
+    for device, half in (("cpu", torch.bfloat16), ("cuda", torch.float16)):
+        cases = ops.standard_cases(torch.device(device))
+        assert {(case.shape, case.dtype) for case in cases} == {
+            (shape, dtype)
+            for shape in ((1, 1024, 128, 128), (1, 64, 90, 120), (1, 128, 45, 60))
+            for dtype in (torch.float32, half)
+        }

@@ -165,7 +165,7 @@ inline void warp_tile(const Forward& task, const Tile& tile, int64_t b, int64_t 
       Vec value = sample(at, image + c * from.channel, step, pairs);
       if constexpr (kCombine)
         value = fma(broadcast(task.w2[c]), value, broadcast(task.w1[c]) * load(present + c * with.channel + i, lanes));
-      store(out + c * height * width + i, value, lanes);
+      write(out + c * height * width + i, value, lanes, task.streamed);
     }
   });
 }
@@ -186,6 +186,7 @@ void warp_planes(const Forward& task, int64_t begin, int64_t end) {
       item += count;
     }
   }
+  finish_streams();
 }
 
 // ---- Pixels: channels adjoin, so lanes are channels, and every pixel reads four runs of channels.
@@ -264,10 +265,11 @@ void warp_pixels(const Forward& task, int64_t begin, int64_t end) {
                    value = fma(k3, load(p3 + c, lanes), value);
                    if constexpr (kCombine)
                      value = fma(load(task.w2 + c, lanes), value, load(task.w1 + c, lanes) * load(present + c, lanes));
-                   store(out + c, value, lanes);
+                   write(out + c, value, lanes, task.streamed);
                  });
                });
   }
+  finish_streams();
 }
 
 // ---- Backward, over pixels

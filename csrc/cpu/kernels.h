@@ -26,7 +26,9 @@ struct Forward {
   Strides present_strides;
   const float* w1;
   const float* w2;
-  void* out;  // dense
+  void* out;      // dense
+  bool streamed;  // write it past the caches; then all runs of pixels (planes) or channels (pixels) are 64 bytes or more
+                  // and aligned to that
 };
 
 // All maps are dense and channels-last; gradients are float32.

@@ -169,6 +169,46 @@ inline void store(Half* to, Vec v, Lanes lanes) {
   std::memcpy(to, &s, lanes.count * sizeof(uint16_t));
 }
 
+// Past the caches, where the processor has such stores: for results so large that nobody finds them there anyway. `to`
+// is aligned to a vector.
+inline void stream(float* to, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, v);
+#else
+  store(to, v, All{});
+#endif
+}
+template <typename T>
+inline void stream(T* to, Vec v) {
+  Short s;
+  store((T*)&s, v, All{});
+#if defined(__AVX512F__)
+  _mm256_stream_si256((__m256i*)to, (__m256i)s);
+#elif defined(__AVX2__)
+  _mm_stream_si128((__m128i*)to, (__m128i)s);
+#else
+  std::memcpy(to, &s, sizeof s);
+#endif
+}
+
+// Before others read what was streamed.
+inline void finish_streams() {
+#ifdef NETWARP_X86
+  _mm_sfence();
+#endif
+}
+
+template <typename T>
+inline void write(T* to, Vec v, All lanes, bool streamed) {
+  streamed ? stream(to, v) : store(to, v, lanes);
+}
+template <typename T>
+inline void write(T* to, Vec v, First lanes, bool) {
+  store(to, v, lanes);
+}
+
 // Calls body(i, lanes) for every vector of [begin, end); only the last may have fewer lanes.
 template <typename Body>
 inline __attribute__((always_inline)) void for_vectors(int64_t begin, int64_t end, const Body& body) {
@@ -224,7 +264,8 @@ inline Pairs gather_pairs(const T* base, Int index) {
 constexpr int kWindow = 32;
 
 inline Pairs permute_pairs(const float* base, Int index) {
-  const __m512 low = _mm512_loadu_ps(base), high = _mm512_loadu_ps(base + 16);
+  __m512 low = _mm512_loadu_ps(base), high = _mm512_loadu_ps(base + 16);
+  asm("" : "+v"(low), "+v"(high));  // or GCC loads both twice, once for each permutation
   return {_mm512_permutex2var_ps(low, (__m512i)index, high), _mm512_permutex2var_ps(low, (__m512i)(index + 1), high)};
 }
 

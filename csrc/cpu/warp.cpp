@@ -58,6 +58,14 @@ Tensor with_dense_planes(const Tensor& map) {
   return dense ? map : torch::stable::contiguous(map);
 }
 
+// Whether a result is too large for the caches, and its runs of `run` elements are whole cache lines.
+bool is_streamed(const Tensor& out, int64_t run) {
+  constexpr int64_t too_large = 32 << 20, line = 64;
+  const int64_t size = static_cast<int64_t>(out.element_size());
+  const bool aligned = reinterpret_cast<uintptr_t>(out.const_data_ptr()) % line == 0 && run * size % line == 0;
+  return aligned && out.numel() * size >= too_large;
+}
+
 // `task` holds what a combination needs beyond the warp.
 Tensor forward(const Tensor& features, const Tensor& flow, MemoryFormat format, Forward task) {
   const Shape shape = check_features(features);
@@ -74,6 +82,7 @@ Tensor forward(const Tensor& features, const Tensor& flow, MemoryFormat format, 
   task.features_strides = planes ? strides_of(from) : dense_pixels(shape);
   task.out = out.mutable_data_ptr();
   const int64_t pixels = shape.height * shape.width;
+  task.streamed = is_streamed(out, planes ? pixels : shape.channels);
   if (planes) {
     STD_TORCH_CHECK((shape.height - 1) * from.stride(2) + shape.width <= std::numeric_limits<int32_t>::max(),
                     "a channel that spans more than 2^31 elements is not supported: give contiguous features");

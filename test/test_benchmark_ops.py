@@ -18,7 +18,7 @@ SMALL = ops.Case("small", (1, 8, 9, 12), torch.float32, "channels_last")
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_what_is_compared_computes_the_same(layout: str) -> None:
-    calls = ops._Setup(ops.Case("small", (1, 8, 9, 12), torch.float32, layout), CPU, False).forward()
+    calls = ops._Setup(ops.Case("small", (1, 8, 9, 12), torch.float32, layout), CPU, None).forward()
     results = {name: call() for name, (call, _) in calls.items()}
     torch.testing.assert_close(results["warp"], results["grid_sample"], atol=1e-4, rtol=0)
     torch.testing.assert_close(results["warp_combine"], results["grid_sample + mul + add"], atol=1e-4, rtol=0)

@@ -114,7 +114,7 @@ class Result:
 
 
 def run(
-    cases: Sequence[Case], device: torch.device, *, with_compiled: bool = True, seconds: float = 2.0
+    cases: Sequence[Case], device: torch.device, *, with_compiled: bool = True, seconds: float = 1.0
 ) -> Iterator[Result]:
     """Time all implementations on every case.
 
@@ -125,21 +125,25 @@ def run(
         seconds: How long a case may take in each state and direction; at least five rounds are run.
 
     Yields:
-        The results, case by case.
+        The results, state by state and case by case.
     """
     states = ("cold", "warm") if device.type == "cuda" else ("fresh", "kept")
-    for case in cases:
-        setup = _Setup(case, device, with_compiled)
-        for state in states:
+    # Compiled graphs are for one size each, which is the fastest that there is; PyTorch limits how many there may be.
+    with torch._dynamo.config.patch(recompile_limit=max(8, len(cases))):
+        graph = torch.compile(_sample_and_blend, dynamic=False) if with_compiled else None
+        setups = [_Setup(case, device, graph) for case in cases]
+        for state in states:  # what was kept once is never fresh again, so that all cases go through a state together
             before_each = _prepare_memory(state, device)
-            yield from _results(case, "forward", state, setup.forward(), before_each, seconds, device)
-            yield from _results(case, "backward", state, setup.backward(), before_each, seconds, device)
+            for setup in setups:
+                yield from _results(setup.case, "forward", state, setup.forward(), before_each, seconds, device)
+                yield from _results(setup.case, "backward", state, setup.backward(), before_each, seconds, device)
 
 
 class _Setup:
     """The tensors of a case, and what is done with them: for each implementation a call, and the maps it moves."""
 
-    def __init__(self, case: Case, device: torch.device, with_compiled: bool) -> None:
+    def __init__(self, case: Case, device: torch.device, graph: Callable[..., Tensor] | None) -> None:
+        self.case, self.graph = case, graph
         source = torch.Generator().manual_seed(0)
         memory_format = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
 
@@ -151,9 +155,6 @@ class _Setup:
         self.flow = _flow(case, source).to(device)
         self.grid = _grid(self.flow).to(case.dtype)
         self.w1, self.w2 = torch.rand(2, case.shape[1], generator=source).to(device)
-        # A graph for these sizes alone is the fastest that there is; PyTorch limits how many a function may have.
-        torch.compiler.reset()
-        self.compiled_blend = torch.compile(_sample_and_blend, dynamic=False) if with_compiled else None
 
     def forward(self) -> dict[str, tuple[Callable[[], object], int]]:
         weights = [w.to(self.present.dtype).view(1, -1, 1, 1) for w in (self.w1, self.w2)]
@@ -165,8 +166,7 @@ class _Setup:
             "warp_combine": (lambda: ops.warp_combine(self.present, self.previous, self.flow, self.w1, self.w2), 3),
             "grid_sample + mul + add": (lambda: _sample_and_blend(*maps), 3),
         }
-        if self.compiled_blend:
-            graph = self.compiled_blend
+        if graph := self.graph:
             calls["grid_sample + mul + add, compiled"] = (lambda: graph(*maps), 3)
         return {name: (torch.inference_mode()(call), moved) for name, (call, moved) in calls.items()}
 

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the figures of ``netwarp benchmark ops``: ``python benchmarks/plot_ops.py OPS.json PLOT.svg``."""
+"""Draw the figures of ``netwarp benchmark ops`` and print them as the tables of docs/operator.md.
+
+``python benchmarks/report_ops.py OPS.json PLOT.svg``
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -17,9 +21,26 @@ IMPLEMENTATIONS = {
 }
 
 
-def main(figures: Path, plot: Path) -> None:
+def print_tables(results: list[dict[str, Any]]) -> None:
+    """Print a table of the times in ms for each direction and state of the memory, in Markdown."""
+    for direction, memory in dict.fromkeys((r["direction"], r["memory"]) for r in results):
+        chosen = [r for r in results if (r["direction"], r["memory"]) == (direction, memory)]
+        names = list(dict.fromkeys(r["implementation"] for r in chosen))
+        print(f"\n**{direction.capitalize()}, {memory} memory**\n")
+        print("| Case |", " | ".join(names), "|")
+        print("|---|" + "---:|" * len(names))
+        rows: dict[str, dict[str, dict[str, Any]]] = {}
+        for result in chosen:
+            shape = "×".join(map(str, result["shape"][1:]))
+            case = f"{result['case']} {shape}, {result['dtype']}, {result['layout'].replace('_', '-')}"
+            rows.setdefault(case, {})[result["implementation"]] = result
+        for case, row in rows.items():
+            cells = [f"{row[n]['time_ms']:.3g}" + ("" if n == "copy" else f" ({row[n]['vs_copy']:.2f})") for n in names]
+            print(f"| {case} |", " | ".join(cells), "|")
+
+
+def draw(report: dict[str, Any], plot: Path) -> None:
     """Draw times relative to the copy's, forward, one group of bars per case."""
-    report = json.loads(figures.read_text(encoding="utf-8"))
     states = [state for state in ("fresh", "cold") if any(r["memory"] == state for r in report["results"])]
     chosen = [r for r in report["results"] if r["direction"] == "forward" and r["memory"] == states[0]]
     groups: dict[str, dict[str, float]] = {}
@@ -48,4 +69,6 @@ def main(figures: Path, plot: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    figures = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    print_tables(figures["results"])
+    draw(figures, Path(sys.argv[2]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 
-# A robot has other work for its processor. OpenMP's threads spin while they wait for one another, and where one of them
-# has lost its core to another process, all spin for it: a frame then takes many times as long (docs/benchmarks.md).
-# OpenMP reads the variable when PyTorch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A robot has other work for its processor. The threads of a layer spin while they wait for one another, and where one
+# of them has lost its core to another process, all spin for it: a frame then takes many times as long. Threads that
+# sleep at once cost a machine with nothing else to do half as much again. So they spin, but briefly
+# (docs/benchmarks.md). PyTorch's OpenMP reads the variable when it is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

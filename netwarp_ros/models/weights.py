@@ -21,10 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from netwarp_ros.models.hosts import DDRNet23Slim
+from netwarp_ros.models.hosts import DDRNet23Slim, SwiftNetLite0
 from netwarp_ros.models.video_cnn import VideoCNN, augment
 
-HOSTS: dict[str, Callable[..., nn.Module]] = {"ddrnet23slim": DDRNet23Slim}
+HOSTS: dict[str, Callable[..., nn.Module]] = {
+    "ddrnet23slim": DDRNet23Slim,
+    "swiftnet_lite0": SwiftNetLite0,
+}
 """The hosts that a weights file can name."""
 
 DEFAULT_MODEL = "ddrnet23slim-netwarp-camvid"

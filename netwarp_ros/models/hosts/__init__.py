@@ -4,5 +4,6 @@
 from __future__ import annotations
 
 from netwarp_ros.models.hosts.ddrnet import DDRNet23Slim
+from netwarp_ros.models.hosts.swiftnet import SwiftNetLite0
 
-__all__ = ["DDRNet23Slim"]
+__all__ = ["DDRNet23Slim", "SwiftNetLite0"]

@@ -14,34 +14,15 @@ Departures, all because the paper's images are 2048x1024 and ours have a twelfth
   cells and not from 8x6.
 * The low-resolution branch ends in 192 and 384 channels (the paper: 256 and 512): 4.3 instead of 5.7 million
   parameters, so that the weights in half precision stay under 10 MB.
-* The context pyramid normalises its input once, before pooling. The paper normalises each pooled map, which leaves one
-  value per channel in the global branch and so cannot train on a batch of one.
+* The context pyramid normalises its input once (see `netwarp_ros.models.hosts.blocks.ContextPyramid`).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-    )
-
-
-def _norm_relu_conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.BatchNorm2d(inputs),
-        nn.ReLU(),
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-    )
-
-
-def _resize(features: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)
+from netwarp_ros.models.hosts.blocks import ContextPyramid, conv_norm, norm_relu_conv, resize
 
 
 class ResidualBlock(nn.Module):
@@ -51,7 +32,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = body
         self.shortcut = (
-            nn.Identity() if stride == 1 and inputs == outputs else _conv_norm(inputs, outputs, kernel=1, stride=stride)
+            nn.Identity() if stride == 1 and inputs == outputs else conv_norm(inputs, outputs, kernel=1, stride=stride)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -59,18 +40,18 @@ class ResidualBlock(nn.Module):
 
 
 def _basic(inputs: int, outputs: int, stride: int = 1) -> ResidualBlock:
-    body = nn.Sequential(_conv_norm(inputs, outputs, stride=stride), nn.ReLU(), _conv_norm(outputs, outputs))
+    body = nn.Sequential(conv_norm(inputs, outputs, stride=stride), nn.ReLU(), conv_norm(outputs, outputs))
     return ResidualBlock(body, inputs, outputs, stride)
 
 
 def _bottleneck(inputs: int, outputs: int) -> ResidualBlock:
     middle = outputs // 2
     body = nn.Sequential(
-        _conv_norm(inputs, middle, kernel=1),
+        conv_norm(inputs, middle, kernel=1),
         nn.ReLU(),
-        _conv_norm(middle, middle),
+        conv_norm(middle, middle),
         nn.ReLU(),
-        _conv_norm(middle, outputs, kernel=1),
+        conv_norm(middle, outputs, kernel=1),
     )
     return ResidualBlock(body, inputs, outputs, stride=1)
 
@@ -80,34 +61,11 @@ def _stage(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(_basic(inputs, outputs, stride), nn.ReLU(), _basic(outputs, outputs))
 
 
-class ContextPyramid(nn.Module):
-    """DAPPM: context at five scales, each refined on top of the finer one (paper, Sec. III-C, Fig. 5)."""
-
-    def __init__(self, inputs: int, width: int, outputs: int) -> None:
-        super().__init__()
-        self.norm = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
-        self.pools = nn.ModuleList(
-            [nn.AvgPool2d(2 * s + 1, stride=s, padding=s, count_include_pad=False) for s in (2, 4, 8)]
-            + [nn.AdaptiveAvgPool2d(1)]
-        )
-        self.reduce = nn.ModuleList(nn.Conv2d(inputs, width, 1, bias=False) for _ in range(5))
-        self.refine = nn.ModuleList(_norm_relu_conv(width, width, kernel=3) for _ in range(4))
-        self.merge = _norm_relu_conv(5 * width, outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        features = self.norm(features)
-        scales = [self.reduce[0](features)]
-        for pool, reduce, refine in zip(self.pools, self.reduce[1:], self.refine, strict=True):
-            scales.append(refine(_resize(reduce(pool(features)), like=features) + scales[-1]))
-        return self.merge(torch.cat(scales, dim=1)) + self.shortcut(features)
-
-
 class Fusion(nn.Module):
     """Sum of the high-resolution features and the context brought up to their grid."""
 
     def forward(self, high: Tensor, context: Tensor) -> Tensor:
-        return high + _resize(context, like=high)
+        return high + resize(context, like=high)
 
 
 class Head(nn.Module):
@@ -115,19 +73,19 @@ class Head(nn.Module):
 
     def __init__(self, inputs: int, detail: int, width: int, num_classes: int) -> None:
         super().__init__()
-        self.reduce = _norm_relu_conv(inputs, width, kernel=3)
+        self.reduce = norm_relu_conv(inputs, width, kernel=3)
         self.detail = nn.Conv2d(detail, width, 1, bias=False)
-        self.refine = nn.Sequential(_norm_relu_conv(width, width, kernel=3), nn.BatchNorm2d(width), nn.ReLU())
+        self.refine = nn.Sequential(norm_relu_conv(width, width, kernel=3), nn.BatchNorm2d(width), nn.ReLU())
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, fused: Tensor, detail: Tensor) -> Tensor:
-        features = _resize(self.reduce(fused), like=detail) + self.detail(detail)
+        features = resize(self.reduce(fused), like=detail) + self.detail(detail)
         return self.classifier(self.refine(features))
 
 
 def _auxiliary_head(width: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(
-        _norm_relu_conv(width, width, kernel=3),
+        norm_relu_conv(width, width, kernel=3),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.Conv2d(width, num_classes, 1),
@@ -152,19 +110,19 @@ class DDRNet23Slim(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}, must be at least 2")
-        self.stem = nn.Sequential(_conv_norm(3, 32, stride=2), nn.ReLU(), _conv_norm(32, 32, stride=2), nn.ReLU())
+        self.stem = nn.Sequential(conv_norm(3, 32, stride=2), nn.ReLU(), conv_norm(32, 32, stride=2), nn.ReLU())
         self.layer1 = _stage(32, 32)
         self.layer2 = _stage(32, 64, stride=2)
 
         self.low3 = _stage(64, 128, stride=2)
         self.high3 = _stage(64, 64)
-        self.high_to_low3 = _conv_norm(64, 128, stride=2)
-        self.low_to_high3 = _conv_norm(128, 64, kernel=1)
+        self.high_to_low3 = conv_norm(64, 128, stride=2)
+        self.low_to_high3 = conv_norm(128, 64, kernel=1)
 
         self.low4 = _stage(128, 192, stride=2)
         self.high4 = _stage(64, 64)
-        self.high_to_low4 = nn.Sequential(_conv_norm(64, 128, stride=2), nn.ReLU(), _conv_norm(128, 192, stride=2))
-        self.low_to_high4 = _conv_norm(192, 64, kernel=1)
+        self.high_to_low4 = nn.Sequential(conv_norm(64, 128, stride=2), nn.ReLU(), conv_norm(128, 192, stride=2))
+        self.low_to_high4 = conv_norm(192, 64, kernel=1)
 
         self.low5 = _bottleneck(192, 384)
         self.high5 = _bottleneck(64, 128)
@@ -198,13 +156,13 @@ class DDRNet23Slim(nn.Module):
         low, high = self.low3(shared), self.high3(shared)
         low, high = (
             low + self.high_to_low3(F.relu(high)),
-            high + _resize(self.low_to_high3(F.relu(low)), like=high),
+            high + resize(self.low_to_high3(F.relu(low)), like=high),
         )
         early = high
         low, high = self.low4(F.relu(low)), self.high4(F.relu(high))
         low, high = (
             low + self.high_to_low4(F.relu(high)),
-            high + _resize(self.low_to_high4(F.relu(low)), like=high),
+            high + resize(self.low_to_high4(F.relu(low)), like=high),
         )
         context = self.context(self.low5(F.relu(low)))
         logits = self.head(self.fusion(self.high5(F.relu(high)), context), detail)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several hosts are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution and batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+def norm_relu_conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
+    """Batch normalisation, ReLU and convolution."""
+    return nn.Sequential(
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+    )
+
+
+def resize(features: Tensor, like: Tensor) -> Tensor:
+    """Bring features to the grid of others, bilinearly."""
+    return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class ContextPyramid(nn.Module):
+    """DAPPM: context at five scales, each refined on top of the finer one.
+
+    Source: DDRNet, arXiv 2101.06085, Sec. III-C and Fig. 5. This one normalises its input once, before pooling. The
+    paper normalises each pooled map, which leaves one value per channel in the global branch and so cannot train on a
+    batch of one.
+    """
+
+    def __init__(self, inputs: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        self.pools = nn.ModuleList(
+            [nn.AvgPool2d(2 * s + 1, stride=s, padding=s, count_include_pad=False) for s in (2, 4, 8)]
+            + [nn.AdaptiveAvgPool2d(1)]
+        )
+        self.reduce = nn.ModuleList(nn.Conv2d(inputs, width, 1, bias=False) for _ in range(5))
+        self.refine = nn.ModuleList(norm_relu_conv(width, width, kernel=3) for _ in range(4))
+        self.merge = norm_relu_conv(5 * width, outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.norm(features)
+        scales = [self.reduce[0](features)]
+        for pool, reduce, refine in zip(self.pools, self.reduce[1:], self.refine, strict=True):
+            scales.append(refine(resize(reduce(pool(features)), like=features) + scales[-1]))
+        return self.merge(torch.cat(scales, dim=1)) + self.shortcut(features)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SwiftNet on EfficientNet-Lite0: a pretrained mobile classifier with a light decoder, for few labelled images.
+
+Sources: Oršić, Krešo, Bevandić, Šegvić, "In Defense of Pre-trained ImageNet Architectures for Real-time Semantic
+Segmentation of Road-driving Images", CVPR 2019, for the whole: a classifier's features, a pyramid of pooled contexts on
+the last, and a ladder of upsampling modules that add the finer ones. Tan and Le, "EfficientNet", ICML 2019, and its
+Lite variant (no squeeze-and-excitation, ReLU6) for the classifier: Lite0 is B0 at 224x224, 75 % top-1 on ImageNet.
+
+Departures:
+
+* SwiftNet's ResNet-18 has three times the parameters of Lite0, which with the decoder fits 10 MB in half precision.
+* The ladder goes on to stride 2, with few channels: on images of 480x360, poles and signs are two or three pixels
+  wide.
+* The context pyramid is DDRNet's, which refines each scale on top of the finer one.
+* Convolutions are padded alike on both sides. TensorFlow, where the published weights come from, pads the right and
+  lower side of even maps only; training on gets used to that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from netwarp_ros.models.hosts.blocks import ContextPyramid, norm_relu_conv, resize
+
+_STAGES = (  # blocks, kernel, stride, expansion, channels (EfficientNet, Table 1)
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+class SwiftNetLite0(nn.Module):
+    """SwiftNet with an EfficientNet-Lite0 backbone and logits at stride 2; see the module's docstring for its sources.
+
+    Named stages, each giving a 4-D tensor (stride, channels): ``backbone.stages.0`` (2, 16), ``backbone.stages.1``
+    (4, 24), ``backbone.stages.2`` (8, 40), ``backbone.stages.4`` (16, 112), ``backbone.stages.6`` (32, 320),
+    ``context`` (32, 128), ``up16`` (16, 128), ``up8`` (8, 128), ``up4`` (4, 64), ``up2`` (2, 32). Any image size works:
+    coarse maps are brought to the grids of the finer ones.
+
+    Args:
+        num_classes: Number of classes, void not counted.
+        auxiliary: Also build a classifier on ``up8``. Only training needs it.
+    """
+
+    def __init__(self, num_classes: int, *, auxiliary: bool = False) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}, must be at least 2")
+        self.context = ContextPyramid(320, 128, 128)
+        self.up16 = Upsampling(nn.Identity(), 112, 128, norm_relu_conv(128, 128, kernel=3))
+        self.up8 = Upsampling(nn.Identity(), 40, 128, norm_relu_conv(128, 128, kernel=3))
+        self.up4 = Upsampling(nn.Identity(), 24, 128, _rectified(norm_relu_conv(128, 64, kernel=3), 64))
+        self.up2 = Upsampling(
+            nn.Conv2d(64, 32, 1, bias=False), 16, 32, _rectified(norm_relu_conv(32, 32, kernel=3), 32)
+        )
+        self.classifier = nn.Conv2d(32, num_classes, 1)
+        self.auxiliary = norm_relu_conv(128, num_classes) if auxiliary else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.backbone = EfficientNetLite0()
+
+    def forward(self, frame: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Segment a batch of frames.
+
+        Args:
+            frame: (B, 3, H, W), RGB, normalised.
+            auxiliary: Also return the auxiliary logits.
+
+        Returns:
+            Logits (B, num_classes, ceil(H/2), ceil(W/2)); with ``auxiliary``, a pair whose second member is
+            (B, num_classes, ceil(H/8), ceil(W/8)).
+
+        Raises:
+            ValueError: ``auxiliary`` asked of a network built without it.
+        """
+        if auxiliary and self.auxiliary is None:
+            raise ValueError("this network has no auxiliary head; build it with SwiftNetLite0(..., auxiliary=True)")
+        s2, s4, s8, s16, s32 = self.backbone(frame)
+        stride8 = self.up8(self.up16(self.context(s32), s16), s8)
+        logits = self.classifier(self.up2(self.up4(stride8, s4), s2))
+        if auxiliary and self.auxiliary is not None:
+            return logits, self.auxiliary(stride8)
+        return logits
+
+
+class Upsampling(nn.Module):
+    """Coarse features brought up, finer ones added through a 1x1 convolution, and the sum refined.
+
+    Args:
+        reduce: Applied to the coarse features before they are brought up.
+        lateral: Channels of the finer features.
+        width: Channels of the sum.
+        refine: Applied to the sum.
+    """
+
+    def __init__(self, reduce: nn.Module, lateral: int, width: int, refine: nn.Module) -> None:
+        super().__init__()
+        self.reduce = reduce
+        self.lateral = nn.Conv2d(lateral, width, 1, bias=False)
+        self.refine = refine
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        return self.refine(resize(self.reduce(coarse), like=fine) + self.lateral(fine))
+
+
+class EfficientNetLite0(nn.Module):
+    """The convolutional part of EfficientNet-Lite0, without its last 1x1 convolution to 1280 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv_norm_relu(3, 32, kernel=3, stride=2)
+        self.stages = nn.ModuleList()
+        inputs = 32
+        for count, kernel, stride, expansion, outputs in _STAGES:
+            blocks = [InvertedBottleneck(inputs, outputs, kernel, stride, expansion)]
+            blocks += [InvertedBottleneck(outputs, outputs, kernel, 1, expansion) for _ in range(count - 1)]
+            self.stages.append(nn.Sequential(*blocks))
+            inputs = outputs
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the features at strides 2, 4, 8, 16 and 32, with 16, 24, 40, 112 and 320 channels."""
+        features, outputs = self.stem(frame), []
+        for stage in self.stages:
+            features = stage(features)
+            outputs.append(features)
+        return outputs[0], outputs[1], outputs[2], outputs[4], outputs[6]
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand by a 1x1 convolution, filter each channel by itself, project; with a shortcut where the shapes allow."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        middle = inputs * expansion
+        self.expand = _conv_norm_relu(inputs, middle, kernel=1) if expansion > 1 else nn.Identity()
+        self.depthwise = _conv_norm_relu(middle, middle, kernel=kernel, stride=stride, depthwise=True)
+        self.project = nn.Sequential(nn.Conv2d(middle, outputs, 1, bias=False), _norm(outputs))
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, features: Tensor) -> Tensor:
+        output = self.project(self.depthwise(self.expand(features)))
+        return features + output if self.shortcut else output
+
+
+class _DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that leaves autocast where bfloat16 is slow.
+
+    On a CPU, oneDNN's gradient of a strided or 5x5 depthwise convolution takes two to five times as long in bfloat16 as
+    in float32 (PyTorch 2.13, AVX-512 with AMX, channels last).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and input.device.type == "cpu" and (self.stride[0] > 1 or self.kernel_size[0] > 3):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.to(self.weight.dtype))
+        return super().forward(input)
+
+
+def _conv_norm_relu(
+    inputs: int, outputs: int, *, kernel: int, stride: int = 1, depthwise: bool = False
+) -> nn.Sequential:
+    kind, groups = (_DepthwiseConv2d, inputs) if depthwise else (nn.Conv2d, 1)
+    convolution = kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, _norm(outputs), nn.ReLU6())
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def _rectified(convolution: nn.Module, channels: int) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())

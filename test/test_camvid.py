@@ -44,9 +44,10 @@ def test_missing_label_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere/images is not a folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere is no CamVid: it must hold images/ and labels/, 701_Stills"):
         CamVid(tmp_path / "nowhere")
-    (tmp_path / "images").mkdir()
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
     with pytest.raises(FileNotFoundError, match=r"images holds no \.jpg or \.png image"):
         CamVid(tmp_path)
 
@@ -54,10 +55,10 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (np.zeros((6, 7), np.uint8), r"a\.png is 7x6, its image is 8x6"),
+        (np.zeros((6, 7), np.uint8), r"a\.png is 7x6, but its image is 8x6"),
         (np.full((6, 8), 12, np.uint8), r"a\.png holds class id 12"),
-        (np.zeros((6, 8, 3), np.uint8), r"a\.png has shape \(6, 8, 3\)"),
-        (np.zeros((6, 8), np.uint16), r"a\.png has shape \(6, 8\) and type uint16"),
+        (np.ones((6, 8, 3), np.uint8), r"a\.png holds the RGB colour \(1, 1, 1\), which is of none"),
+        (np.zeros((6, 8), np.uint16), r"a\.png is \(6, 8\) uint16: a label map holds class ids"),
     ],
 )
 def test_wrong_label_is_named(tmp_path: Path, label: np.ndarray, message: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 
+from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, stamp
+from netwarp_ros.data.samples import Sample, Samples
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -48,7 +51,7 @@ class BagFrames(FrameSource):
         self.path = path
         with _open(path) as reader:
             self.topic = _choose_topic(path, reader, topic)
-            self._count = sum(connection.msgcount for connection in self._connections(reader))
+            self._count = sum(connection.msgcount for connection in _connections(reader, self.topic))
             seconds = reader.duration * 1e-9
         if not self._count:
             raise ValueError(f"{path} holds no message on its image topic {self.topic}")
@@ -61,19 +64,83 @@ class BagFrames(FrameSource):
 
     def __iter__(self) -> Iterator[Frame]:
         with _open(self.path) as reader:
-            messages = reader.messages(connections=self._connections(reader))
+            messages = reader.messages(connections=_connections(reader, self.topic))
             for index, (connection, recorded_ns, data) in enumerate(messages):
-                try:
+                with _naming(f"{self.path}: image {index} of {self.topic}"):
                     message: Any = _typestore.deserialize_cdr(data, connection.msgtype)
                     image = decode(message)
-                except (ValueError, SerdeError, ImageError, cv2.error) as error:
-                    raise ValueError(f"{self.path}: image {index} of {self.topic} cannot be read: {error}") from error
-                header = message.header.stamp
-                stamp_ns = header.sec * 10**9 + header.nanosec or recorded_ns
-                yield Frame(index, stamp_ns if self._keeps_stamps else stamp(index, self.rate), f"{index:06d}", image)
+                stamp_ns = _stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(index, self.rate)
+                yield Frame(index, stamp_ns, f"{index:06d}", image)
 
-    def _connections(self, reader: Reader) -> list[Connection]:
-        return [connection for connection in reader.connections if connection.topic == self.topic]
+
+class BagVideo(Samples):
+    """The images of a rosbag2 that have a label map on another topic, matched by the stamps of their headers.
+
+    Such a bag may come from a labelling tool, or from recording a segmenter's ``mask`` beside its images. Images
+    without a label map are the frames in between, which only clips show.
+
+    Args:
+        path: The bag's folder, or a ``.mcap`` or ``.db3`` file.
+        image_topic: Topic of type ``sensor_msgs/Image`` or ``CompressedImage``.
+        label_topic: Topic of type ``sensor_msgs/Image`` and encoding ``mono8``, of class ids.
+        classes: What the ids mean.
+        max_gap: Seconds between the stamps of two images over which the second does not follow the first.
+
+    Raises:
+        ValueError: If the bag cannot be read, lacks a topic, or no label map has the stamp of an image.
+    """
+
+    def __init__(
+        self, path: str | Path, image_topic: str, label_topic: str, classes: ClassSet, *, max_gap: float = 0.5
+    ) -> None:
+        self.path, self.classes = Path(path), classes
+        self.image_topic, self.label_topic = image_topic, label_topic
+        self._images, labels = (_stamps(self.path, topic) for topic in (image_topic, label_topic))
+        self._labels = dict(labels)
+        self._labelled = [index for index, (stamp_ns, _) in enumerate(self._images) if stamp_ns in self._labels]
+        if not self._labelled:
+            raise ValueError(
+                f"{path}: none of the {len(labels)} label maps of {label_topic} has the stamp of one of the "
+                f"{len(self._images)} images of {image_topic}"
+            )
+        self._reach = [0]
+        for (before, _), (present, _) in pairwise(self._images):
+            self._reach.append(self._reach[-1] + 1 if 0 < present - before <= max_gap * 1e9 else 0)
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.image_topic}, {self.label_topic})"
+
+    def __len__(self) -> int:
+        return len(self._labelled)
+
+    def reach(self, index: int) -> int:
+        return self._reach[self._labelled[index]]
+
+    def read(self, index: int, age: int = 0) -> Sample:
+        position = self._labelled[index] - age
+        name, (stamp_ns, recorded_ns) = f"{position:06d}", self._images[position]
+        with _naming(f"{self.path}: image {position} of {self.image_topic}"):
+            image = decode(self._message(self.image_topic, stamp_ns, recorded_ns))
+        if stamp_ns not in self._labels:
+            return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
+        label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
+        with _naming(label_name):
+            label = decode_label(self._message(self.label_topic, stamp_ns, self._labels[stamp_ns]))
+            (height, width), size = label.shape, image.shape[:2]
+            if (height, width) != size:
+                raise ValueError(f"it is {width}x{height}, but its image is {size[1]}x{size[0]}")
+        self.classes.check(label, label_name)
+        return Sample(name, image, label)
+
+    def _message(self, topic: str, stamp_ns: int, recorded_ns: int) -> Any:
+        """Read the message of this stamp that was recorded then."""
+        with _open(self.path) as reader:
+            connections = _connections(reader, topic)
+            for connection, _, data in reader.messages(connections, recorded_ns, recorded_ns + 1):
+                message = _typestore.deserialize_cdr(data, connection.msgtype)
+                if _stamp_of(message, recorded_ns) == stamp_ns:
+                    return message
+        raise ValueError("it is no longer there")
 
 
 def decode(message: Any) -> np.ndarray:
@@ -95,6 +162,38 @@ def decode(message: Any) -> np.ndarray:
         if image is None:
             raise ValueError(f"{len(message.data)} bytes of format {message.format!r} are not a JPEG or PNG image")
         return image
+    message = _without_padding(message)
+    image = message_to_cvimage(message, "bgr8")
+    if image.shape != (message.height, message.width, 3):
+        raise ValueError(f"encoding {message.encoding!r} is not read from bags: record bgr8, or compressed images")
+    return np.require(image, requirements=["C", "W"])  # a copy where it only lies over the message's bytes
+
+
+def decode_label(message: Any) -> np.ndarray:
+    """Turn an image message of class ids into a label map.
+
+    Args:
+        message: ``sensor_msgs/Image`` of encoding ``mono8`` or ``8UC1``.
+
+    Returns:
+        ``(H, W)`` uint8.
+
+    Raises:
+        ValueError: If it has another encoding, or data that do not fit height and step.
+    """
+    encoding = getattr(message, "encoding", "compressed")
+    if encoding not in ("mono8", "8UC1"):
+        raise ValueError(f"label maps are mono8, and not {encoding}: colours and lossy pictures hold no class ids")
+    message = _without_padding(message)
+    return message.data[: message.height * message.width].reshape(message.height, message.width).copy()
+
+
+def _without_padding(message: Any) -> Any:
+    """Return an image message whose rows follow one another without padding.
+
+    Raises:
+        ValueError: If the data do not fit the encoding, height and step.
+    """
     height, width, step = message.height, message.width, message.step
     # Without a target, rosbags-image only lays an array over the data, as if no row were padded: for its row length.
     try:
@@ -109,10 +208,7 @@ def decode(message: Any) -> np.ndarray:
     if step > row:
         rows = message.data[: height * step].reshape(height, step)
         message = dataclasses.replace(message, data=rows[:, :row].copy(), step=row)
-    image = message_to_cvimage(message, "bgr8")
-    if image.shape != (height, width, 3):
-        raise ValueError(f"encoding {message.encoding!r} is not read from bags: record bgr8, or compressed images")
-    return np.require(image, requirements=["C", "W"])  # a copy where it only lies over the message's bytes
+    return message
 
 
 def write_bag(path: str | Path, frames: Iterable[Frame], *, topic: str, frame_id: str = "camera") -> int:
@@ -154,6 +250,37 @@ def write_bag(path: str | Path, frames: Iterable[Frame], *, topic: str, frame_id
             writer.write(connection, frame.stamp_ns, _typestore.serialize_cdr(message, IMAGE))
             count += 1
     return count
+
+
+def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
+    """Return the stamp of each message of an image topic and when it was recorded, both in ns."""
+    stamps = []
+    with _open(path) as reader:
+        connections = _connections(reader, _choose_topic(path, reader, topic))
+        for index, (connection, recorded_ns, data) in enumerate(reader.messages(connections)):
+            with _naming(f"{path}: message {index} of {topic}"):
+                message = _typestore.deserialize_cdr(data, connection.msgtype)
+            stamps.append((_stamp_of(message, recorded_ns), recorded_ns))
+    return stamps
+
+
+def _stamp_of(message: Any, recorded_ns: int) -> int:
+    """Return the stamp of a message's header in ns; where it has none (0), the time of recording."""
+    time = message.header.stamp
+    return time.sec * 10**9 + time.nanosec or recorded_ns
+
+
+def _connections(reader: Reader, topic: str) -> list[Connection]:
+    return [connection for connection in reader.connections if connection.topic == topic]
+
+
+@contextmanager
+def _naming(message: str) -> Iterator[None]:
+    """Let what is wrong with a message of a bag become a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, SerdeError, ImageError, cv2.error) as error:
+        raise ValueError(f"{message} cannot be read: {error}") from error
 
 
 @contextmanager

@@ -87,6 +87,23 @@ class ClassSet:
             raise ValueError(f"mask is {mask.shape} {mask.dtype}: give (H, W) uint8 class ids")
         return self._colors[mask]
 
+    def check(self, label: np.ndarray, name: str) -> None:
+        """Check that a label map holds the ids of classes and void alone.
+
+        Args:
+            label: ``(H, W)`` uint8.
+            name: Of the label map, for the error.
+
+        Raises:
+            ValueError: If it holds another.
+        """
+        foreign = label[(label >= len(self)) & (label != self.void)]
+        if foreign.size:
+            raise ValueError(
+                f"{name} holds class id {foreign[0]}; the ids of {self.name} are 0 to {len(self) - 1}, and {self.void} "
+                "for void"
+            )
+
     @cached_property
     def _colors(self) -> np.ndarray:
         """``(256, 3)`` uint8: the colour of every value a mask can hold."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,10 +94,7 @@ class ImageFiles(FrameSource):
 
     def __iter__(self) -> Iterator[Frame]:
         for index, path in enumerate(self.paths):
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            if image is None:
-                raise ValueError(f"{path} cannot be read as an image: mend or remove it")
-            yield Frame(index, stamp(index, self.rate), path.stem, image)
+            yield Frame(index, stamp(index, self.rate), path.stem, read_image(path))
 
 
 class VideoFile(FrameSource):
@@ -213,18 +210,46 @@ class LabelFolder:
         path = self.folder / f"{frame.name}.png"
         if not path.is_file():
             return None
-        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if label is None:
-            raise ValueError(f"{path} cannot be read as an image")
-        if label.ndim != 2 or label.dtype != np.uint8:
-            raise ValueError(
-                f"{path} is {label.shape} {label.dtype}: a label map holds class ids, one channel of 8 bits; colours "
-                "must be turned into ids first"
-            )
-        height, width = frame.image.shape[:2]
-        if label.shape != (height, width):
-            raise ValueError(f"{path} is {label.shape[1]}x{label.shape[0]}, but its image is {width}x{height}")
-        return label
+        return read_label(path, frame.image.shape[:2])
+
+
+def read_image(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Read an image file, by default as ``(H, W, 3)`` uint8, BGR.
+
+    Raises:
+        ValueError: If it is none that OpenCV reads.
+    """
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        raise ValueError(f"{path} cannot be read as an image: mend or remove it")
+    return image
+
+
+def read_label(
+    path: Path, size: tuple[int, ...], from_colors: Callable[[np.ndarray, str], np.ndarray] | None = None
+) -> np.ndarray:
+    """Read a label map, ``(H, W)`` uint8.
+
+    Args:
+        path: An image of one channel of 8 bits.
+        size: Height and width of the image that it labels.
+        from_colors: Turns an image of colours, ``(H, W, 3)`` uint8, BGR, of the given name, into a label map. Without
+            it, colours are refused.
+
+    Raises:
+        ValueError: If the file is no such image, or not of that size.
+    """
+    label = read_image(path, cv2.IMREAD_UNCHANGED)
+    if from_colors and label.ndim == 3:
+        label = from_colors(label, str(path))
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise ValueError(
+            f"{path} is {label.shape} {label.dtype}: a label map holds class ids, one channel of 8 bits; colours "
+            "must be turned into ids first"
+        )
+    if label.shape != size:
+        raise ValueError(f"{path} is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
+    return label
 
 
 def stamp(index: int, rate: float) -> int:

@@ -12,18 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Clip:
-    """Consecutive frames.
-
-    Attributes:
-        images: ``(T, H, W, 3)`` uint8, BGR.
-        labels: ``(T, H, W)`` uint8 class ids or void.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+from netwarp_ros.data.samples import Clip
 
 
 @dataclass(frozen=True)

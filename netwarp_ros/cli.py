@@ -248,6 +248,46 @@ def benchmark_ops(
         json_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
+@benchmark_app.command("model")
+def benchmark_model(
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "auto",
+    flow: FlowOption = "fast",
+    input_height: HeightOption = 0,
+    frames: Annotated[int, typer.Option("--frames", help="Frames of the synthetic street, 480x360.")] = 40,
+    passes: Annotated[int, typer.Option("--passes", help="How often they are taken.")] = 5,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Time a video CNN beside its own host, frame by frame: the overhead of NetWarp, flow included."""
+    import torch
+
+    from netwarp_ros.benchmarks import model as benchmark
+    from netwarp_ros.benchmarks.ops import environment
+    from netwarp_ros.data.street import Street
+    from netwarp_ros.models import DEFAULT_MODEL, load_model
+
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(DEFAULT_MODEL if model is None else model)
+    street = Street(seed=0, rate=15)
+    images = [street.frame(index).image for index in track(range(frames), "drawing", console=Console(stderr=True))]
+    result = benchmark.measure(
+        images, loaded, passes=passes, flow=flow, device=device, precision=precision, input_height=input_height
+    )
+    table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
+    for stage, value in result.stages_ms["host"].items():
+        table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
+    table.caption = f"overhead {result.overhead:.1f} %"
+    Console().print(table)
+    if json_file:
+        settings = {"model": loaded.name, "flow": flow, "precision": precision, "input_height": input_height}
+        report = {"environment": environment(torch.device(device)), "settings": settings, **result.to_json()}
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; input that cannot be used ends it with one line on standard error and exit status 2."""
     try:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A video CNN beside its own host run frame by frame: what NetWarp costs, flow included (the paper's Tables 3 and 4).
+
+Both segment the same frames and take turns at each, so that whatever disturbs the machine disturbs them alike. A
+frame's overhead is the ratio of its two times; of all frames, the median counts.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from netwarp_ros.models import Model
+from netwarp_ros.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a frame takes.
+
+    Attributes:
+        frames: Frames that were timed.
+        stages_ms: Median duration of each stage of the segmenter and of their ``total``, for ``host`` and ``netwarp``.
+        overhead: Median over the frames of the video CNN's total over the host's, less 1, in per cent.
+    """
+
+    frames: int
+    stages_ms: dict[str, dict[str, float]]
+    overhead: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"frames": self.frames, "stages_ms": self.stages_ms, "overhead": self.overhead}
+
+
+def measure(images: Sequence[np.ndarray], model: Model, *, passes: int = 3, **options: Any) -> Overhead:
+    """Time a model and its host on the same frames.
+
+    Args:
+        images: A stream of BGR images ``(H, W, 3)`` uint8 of one size, at least 2; taken ``passes`` times.
+        model: A video CNN.
+        passes: How often.
+        options: Of the `Segmenter`.
+
+    Raises:
+        ValueError: If the model has no NetWarp, or there are too few images.
+    """
+    if not model.network.layers:
+        raise ValueError(f"model {model.name} is an image CNN: choose one with NetWarp, see `netwarp models`")
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} images: give at least 2, the first of a stream has no flow")
+    streams = {
+        "host": Segmenter(copy.deepcopy(model), host_only=True, **options).stream(),
+        "netwarp": Segmenter(model, **options).stream(),
+    }
+    height, width = images[0].shape[:2]
+    for stream in streams.values():
+        stream.segmenter.warm_up(width, height)
+    stages: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in streams}
+    for _ in range(passes):
+        for index, image in enumerate(images):
+            for name, stream in streams.items():
+                if index == 0:
+                    stream.reset()
+                times = stream.segment(image, index + 1).stages_ms
+                if index > 0:
+                    for stage, value in (*times.items(), ("total", sum(times.values()))):
+                        stages[name][stage].append(value)
+    ratios = [video / host for video, host in zip(stages["netwarp"]["total"], stages["host"]["total"], strict=True)]
+    medians = {
+        name: {stage: statistics.median(values) for stage, values in taken.items()} for name, taken in stages.items()
+    }
+    return Overhead(len(ratios), medians, 100 * (statistics.median(ratios) - 1))

@@ -14,11 +14,14 @@ import numpy as np
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import Frame
-from netwarp_ros.metrics import ConfusionMatrix, TemporalConsistency, TrimapIoU, flows_agree
+from netwarp_ros.metrics import ConfusionMatrix, TemporalConsistency, TrimapIoU, VideoConsistency, flows_agree
 from netwarp_ros.segmenter import Segmenter
 
 TRIMAP_WIDTHS = (1, 2, 4, 8, 16, 32)
 """Half widths in pixels of the bands for which trimap IoU is reported; the paper's tables are at 2."""
+
+VIDEO_LENGTHS = (8, 16)
+"""Numbers of frames for which video consistency is reported, as is usual on VSPW."""
 
 Labels = Callable[[Frame], np.ndarray | None]
 """Gives the label map of a frame, ``(H, W)`` of class ids or void, or None where it has none."""
@@ -36,6 +39,8 @@ class Report:
         tiou: Mean IoU within the trimap, by its width in pixels.
         tc: Temporal consistency of the predictions (see `TemporalConsistency`), over pixels whose flow is trusted; nan
             where the frames are no stream.
+        tc_unmasked: The same over all pixels whose flow stays within the image.
+        vc: Video consistency (see `VideoConsistency`) by number of frames; nan where not as many are labelled in a row.
         stages_ms: Durations by stage of the segmenter, and their ``total``, as p50, p95 and p99 over the frames.
         fps: Frames per second of the segmenter alone, without reading and scoring.
         resets: How often the memory started anew, by reason.
@@ -47,6 +52,8 @@ class Report:
     iou: Mapping[str, float]
     tiou: Mapping[int, float]
     tc: float
+    tc_unmasked: float
+    vc: Mapping[int, float]
     stages_ms: Mapping[str, Mapping[str, float]]
     fps: float
     resets: Mapping[str, int]
@@ -60,6 +67,8 @@ class Report:
             "iou": {name: _number(value) for name, value in self.iou.items()},
             "tiou": {str(width): _number(value) for width, value in self.tiou.items()},
             "tc": _number(self.tc),
+            "tc_unmasked": _number(self.tc_unmasked),
+            "vc": {str(length): _number(value) for length, value in self.vc.items()},
             "stages_ms": {stage: dict(percentiles) for stage, percentiles in self.stages_ms.items()},
             "fps": _number(self.fps),
             "resets": dict(self.resets),
@@ -93,10 +102,11 @@ def evaluate(
         raise ValueError(f"model {segmenter.model.name} has the classes of {trained_on}, not of {classes.name}")
     confusion = ConfusionMatrix(len(classes), classes.void)
     trimap = TrimapIoU(len(classes), classes.void, widths)
-    consistency = TemporalConsistency(len(classes))
+    consistency, unmasked = TemporalConsistency(len(classes)), TemporalConsistency(len(classes))
+    video = VideoConsistency(classes.void, VIDEO_LENGTHS)
     stream = segmenter.stream()
     durations: dict[str, list[float]] = defaultdict(list)
-    previous: tuple[np.ndarray, np.ndarray] | None = None
+    previous: _Judged | None = None
     count = labelled = 0
 
     for count, frame in enumerate(frames, start=1):
@@ -108,19 +118,23 @@ def evaluate(
         result = stream.segment(frame.image, frame.stamp_ns)
         for stage, milliseconds in (*result.stages_ms.items(), ("total", sum(result.stages_ms.values()))):
             durations[stage].append(milliseconds)
+        present = _Judged(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), result.mask)
+        if previous is not None and present.follows(previous, segmenter.max_gap):
+            _compare(consistency, unmasked, present, previous)
+        else:
+            video.restart()
+        previous = None if stills else present
         label = labels(frame)
-        if label is not None:
+        if label is None:
+            video.restart()
+        else:
             labelled += 1
             try:
                 confusion.update(result.mask, label)
                 trimap.update(result.mask, label)
+                video.update(result.mask, label)
             except ValueError as error:
                 raise ValueError(f"the label of {frame.name} does not fit: {error}") from error
-        if not stills:
-            grey = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
-            if previous is not None and previous[0].shape == grey.shape:
-                _compare(consistency, (grey, result.mask), previous)
-            previous = grey, result.mask
 
     if not labelled:
         raise ValueError(f"none of the {count} frames has a label: labels must be named like the images, NAME.png")
@@ -131,6 +145,8 @@ def evaluate(
         iou=dict(zip(classes.names, confusion.iou().tolist(), strict=True)),
         tiou=trimap.miou(),
         tc=consistency.miou(),
+        tc_unmasked=unmasked.miou(),
+        vc=video.score(),
         stages_ms={stage: percentiles(values) for stage, values in durations.items()},
         fps=1e3 * count / sum(durations["total"]),
         resets=dict(stream.resets),
@@ -158,13 +174,26 @@ def judging_flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
     return estimator.calc(present, previous, np.empty((*present.shape, 2), np.float32))
 
 
-def _compare(
-    consistency: TemporalConsistency, present: tuple[np.ndarray, np.ndarray], previous: tuple[np.ndarray, np.ndarray]
-) -> None:
-    """Count a pair of frames, each given as its grey image and its mask."""
-    reverse = judging_flow(present[0], previous[0])
-    forward = judging_flow(previous[0], present[0])
-    consistency.update(present[1], previous[1], reverse, where=flows_agree(reverse, forward))
+@dataclass(frozen=True)
+class _Judged:
+    """A frame as temporal consistency sees it."""
+
+    stamp_ns: int
+    grey: np.ndarray
+    mask: np.ndarray
+
+    def follows(self, previous: _Judged, max_gap: float) -> bool:
+        """Tell whether it is of the same stream, no later than max_gap seconds after the previous frame."""
+        seconds = (self.stamp_ns - previous.stamp_ns) * 1e-9
+        return self.grey.shape == previous.grey.shape and 0 < seconds <= max_gap
+
+
+def _compare(masked: TemporalConsistency, unmasked: TemporalConsistency, present: _Judged, previous: _Judged) -> None:
+    """Count a pair of frames, where the flow is trusted and wherever it leads."""
+    reverse = judging_flow(present.grey, previous.grey)
+    forward = judging_flow(previous.grey, present.grey)
+    masked.update(present.mask, previous.mask, reverse, where=flows_agree(reverse, forward))
+    unmasked.update(present.mask, previous.mask, reverse)
 
 
 def _number(value: float) -> float | None:

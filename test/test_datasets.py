@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from cityscapesscripts.helpers.labels import name2label
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -266,9 +267,8 @@ def test_what_cityscapes_lacks_is_named_with_its_download(tmp_path: Path) -> Non
 
 
 def test_the_ids_of_cityscapes_are_those_of_its_scripts() -> None:
-    labels = pytest.importorskip("cityscapesscripts.helpers.labels").labels
-    assert {entry.id: entry.trainId for entry in labels if entry.trainId not in (255, -1)} == TRAIN_IDS
-    for entry in labels:
+    assert {entry.id: entry.trainId for entry in name2label.values() if entry.trainId not in (255, -1)} == TRAIN_IDS
+    for entry in name2label.values():
         if entry.trainId in TRAIN_IDS.values():
             assert CITYSCAPES.names[entry.trainId] == entry.name
             assert tuple(CITYSCAPES.palette[entry.trainId]) == entry.color

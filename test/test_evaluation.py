@@ -124,6 +124,39 @@ def test_consistency_follows_the_motion(segmenter: Segmenter) -> None:
     assert jumping < moving
 
 
+def test_consistency_without_the_mask_counts_what_the_flow_cannot_be_trusted_with(segmenter: Segmenter) -> None:
+    recording = frames(4)
+    for frame in recording[1:]:
+        frame.image[16:32, 32:64] = np.random.default_rng(frame.index).integers(0, 256, (16, 32, 3), np.uint8)
+    report = evaluate(recording, labels_from(masks_of(segmenter, recording)), segmenter, CAMVID)
+    assert 0 < report.tc_unmasked < report.tc < 100
+    assert math.isnan(evaluate(recording[:1], labels_from(masks_of(segmenter, recording)), segmenter, CAMVID).tc)
+
+
+def test_frames_are_only_compared_with_those_they_follow(segmenter: Segmenter) -> None:
+    steady = frames(4)
+    stamps = [0, 1, 10**10, 10**10 - 1]  # together, then a gap, then backwards
+    apart = [dataclasses.replace(frame, stamp_ns=time) for frame, time in zip(steady, stamps, strict=True)]
+    labels = labels_from(masks_of(segmenter, apart))
+    joined = evaluate(steady[:2], labels, segmenter, CAMVID)
+    assert evaluate(apart, labels, segmenter, CAMVID).tc == joined.tc
+    assert evaluate(apart, labels, segmenter, CAMVID).tc != evaluate(steady, labels, segmenter, CAMVID).tc
+
+
+def test_video_consistency_needs_labels_in_a_row(segmenter: Segmenter) -> None:
+    still = [dataclasses.replace(frame, image=frames(1)[0].image) for frame in frames(17)]
+    host = Segmenter(segmenter.model, precision="float32", host_only=True)
+    labels = masks_of(host, still)
+    for label in labels.values():
+        label[:12] = (label[:12] + 1) % 11  # wrong in a quarter of each frame
+    assert evaluate(still, labels_from(labels), host, CAMVID).vc == {8: 75, 16: 75}
+    del labels["000009"]
+    sparse = evaluate(still, labels_from(labels), host, CAMVID).vc
+    assert sparse[8] == 75 and math.isnan(sparse[16])
+    stills = evaluate(still, labels_from(labels), host, CAMVID, stills=True).vc
+    assert all(math.isnan(value) for value in stills.values())
+
+
 def test_timings_are_given_by_stage(segmenter: Segmenter) -> None:
     recording = frames(3)
     report = evaluate(recording, labels_from(masks_of(segmenter, recording)), segmenter, CAMVID)
@@ -158,7 +191,8 @@ def test_other_classes_than_the_models_are_refused(segmenter: Segmenter) -> None
 
 def test_report_as_json_has_no_nan() -> None:
     nan = float("nan")
-    report = Report(1, 1, 50.0, {"sky": nan, "road": 50.0}, {2: nan}, nan, {"flow": {"p50": 1.0}}, 9.0, {"gap": 1})
+    iou, stages = {"sky": nan, "road": 50.0}, {"flow": {"p50": 1.0}}
+    report = Report(1, 1, 50.0, iou, {2: nan}, nan, 80.0, {8: 70.0, 16: nan}, stages, 9.0, {"gap": 1})
     text = json.dumps(report.to_json(), allow_nan=False)
     assert json.loads(text) == {
         "frames": 1,
@@ -167,6 +201,8 @@ def test_report_as_json_has_no_nan() -> None:
         "iou": {"sky": None, "road": 50},
         "tiou": {"2": None},
         "tc": None,
+        "tc_unmasked": 80,
+        "vc": {"8": 70, "16": None},
         "stages_ms": {"flow": {"p50": 1}},
         "fps": 9,
         "resets": {"gap": 1},

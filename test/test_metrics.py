@@ -16,6 +16,7 @@ from netwarp_ros.metrics import (
     ConfusionMatrix,
     TemporalConsistency,
     TrimapIoU,
+    VideoConsistency,
     boundary_distance,
     confusion,
     flows_agree,
@@ -325,3 +326,77 @@ def test_a_flow_of_another_form_is_refused(flow: np.ndarray) -> None:
 def test_ids_of_another_form_are_refused() -> None:
     with pytest.raises(ValueError, match="ids is .* int64: give"):
         warp_nearest(np.zeros((2, 3), np.int64), flow_of(0, 0, (2, 3)))
+
+
+# Video consistency
+
+
+def consistency_of(predictions: list[list[int]], labels: list[list[int]], *lengths: int) -> dict[int, float]:
+    """Of frames of one row each."""
+    video = VideoConsistency(VOID, lengths)
+    for prediction, label in zip(predictions, labels, strict=True):
+        video.update(np.array([prediction]), np.array([label]))
+    return video.score()
+
+
+def test_video_consistency_by_hand() -> None:
+    labels = [[0, 1, 1, 2, VOID], [0, 1, 1, 3, VOID], [0, 1, 2, 3, VOID], [0, 1, 2, 3, 0]]
+    predictions = [[0, 1, 2, 2, 0], [0, 0, 1, 3, 0], [0, 1, 1, 3, 0], [0, 1, 2, 0, 0]]
+    # n = 2: pixels 0, 1, 2 are constant, 0 is right throughout; 0, 1, 3 of which 0, 3; 0, 1, 2, 3 of which 0, 1.
+    # n = 3: pixels 0, 1 of which 0; 0, 1, 3 of which 0.
+    assert consistency_of(predictions, labels, 3, 2) == pytest.approx(
+        {2: 100 * (1 / 3 + 2 / 3 + 2 / 4) / 3, 3: 100 * (1 / 2 + 1 / 3) / 2}
+    )
+
+
+def test_steady_but_wrong_is_not_consistent_with_the_labels() -> None:
+    assert consistency_of([[1, 1]] * 3, [[0, 1]] * 3, 2) == {2: 50}
+
+
+def test_no_window_spans_a_restart() -> None:
+    video = VideoConsistency(VOID, [2])
+    frame = np.zeros((1, 2), int)
+    video.update(frame, frame)
+    video.restart()
+    video.update(np.zeros((3, 1), int), np.zeros((3, 1), int))
+    assert math.isnan(video.score()[2])
+    video.update(np.array([[0], [1], [1]]), np.zeros((3, 1), int))
+    assert video.score()[2] == pytest.approx(100 / 3)
+
+
+@given(
+    st.integers(2, 4).flatmap(
+        lambda count: st.tuples(
+            st.lists(masks((2, 3)), min_size=count, max_size=6), st.lists(label_maps((2, 3)), min_size=6, max_size=6)
+        )
+    )
+)
+def test_video_consistency_equals_its_definition_by_sets(case: tuple[list[np.ndarray], list[np.ndarray]]) -> None:
+    predictions, labels = case[0], case[1][: len(case[0])]
+
+    def common(maps: list[np.ndarray]) -> set[tuple[int, int]]:
+        return set.intersection(*({pair for pair in enumerate(ids.flat) if pair[1] != VOID} for ids in maps))
+
+    video = VideoConsistency(VOID, [2, 3])
+    for prediction, label in zip(predictions, labels, strict=True):
+        video.update(prediction, label)
+    for n, score in video.score().items():
+        starts = range(len(labels) - n + 1)
+        windows = [(common(labels[i : i + n]), common(predictions[i : i + n])) for i in starts]
+        shares = [len(truth & predicted) / len(truth) for truth, predicted in windows if truth]
+        assert score == pytest.approx(100 * np.mean(shares)) if shares else math.isnan(score)
+
+
+@pytest.mark.parametrize("lengths", [[], [1], [0, 8]])
+def test_lengths_must_be_above_one(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="lengths is .*: give at least one, each > 1"):
+        VideoConsistency(VOID, lengths)
+
+
+def test_a_frame_of_another_size_than_the_one_before_is_refused() -> None:
+    video = VideoConsistency(VOID, [2])
+    video.update(np.zeros((2, 2), int), np.zeros((2, 2), int))
+    with pytest.raises(ValueError, match=r"prediction is \(2, 3\), but the frame before is \(2, 2\)"):
+        video.update(np.zeros((2, 3), int), np.zeros((2, 3), int))
+    with pytest.raises(ValueError, match="label is .* float64: give .* integer"):
+        video.update(np.zeros((2, 2), int), np.zeros((2, 2)))

@@ -156,7 +156,9 @@ def test_nothing_that_the_set_up_installed_is_unpinned() -> None:
     if not (ROOT / "requirements" / f"ros-{environment}.txt").exists():
         pytest.skip("not in an environment that `make setup` made from PyPI alone")
     site_packages = Path(importlib.util.find_spec("pytest").origin).parent.parent  # type: ignore[union-attr, arg-type]
-    pinned = pins(*(ROOT / "requirements" / f"{name}.txt" for name in ("python", "build", f"ros-{environment}")))
+    pinned = pins(
+        *(ROOT / "requirements" / f"{name}.txt" for name in ("python", "no-deps", "build", f"ros-{environment}"))
+    )
     installed = {
         canonical(found.metadata["Name"]): found.version.split("+")[0]
         for found in importlib.metadata.distributions(path=[str(site_packages)])

@@ -28,7 +28,7 @@ fi
 
 # The virtual environment: brought up to date when the contents of the requirements change.
 installed="$NETWARP_VENV/requirements.sha256"
-wanted="$(cat "${requirements[@]}" | sha256sum)"
+wanted="$(cat "${requirements[@]}" requirements/no-deps.txt | sha256sum)"
 if [ "$(cat "$installed" 2>/dev/null)" != "$wanted" ]; then
     echo "Setting up ${NETWARP_VENV##*/}: $ros, PyTorch and the rest (a few minutes)"
     if [ ! -e "$NETWARP_VENV/bin/python" ]; then
@@ -36,6 +36,7 @@ if [ "$(cat "$installed" 2>/dev/null)" != "$wanted" ]; then
         "$python" -m venv "${venv_options[@]}" "$NETWARP_VENV"
     fi
     "$NETWARP_VENV/bin/python" -m pip install -qq "${requirements[@]/#/--requirement=}"
+    "$NETWARP_VENV/bin/python" -m pip install -qq --no-deps --requirement=requirements/no-deps.txt
     "$NETWARP_VENV/bin/python" tools/relocate_ros_wheels.py
     echo "$wanted" >"$installed"
     . tools/env.sh

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from netwarp_ros.metrics.confusion import ConfusionMatrix
-from netwarp_ros.metrics.consistency import TemporalConsistency, flows_agree, warp_nearest
+from netwarp_ros.metrics.consistency import TemporalConsistency, VideoConsistency, flows_agree, warp_nearest
+from netwarp_ros.metrics.instance import InstanceIoU
 from netwarp_ros.metrics.trimap import TrimapIoU, boundary_distance
 
 __all__ = [
     "ConfusionMatrix",
+    "InstanceIoU",
     "TemporalConsistency",
     "TrimapIoU",
+    "VideoConsistency",
     "boundary_distance",
     "flows_agree",
     "warp_nearest",

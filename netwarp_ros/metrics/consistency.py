@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temporal consistency: how well the predictions of successive frames agree, once motion is taken out."""
+"""Consistency over time: how well the predictions of successive frames agree, once motion is taken out."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
-from netwarp_ros.metrics.confusion import ConfusionMatrix
+from netwarp_ros.metrics.confusion import ConfusionMatrix, check_ids
 
 
 class TemporalConsistency:
@@ -51,6 +53,71 @@ class TemporalConsistency:
     def miou(self) -> float:
         """Return the consistency in per cent, over the classes that occur in the present predictions; nan if none."""
         return self.matrix.miou()
+
+
+class VideoConsistency:
+    """VC_n: of the pixels whose label stays the same through n frames, the part that is right in all of them.
+
+    After Miao et al., "VSPW: A large-scale dataset for video scene parsing in the wild", CVPR 2021: for each window of
+    n successive frames, |(∩ S) ∩ (∩ S')| / |∩ S|, S being the labels and S' the predictions of its frames, as sets of
+    pairs of pixel and class; the score is the mean over all windows. Void is no class. The script that the authors
+    published asks only for predictions that stay the same, right or wrong; its figures are higher.
+
+    Args:
+        void: Id of unlabelled pixels in label maps.
+        lengths: The numbers of frames n, each > 1.
+
+    Raises:
+        ValueError: If there is no length, or one is not > 1.
+    """
+
+    def __init__(self, void: int, lengths: Iterable[int]) -> None:
+        self._void = void
+        # Of each length: the sum of the scores of the windows, and the number of windows.
+        self._windows = {length: [0.0, 0] for length in sorted(lengths)}
+        if not self._windows or min(self._windows) <= 1:
+            raise ValueError(f"lengths is {list(self._windows)}: give at least one, each > 1 frame")
+        self.restart()
+
+    def restart(self) -> None:
+        """Let no window span the frames so far and the next: they are of another video, or some are not labelled."""
+        self._label: np.ndarray | None = None
+
+    def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
+        """Take the next frame of the video.
+
+        Args:
+            prediction: ``(H, W)`` class ids, integers.
+            label: ``(H, W)`` class ids, integers, or void.
+
+        Raises:
+            ValueError: If types differ from these, or the size from that of the frame before.
+        """
+        check_ids(prediction, "prediction")
+        check_ids(label, "label")
+        if self._label is None:
+            self._label = np.full_like(label, self._void)
+            self._constant, self._right = np.zeros((2, *label.shape), np.int32)
+        for ids, name in ((prediction, "prediction"), (label, "label")):
+            if ids.shape != self._label.shape:
+                raise ValueError(f"{name} is {ids.shape}, but the frame before is {self._label.shape}: give one size")
+        # For how many frames each pixel has had its label now, and for how many of the last of them it was right.
+        labelled, right = label != self._void, (prediction == label) & (label != self._void)
+        kept = label == self._label
+        self._constant = np.where(labelled, np.where(kept, self._constant, 0) + 1, 0)
+        self._right = np.where(right, np.where(kept, self._right, 0) + 1, 0)
+        self._label = label.copy()
+        for length, window in self._windows.items():
+            constant = int(np.count_nonzero(self._constant >= length))
+            if constant:
+                window[0] += int(np.count_nonzero(self._right >= length)) / constant
+                window[1] += 1
+
+    def score(self) -> dict[int, float]:
+        """Return the mean over the windows in per cent, by their length; nan where no window has a constant pixel."""
+        return {
+            length: 100 * total / count if count else float("nan") for length, (total, count) in self._windows.items()
+        }
 
 
 def warp_nearest(ids: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

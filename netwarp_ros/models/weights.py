@@ -21,11 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from netwarp_ros.models.hosts import DDRNet23Slim, SwiftNetLite0
+from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
 from netwarp_ros.models.video_cnn import VideoCNN, augment
 
 HOSTS: dict[str, Callable[..., nn.Module]] = {
     "ddrnet23slim": DDRNet23Slim,
+    "dilation10": Dilation10,
+    "dilation8": Dilation8,
+    "playdata": PlayData,
+    "pspnet101": PSPNet101,
+    "pspnet50": PSPNet50,
     "swiftnet_lite0": SwiftNetLite0,
 }
 """The hosts that a weights file can name."""

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from netwarp_ros.models.hosts.ddrnet import DDRNet23Slim
+from netwarp_ros.models.hosts.dilation import Dilation8, Dilation10
+from netwarp_ros.models.hosts.playdata import PlayData
+from netwarp_ros.models.hosts.pspnet import PSPNet50, PSPNet101
 from netwarp_ros.models.hosts.swiftnet import SwiftNetLite0
 
-__all__ = ["DDRNet23Slim", "SwiftNetLite0"]
+__all__ = ["DDRNet23Slim", "Dilation8", "Dilation10", "PSPNet50", "PSPNet101", "PlayData", "SwiftNetLite0"]

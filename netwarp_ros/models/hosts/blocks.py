@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     """Convolution and batch normalisation."""
+    padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False),
         nn.BatchNorm2d(outputs),
     )
 
@@ -28,6 +29,20 @@ def norm_relu_conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
 def resize(features: Tensor, like: Tensor) -> Tensor:
     """Bring features to the grid of others, bilinearly."""
     return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class ResidualBlock(nn.Module):
+    """``body(x) + shortcut(x)``; the sum is not rectified, so that something can be added to it first."""
+
+    def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = (
+            nn.Identity() if stride == 1 and inputs == outputs else conv_norm(inputs, outputs, kernel=1, stride=stride)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(features) + self.shortcut(features)
 
 
 class ContextPyramid(nn.Module):

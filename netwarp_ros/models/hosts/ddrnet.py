@@ -22,21 +22,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwarp_ros.models.hosts.blocks import ContextPyramid, conv_norm, norm_relu_conv, resize
-
-
-class ResidualBlock(nn.Module):
-    """``body(x) + shortcut(x)``; the sum is not rectified, so that the branches can add to it first."""
-
-    def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.body = body
-        self.shortcut = (
-            nn.Identity() if stride == 1 and inputs == outputs else conv_norm(inputs, outputs, kernel=1, stride=stride)
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.body(features) + self.shortcut(features)
+from netwarp_ros.models.hosts.blocks import ContextPyramid, ResidualBlock, conv_norm, norm_relu_conv, resize
 
 
 def _basic(inputs: int, outputs: int, stride: int = 1) -> ResidualBlock:

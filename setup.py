@@ -70,4 +70,5 @@ setup(
         "tqdm",
         "typer",
     ],
+    extras_require={"plot": ["matplotlib"]},
 )

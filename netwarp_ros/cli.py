@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,9 @@ app = typer.Typer(
 
 benchmark_app = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
+
+plot_app = typer.Typer(help="Draw figures from results.", no_args_is_help=True)
+app.add_typer(plot_app, name="plot")
 
 ModelOption = Annotated[
     str | None,
@@ -134,6 +138,9 @@ def evaluate(
         ),
     ] = None,
     stills: Annotated[bool, typer.Option("--stills", help="Start anew at each image.")] = False,
+    trimap: Annotated[
+        str, typer.Option("--trimap", metavar="W,W,...", help="Widths of the trimap bands in pixels.")
+    ] = "1,2,4,8,16,32",
     model: ModelOption = None,
     host_only: HostOnlyOption = False,
     device: DeviceOption = "cpu",
@@ -151,13 +158,16 @@ def evaluate(
     from netwarp_ros.data.frames import LabelFolder, open_frames
     from netwarp_ros.evaluation import evaluate as evaluate_frames
 
+    widths = _widths(trimap)
     frames = open_frames(images, rate=rate, topic=topic)
     label_folder = LabelFolder(labels)
     segmenter = _segmenter(model, flow, device, precision, input_height, host_only)
     class_set = load_classes(classes or segmenter.model.spec.classes)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-    report = evaluate_frames(_progress(frames, "evaluating"), label_folder, segmenter, class_set, stills=stills)
+    report = evaluate_frames(
+        _progress(frames, "evaluating"), label_folder, segmenter, class_set, stills=stills, widths=widths
+    )
     _print_report(report)
     if json_file:
         settings = {
@@ -185,6 +195,57 @@ def train(
     wanted = load_config(config)
     weights = train_netwarp(wanted) if isinstance(wanted, VideoTrainingConfig) else train_host(wanted)
     Console().print(f"weights in {weights}", highlight=False)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict: .safetensors, or of torch.save.")],
+    host: Annotated[
+        str, typer.Option("--host", help="playdata, dilation8, dilation10, pspnet50 or pspnet101.", show_default=False)
+    ],
+    classes: Annotated[
+        str,
+        typer.Option(
+            "--classes", metavar="NAME|FILE", help="camvid, cityscapes or a .yaml file, in order.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.", show_default=False)],
+    input_height: Annotated[
+        int, typer.Option("--input-height", min=1, help="Pixels that images are scaled to for the network.")
+    ] = 360,
+    caffe_mean: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            "--caffe-mean",
+            metavar="B G R",
+            help="The weights are for BGR values of 0 to 255 less this mean; by default for torchvision's RGB.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make a model file of a public network's weights, and say what fitted."""
+    import torch
+
+    from netwarp_ros.data.classes import load_classes
+    from netwarp_ros.models import ModelSpec, build, save_model
+    from netwarp_ros.models.foreign import load_foreign, read_checkpoint
+
+    class_set = load_classes(classes)
+    spec = ModelSpec(
+        host,
+        class_set.name,
+        {"num_classes": len(class_set)},
+        input_height=input_height,
+        notes={"origin": f"converted from {checkpoint.name}"},
+    )
+    if caffe_mean:
+        blue, green, red = caffe_mean
+        spec = dataclasses.replace(spec, mean=(red / 255, green / 255, blue / 255), std=(1 / 255, 1 / 255, 1 / 255))
+    network = build(spec)
+    report = load_foreign(network.host, read_checkpoint(checkpoint), bgr=bool(caffe_mean))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_model(output, network, spec, dtype=torch.float32)
+    Console().print(f"{report}\nmodel in {output}", highlight=False)
 
 
 @app.command()
@@ -288,6 +349,20 @@ def benchmark_model(
         json_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
+@plot_app.command("trimap")
+def plot_trimap(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS.json...", help="What `evaluate --json` wrote; names the curve.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure: .png, .svg or .pdf.", show_default=False)],
+) -> None:
+    """Draw IoU near the borders of the labels over the width of the band, as in the paper's Fig. 4."""
+    from netwarp_ros import plots
+
+    plots.plot_trimap(results, output)
+    Console().print(f"figure in {output}", highlight=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; input that cannot be used ends it with one line on standard error and exit status 2."""
     try:
@@ -313,6 +388,17 @@ def _segmenter(
     )
 
 
+def _widths(text: str) -> list[int]:
+    """Read a list of whole numbers > 0, separated by commas."""
+    try:
+        widths = [int(part) for part in text.split(",")]
+    except ValueError:
+        widths = []
+    if not widths or min(widths) <= 0:
+        raise ValueError(f"trimap is {text!r}: give widths > 0 in whole pixels, such as 1,2,4")
+    return widths
+
+
 def _progress(frames: FrameSource, what: str) -> Iterable[Frame]:
     """Show progress on standard error while the frames are taken."""
     return track(frames, what, total=len(frames) or None, console=Console(stderr=True), transient=True)
@@ -328,6 +414,9 @@ def _print_report(report: Report) -> None:
     for width, value in report.tiou.items():
         scores.add_row(f"trimap, width {width}", f"{value:.2f}")
     scores.add_row("temporal consistency", f"{report.tc:.2f}")
+    scores.add_row("temporal consistency, unmasked", f"{report.tc_unmasked:.2f}")
+    for length, value in report.vc.items():
+        scores.add_row(f"video consistency, {length} frames", f"{value:.2f}")
     console.print(scores)
 
     timing = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=f"{report.fps:.1f} frames per second")

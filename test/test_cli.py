@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from netwarp_ros import cli, training
+from netwarp_ros import cli, plots, training
 from netwarp_ros.data.bags import write_bag
 from netwarp_ros.data.frames import Frame, open_frames, stamp
+from netwarp_ros.evaluation import TRIMAP_WIDTHS
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.models import weights as weights_module
 from netwarp_ros.segmenter import Segmenter
@@ -140,13 +141,65 @@ def test_evaluate_writes_what_the_contract_says(tmp_path: Path, model: Path, ima
     assert scores["frames"] == 3 and scores["miou"] == 100
     assert list(scores["iou"])[:2] == ["sky", "building"] and len(scores["iou"]) == 11
     assert scores["tiou"]["2"] == 100
-    assert 0 < scores["tc"] <= 100
+    assert 0 < scores["tc"] <= 100 and 0 < scores["tc_unmasked"] <= 100
+    assert scores["vc"] == {"8": None, "16": None}  # there are three frames
     assert set(scores["stages_ms"]["network"]) == {"p50", "p95", "p99"}
     assert scores["fps"] > 0
     assert scores["settings"]["model"] == "small" and scores["settings"]["host_only"] is False
     assert run(*arguments, "--stills", "--json", file) == 0
     stills = json.loads(file.read_text())
-    assert stills["tc"] is None and stills["resets"] == {"request": 3} and stills["miou"] < 100
+    assert (
+        stills["tc"] is None
+        and stills["tc_unmasked"] is None
+        and stills["resets"] == {"request": 3}
+        and stills["miou"] < 100
+    )
+
+
+def test_evaluate_takes_any_widths_of_the_trimap(tmp_path: Path, model: Path, images: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    cv2.imwrite(str(labels / "f0.png"), masks_of(model, images)[0])
+    file = tmp_path / "scores.json"
+    arguments = ["evaluate", "--images", images, "--labels", labels, "--model", model, "--json", file]
+    run(*arguments, "--trimap", "3, 12")
+    assert json.loads(file.read_text())["tiou"] == {"3": 100, "12": 100}
+    run(*arguments)
+    assert [int(width) for width in json.loads(file.read_text())["tiou"]] == list(TRIMAP_WIDTHS)
+
+
+# plot
+
+
+def test_plot_trimap_draws_each_file_as_a_curve(tmp_path: Path) -> None:
+    for name, tiou in (("host", {"1": 30.0, "16": 60.0}), ("netwarp", {"1": 33.0, "4": None, "16": 61.5})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"miou": 70, "tiou": tiou}))
+    files = [tmp_path / "host.json", tmp_path / "netwarp.json"]
+    assert plots.trimap_curves(files) == {"host": {1: 30, 16: 60}, "netwarp": {1: 33, 16: 61.5}}
+    assert run("plot", "trimap", *files, "-o", tmp_path / "deep" / "fig4.svg") == 0
+    drawing = (tmp_path / "deep" / "fig4.svg").read_text()
+    for text in ("host", "netwarp", "trimap width in pixels", "mean IoU in %"):
+        assert f"<!-- {text} -->" in drawing
+    assert run("plot", "trimap", *files, "-o", tmp_path / "fig4.png") == 0
+    assert cv2.imread(str(tmp_path / "fig4.png")) is not None
+
+
+@pytest.mark.parametrize("content", ["no json", "[1]", "{}", '{"tiou": {"a": 1}}', '{"tiou": 3}'])
+def test_plot_trimap_says_which_file_is_none_of_results(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    assert run("plot", "trimap", tmp_path / "bad.json", "-o", tmp_path / "figure.png") == 2
+    assert "bad.json has no trimap IoU (tiou): give what" in capsys.readouterr().err
+
+
+def test_plot_trimap_cannot_name_two_curves_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / folder / "scores.json" for folder in ("host", "video")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('{"tiou": {"1": 30}}')
+    assert run("plot", "trimap", *files, "-o", tmp_path / "figure.png") == 2
+    assert "two files are called scores" in capsys.readouterr().err
 
 
 # models and train
@@ -193,6 +246,12 @@ def test_train_hands_over_the_configuration(
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--alpha", "2"], "alpha is 2.0: give 0 to 1"),
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--rate", "0"], "rate is 0.0"),
         (["evaluate", "--images", "{images}", "--labels", "absent"], "no folder absent"),
+        (
+            ["evaluate", "--images", "{images}", "--labels", "{images}", "--trimap", "2,0"],
+            "trimap is '2,0': give widths",
+        ),
+        (["evaluate", "--images", "{images}", "--labels", "{images}", "--trimap", "a"], "trimap is 'a': give widths"),
+        (["plot", "trimap", "absent.json", "-o", "out.png"], "absent.json"),
         (["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}"], "holds class ids"),
         (
             ["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}", "--classes", "ade"],
@@ -236,5 +295,5 @@ def test_help_does_not_wait_for_pytorch() -> None:
         "except SystemExit: print(sorted({'torch', 'cv2', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert all(command in result.stdout for command in ("segment", "evaluate", "train", "models"))
+    assert all(command in result.stdout for command in ("segment", "evaluate", "plot", "train", "models"))
     assert result.stdout.splitlines()[-1] == "[]"

@@ -230,6 +230,7 @@ def convert(
     from netwarp_ros.models import ModelSpec, build, save_model
     from netwarp_ros.models.foreign import load_foreign, read_checkpoint
 
+    weights = read_checkpoint(checkpoint)
     class_set = load_classes(classes)
     spec = ModelSpec(
         host,
@@ -242,7 +243,7 @@ def convert(
         blue, green, red = caffe_mean
         spec = dataclasses.replace(spec, mean=(red / 255, green / 255, blue / 255), std=(1 / 255, 1 / 255, 1 / 255))
     network = build(spec)
-    report = load_foreign(network.host, read_checkpoint(checkpoint), bgr=bool(caffe_mean))
+    report = load_foreign(network.host, weights, bgr=bool(caffe_mean))
     output.parent.mkdir(parents=True, exist_ok=True)
     save_model(output, network, spec, dtype=torch.float32)
     Console().print(f"{report}\nmodel in {output}", highlight=False)

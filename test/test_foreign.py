@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights from elsewhere: random weights under the public networks' names give the same logits here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netwarp_ros import cli
+from netwarp_ros.models import WeightsError, load_model
+from netwarp_ros.models import weights as weights_module
+from netwarp_ros.models.foreign import load_foreign, read_checkpoint
+from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101
+
+State = dict[str, Tensor]
+
+
+def random_host(kind: Callable[..., nn.Module], seed: int, num_classes: int = 5, **arguments: Any) -> nn.Module:
+    """A narrow host whose weights and statistics are all random."""
+    torch.manual_seed(seed)
+    host = kind(num_classes, width=2, **arguments).eval()
+    for name, value in host.state_dict().items():
+        if value.is_floating_point() and not name.endswith("weight"):
+            value.uniform_(0.1, 1)
+    return host
+
+
+def rename(state: State, rules: list[tuple[str, str | Callable[[re.Match[str]], str]]]) -> State:
+    """Rename each tensor by the first rule whose pattern its name starts with."""
+
+    def renamed(name: str) -> str:
+        for pattern, replacement in rules:
+            if re.match(pattern, name):
+                return re.sub(f"^{pattern}", replacement, name)
+        return name
+
+    return {renamed(name): value.clone() for name, value in state.items()}
+
+
+def _block(match: re.Match[str]) -> str:
+    stage, block, convolution, part = map(int, match.groups())
+    return f"layer{stage - 1}.{block - 1}.{('conv', 'bn')[part]}{convolution // 2 + 1}."
+
+
+RESNET: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"conv(\d)_(\d+)\.body\.(\d)\.(\d)\.", _block),
+    (r"conv(\d)_(\d+)\.shortcut\.", lambda m: f"layer{int(m[1]) - 1}.{int(m[2]) - 1}.downsample."),
+]
+SEMSEG: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"stem\.(\d)\.(\d)\.", lambda m: f"layer0.{int(m[1]) // 2 * 3 + int(m[2])}."),
+    *RESNET,
+    (r"pyramid\.(\d)\.(\d)\.", lambda m: f"ppm.features.{m[1]}.{int(m[2]) + 1}."),
+    (r"conv5_4\.", "cls."),
+    (r"classifier\.", "cls.4."),
+    (r"auxiliary\.0\.", "aux."),
+    (r"auxiliary\.3\.", "aux.4."),
+]
+
+
+def logits_of(host: nn.Module, frame: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return host(frame)
+
+
+@pytest.fixture
+def frame() -> Tensor:
+    return torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(1))
+
+
+# PSPNet
+
+
+def test_the_names_are_semsegs() -> None:
+    names = rename(random_host(PSPNet101, 0, auxiliary=True).state_dict(), SEMSEG)
+    assert {
+        "layer0.0.weight", "layer0.1.running_var", "layer0.3.weight", "layer0.7.bias",
+        "layer1.0.downsample.0.weight", "layer1.0.conv1.weight", "layer3.22.bn3.running_mean", "layer4.2.conv2.weight",
+        "ppm.features.0.1.weight", "ppm.features.3.2.bias",
+        "cls.0.weight", "cls.1.bias", "cls.4.bias", "aux.0.weight", "aux.1.running_var", "aux.4.weight",
+    } <= names.keys()  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [PSPNet50, PSPNet101])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"epoch": 200, "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {}},
+        lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}, "hyper_parameters": {"lr": 0.01}},
+        lambda state: {"model": {"state_dict": {f"module.model.{k}": v for k, v in state.items()}}},
+    ],
+    ids=["bare", "DataParallel", "Lightning", "nested"],
+)
+def test_semsegs_pspnet_gives_the_same_logits(
+    kind: type[PSPNet101], wrap: Callable[[State], dict[str, Any]], frame: Tensor
+) -> None:
+    trained, fresh = random_host(kind, 0, auxiliary=True), random_host(kind, 1, auxiliary=True)
+    report = load_foreign(fresh, wrap(rename(trained.state_dict(), SEMSEG)))
+    with torch.inference_mode():
+        for expected, logits in zip(trained(frame, auxiliary=True), fresh(frame, auxiliary=True), strict=True):
+            assert torch.equal(logits, expected)
+    wanted = [name for name in trained.state_dict() if not name.endswith("num_batches_tracked")]
+    assert sorted(report.matched) == sorted(wanted)
+    assert report.other_shape == report.missing == report.left_over == ()
+    assert str(report) == f"{len(wanted)} of the network's {len(wanted)} tensors loaded"
+
+
+def test_what_has_no_place_is_left_over(frame: Tensor) -> None:
+    trained, fresh = random_host(PSPNet50, 0, auxiliary=True), random_host(PSPNet50, 1)
+    report = load_foreign(fresh, rename(trained.state_dict(), SEMSEG))
+    assert torch.equal(logits_of(fresh, frame), logits_of(trained, frame))
+    assert report.missing == () and len(report.left_over) == 7
+    assert all(name.startswith("aux.") for name in report.left_over)
+    assert str(report).splitlines()[1].startswith("7 left over in the file: aux.0.weight, aux.1.weight, ")
+    assert str(report).endswith(" and 1 more")
+
+
+def test_another_number_of_classes_is_told_and_the_classifier_kept() -> None:
+    trained, fresh = random_host(PSPNet50, 0, num_classes=7), random_host(PSPNet50, 1)
+    before = fresh.classifier.weight.clone()
+    report = load_foreign(fresh, rename(trained.state_dict(), SEMSEG))
+    assert report.other_shape == (
+        "classifier.weight (5, 16, 1, 1), in the file cls.4.weight (7, 16, 1, 1)",
+        "classifier.bias (5,), in the file cls.4.bias (7,)",
+    )
+    assert torch.equal(fresh.classifier.weight, before)
+    assert torch.equal(fresh.conv5_4[0].weight, trained.conv5_4[0].weight)
+    assert "2 of another shape in the file: classifier.weight (5" in str(report)
+
+
+def test_torchvisions_resnet_gives_all_but_what_its_stem_differs_in() -> None:
+    trained, fresh = random_host(PSPNet50, 0), random_host(PSPNet50, 1)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    state = {k: v for k, v in rename(trained.state_dict(), RESNET).items() if k.startswith("layer")}
+    state |= {"conv1.weight": torch.ones(2, 3, 7, 7), "bn1.weight": torch.full((2,), 9.0), "bn1.bias": torch.ones(2)}
+    for name in ("layer1.0.conv1.weight", "layer1.0.downsample.0.weight"):
+        state[name] = state[name][:, :2]
+    state |= {"fc.weight": torch.ones(1000, 64), "fc.bias": torch.ones(1000)}
+    report = load_foreign(fresh, state)
+    after = fresh.state_dict()
+    assert [text.split()[0] for text in report.other_shape] == [
+        "conv2_1.body.0.0.weight",
+        "conv2_1.shortcut.0.weight",
+        "stem.0.0.weight",
+    ]
+    # A normalisation is of use only behind the convolution that it was trained with.
+    assert {"fc.weight", "bn1.weight", "layer1.0.bn1.running_var", "layer1.0.downsample.1.bias"} <= set(
+        report.left_over
+    )
+    assert {"stem.0.1.weight", "conv2_1.body.0.1.running_var", "conv5_4.0.weight", "classifier.bias"} <= set(
+        report.missing
+    )
+    for name in report.matched:
+        assert torch.equal(after[name], trained.state_dict()[name]), name
+    for name in report.missing:
+        assert torch.equal(after[name], before[name]), name
+    assert "conv4_6.body.4.1.running_mean" in report.matched and "conv2_1.body.2.0.weight" in report.matched
+
+
+def test_semsegs_resnet_brings_its_stem_too() -> None:
+    trained, fresh = random_host(PSPNet50, 0), random_host(PSPNet50, 1)
+    stem = (r"stem\.(\d)\.(\d)\.", lambda m: f"{('conv', 'bn')[int(m[2])]}{int(m[1]) // 2 + 1}.")
+    report = load_foreign(fresh, rename(trained.state_dict(), [stem, *RESNET]))
+    assert torch.equal(fresh.stem[4][0].weight, trained.stem[4][0].weight)
+    assert {name.split(".")[0] for name in report.missing} == {"pyramid", "conv5_4", "classifier"}
+
+
+# The VGG hosts
+
+
+@pytest.mark.parametrize("kind", [PlayData, Dilation8, Dilation10])
+@pytest.mark.parametrize(("classifier", "context"), [("final", "ctx_"), ("fc-final", "ct_"), ("fc8", "ctx_")])
+def test_caffes_names_give_the_same_logits(kind: type[nn.Module], classifier: str, context: str, frame: Tensor) -> None:
+    trained, fresh = random_host(kind, 0), random_host(kind, 1)
+    state = rename(trained.state_dict(), [(r"fc8\.", f"{classifier}."), ("ctx_", context)])
+    report = load_foreign(fresh, state | {"ctx_upsample.weight": torch.ones(5, 1, 16, 16)})
+    assert torch.equal(logits_of(fresh, frame), logits_of(trained, frame))
+    assert report.missing == report.other_shape == () and report.left_over == ("ctx_upsample.weight",)
+
+
+def test_torchvisions_vgg16_becomes_convolutions() -> None:
+    trained, fresh = random_host(PlayData, 0), random_host(PlayData, 1)
+    names = [f"conv{stage}_{n}" for stage, count in enumerate((2, 2, 3, 3, 3), start=1) for n in range(1, count + 1)]
+    positions = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    theirs = {name: f"features.{position}" for name, position in zip(names, positions, strict=True)}
+    theirs |= {"fc6": "classifier.0", "fc7": "classifier.3"}
+    ours = trained.state_dict()
+    state = {f"{there}.{part}": ours[f"{here}.{part}"] for here, there in theirs.items() for part in ("weight", "bias")}
+    for name in ("classifier.0.weight", "classifier.3.weight"):
+        state[name] = state[name].flatten(1)
+    state |= {"classifier.6.weight": torch.ones(1000, 128), "classifier.6.bias": torch.ones(1000)}
+    assert state["classifier.0.weight"].shape == (128, 16 * 49)
+    report = load_foreign(fresh, state)
+    assert report.missing == ("fc8.weight", "fc8.bias")
+    assert report.left_over == ("classifier.6.weight", "classifier.6.bias")
+    for name in report.matched:
+        assert torch.equal(fresh.state_dict()[name], ours[name])
+    window = torch.randn(1, 16, 7, 7)
+    linear = F.linear(window.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"])
+    convolution = F.conv2d(window, fresh.fc6.weight, fresh.fc6.bias)
+    torch.testing.assert_close(convolution.flatten(1), linear)
+
+
+@pytest.mark.parametrize("kind", [PlayData, PSPNet50])
+def test_weights_for_bgr_are_turned_to_rgb(kind: type[nn.Module], frame: Tensor) -> None:
+    trained, fresh = random_host(kind, 0), random_host(kind, 1)
+    load_foreign(fresh, rename(trained.state_dict(), SEMSEG), bgr=True)
+    trained, fresh, frame = trained.double(), fresh.double(), frame.double()
+    assert not torch.allclose(logits_of(fresh, frame), logits_of(trained, frame))
+    torch.testing.assert_close(logits_of(fresh, frame), logits_of(trained, frame.flip(1)))
+
+
+def test_half_precision_and_old_files_without_counts(frame: Tensor) -> None:
+    trained, fresh = random_host(PSPNet50, 0), random_host(PSPNet50, 1)
+    state = {k: v.half() for k, v in rename(trained.state_dict(), SEMSEG).items() if not k.endswith("batches_tracked")}
+    report = load_foreign(fresh, state)
+    assert report.missing == () and logits_of(fresh, frame).dtype == torch.float32
+    torch.testing.assert_close(fresh.stem[0][0].weight, trained.stem[0][0].weight, rtol=1e-3, atol=1e-3)
+
+
+# Files and the command line
+
+
+def test_files_of_both_kinds_are_read(tmp_path: Path) -> None:
+    state = {"conv1_1.weight": torch.rand(2, 3, 3, 3)}
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "a.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")["conv1_1.weight"], state["conv1_1.weight"])
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth")["state_dict"]["conv1_1.weight"], state["conv1_1.weight"])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"no")
+    (tmp_path / "a.pth").write_bytes(b"no")
+    torch.save(nn.Conv2d(3, 2, 3), tmp_path / "module.pth")
+    for name, message in (
+        ("absent.pth", "no weights file"),
+        ("a.safetensors", "not a readable safetensors file"),
+        ("a.pth", "cannot be read as weights alone"),
+        ("module.pth", r"save the network's state_dict\(\)"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "message"),
+    [
+        (
+            PSPNet50,
+            {"a.weight": torch.ones(1)},
+            r"nothing fits PSPNet50, .*semseg's PSPNet \(layer0.*torchvision's ResNet",
+        ),
+        (PSPNet50, {"cls.4.bias": torch.ones(9)}, r"1 of another shape in the file: classifier.bias \(5,\)"),
+        (PlayData, {"a.weight": torch.ones(1)}, r"nothing fits PlayData, .*Caffe releases.*torchvision's VGG-16"),
+        (PlayData, {"state_dict": {"epoch": 3}}, "a dict without tensors is no state dict"),
+        (PlayData, [1, 2], "a list without tensors"),
+    ],
+)
+def test_what_fits_nothing_is_refused(kind: type[nn.Module], state: Any, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        load_foreign(random_host(kind, 0), state)
+
+
+def test_a_host_without_a_table_is_refused() -> None:
+    with torch.device("meta"):
+        host = DDRNet23Slim(11)
+    with pytest.raises(WeightsError, match="no public names are known for DDRNet23Slim"):
+        load_foreign(host, {"conv1.weight": torch.ones(1)})
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def test_convert_writes_a_model_and_the_report(
+    tmp_path: Path, frame: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(weights_module.HOSTS, "pspnet50", partial(PSPNet50, width=2))
+    trained = random_host(PSPNet50, 0, num_classes=19, auxiliary=True)
+    torch.save({"state_dict": rename(trained.state_dict(), SEMSEG)}, tmp_path / "a.pth")
+    out = tmp_path / "new" / "pspnet.safetensors"
+    arguments = ["convert", tmp_path / "a.pth", "--host", "pspnet50", "--classes", "cityscapes", "-o", out]
+    assert run(*arguments, "--input-height", 713) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"(\d+) of the network's \1 tensors loaded 7 left over in the file: aux.0.weight", text)
+    model = load_model(out)
+    assert (model.spec.classes, model.spec.input_height) == ("cityscapes", 713)
+    assert model.spec.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert torch.equal(logits_of(model.network.host, frame), logits_of(trained, frame))
+
+
+def test_convert_turns_caffes_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(weights_module.HOSTS, "dilation8", partial(Dilation8, width=2))
+    trained = random_host(Dilation8, 0, num_classes=11)
+    save_file(rename(trained.state_dict(), [(r"fc8\.", "final.")]), tmp_path / "a.safetensors")
+    out, mean = tmp_path / "dilation.safetensors", (110.7, 108.8, 105.4)
+    arguments = ["convert", tmp_path / "a.safetensors", "--host", "dilation8", "--classes", "camvid", "-o", out]
+    assert run(*arguments, "--caffe-mean", *mean) == 0
+    model = load_model(out)
+    bgr = torch.randint(0, 256, (1, 3, 40, 48)).float()
+    rgb = bgr.flip(1) / 255
+    normalised = (rgb - torch.tensor(model.spec.mean).view(1, 3, 1, 1)) / torch.tensor(model.spec.std).view(1, 3, 1, 1)
+    expected = logits_of(trained, bgr - torch.tensor(mean).view(1, 3, 1, 1))
+    torch.testing.assert_close(logits_of(model.network.host, normalised), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.pth", "--host", "pspnet50", "--classes", "camvid"], "no weights file absent.pth"),
+        (["a.pth", "--host", "pspnet9", "--classes", "camvid"], "unknown host 'pspnet9'"),
+        (["a.pth", "--host", "dilation8", "--classes", "ade"], "no class set named 'ade'"),
+        (["a.pth", "--host", "ddrnet23slim", "--classes", "camvid"], "no public names are known for DDRNet23Slim"),
+    ],
+)
+def test_convert_tells_in_one_line_what_is_wrong(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a.weight": torch.ones(1)}, "a.pth")
+    assert run("convert", *arguments, "-o", "out.safetensors") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("netwarp: ") and message in last
+    assert not Path("out.safetensors").exists()

@@ -22,7 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from netwarp_ros.data.frames import Frame, FrameSource
-    from netwarp_ros.evaluation import Report
+    from netwarp_ros.evaluation import Labels, Report
     from netwarp_ros.segmenter import Segmenter
 
 app = typer.Typer(
@@ -124,10 +124,21 @@ def segment(
 
 @app.command()
 def evaluate(
-    images: Annotated[Path, typer.Option("--images", help="Folder of images, video or rosbag2.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of images, video or rosbag2.", show_default=False)
+    ] = None,
     labels: Annotated[
-        Path, typer.Option("--labels", help="Folder of label maps NAME.png, named like the images.", show_default=False)
-    ],
+        Path | None,
+        typer.Option("--labels", help="Folder of label maps NAME.png, named like the images.", show_default=False),
+    ] = None,
+    cityscapes: Annotated[
+        Path | None,
+        typer.Option("--cityscapes", metavar="ROOT", help="Cityscapes, in place of the two.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Of Cityscapes: train or val.")] = "val",
+    clip: Annotated[
+        int, typer.Option("--clip", help="Of Cityscapes: frames of a stream, the last of which is labelled.")
+    ] = 2,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -154,20 +165,31 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model on labelled frames, taken as one stream in the order of their names."""
+    from netwarp_ros.data.cityscapes import INSTANCE_SIZES, Cityscapes
     from netwarp_ros.data.classes import load_classes
     from netwarp_ros.data.frames import LabelFolder, open_frames
+    from netwarp_ros.data.samples import SampleFrames
     from netwarp_ros.evaluation import evaluate as evaluate_frames
 
     widths = _widths(trimap)
-    frames = open_frames(images, rate=rate, topic=topic)
-    label_folder = LabelFolder(labels)
+    frames: FrameSource
+    if cityscapes and not (images or labels):
+        frames = samples = SampleFrames(Cityscapes(cityscapes, split), clip, rate or 17.0)
+        label_of: Labels = samples.label
+        instances, sizes = samples.instances, INSTANCE_SIZES
+    elif images and labels and not cityscapes:
+        frames, label_of = open_frames(images, rate=rate, topic=topic), LabelFolder(labels)
+        instances, sizes = None, None
+    else:
+        raise ValueError("give both --images and --labels, or --cityscapes")
     segmenter = _segmenter(model, flow, device, precision, input_height, host_only)
     class_set = load_classes(classes or segmenter.model.spec.classes)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate_frames(
-        _progress(frames, "evaluating"), label_folder, segmenter, class_set, stills=stills, widths=widths
-    )
+        _progress(frames, "evaluating"), label_of, segmenter, class_set,
+        stills=stills, widths=widths, instances=instances, sizes=sizes,
+    )  # fmt: skip
     _print_report(report)
     if json_file:
         settings = {
@@ -412,6 +434,8 @@ def _print_report(report: Report) -> None:
         scores.add_row(name, f"{value:.1f}")
     scores.add_section()
     scores.add_row("mean (mIoU)", f"{report.miou:.2f}")
+    if report.iiou:
+        scores.add_row("mean instance IoU (iIoU)", f"{report.miiou:.2f}")
     for width, value in report.tiou.items():
         scores.add_row(f"trimap, width {width}", f"{value:.2f}")
     scores.add_row("temporal consistency", f"{report.tc:.2f}")

@@ -14,7 +14,14 @@ import numpy as np
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import Frame
-from netwarp_ros.metrics import ConfusionMatrix, TemporalConsistency, TrimapIoU, VideoConsistency, flows_agree
+from netwarp_ros.metrics import (
+    ConfusionMatrix,
+    InstanceIoU,
+    TemporalConsistency,
+    TrimapIoU,
+    VideoConsistency,
+    flows_agree,
+)
 from netwarp_ros.segmenter import Segmenter
 
 TRIMAP_WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -36,6 +43,8 @@ class Report:
         labelled: Those of them that had a label.
         miou: Mean IoU over the classes that occur in the labels.
         iou: IoU by class name.
+        miiou: Mean instance IoU over the classes that have objects in the labels; nan where objects are not told apart.
+        iiou: Instance IoU by class name, of the classes that have one.
         tiou: Mean IoU within the trimap, by its width in pixels.
         tc: Temporal consistency of the predictions (see `TemporalConsistency`), over pixels whose flow is trusted; nan
             where the frames are no stream.
@@ -50,6 +59,8 @@ class Report:
     labelled: int
     miou: float
     iou: Mapping[str, float]
+    miiou: float
+    iiou: Mapping[str, float]
     tiou: Mapping[int, float]
     tc: float
     tc_unmasked: float
@@ -65,6 +76,8 @@ class Report:
             "labelled": self.labelled,
             "miou": _number(self.miou),
             "iou": {name: _number(value) for name, value in self.iou.items()},
+            "miiou": _number(self.miiou),
+            "iiou": dict(self.iiou),
             "tiou": {str(width): _number(value) for width, value in self.tiou.items()},
             "tc": _number(self.tc),
             "tc_unmasked": _number(self.tc_unmasked),
@@ -83,6 +96,8 @@ def evaluate(
     *,
     stills: bool = False,
     widths: Iterable[int] = TRIMAP_WIDTHS,
+    instances: Labels | None = None,
+    sizes: Mapping[int, float] | None = None,
 ) -> Report:
     """Segment frames in their order, as one stream, and score the masks.
 
@@ -93,6 +108,8 @@ def evaluate(
         classes: What the ids of labels and predictions mean.
         stills: Start anew at each image, as for pictures that are no stream; there is no temporal consistency then.
         widths: Of the trimap, in pixels.
+        instances: Gives which object each pixel of a labelled frame is of, as `InstanceIoU.update` takes it.
+        sizes: Average sizes of objects, as `InstanceIoU` takes them.
 
     Raises:
         ValueError: If the model was not trained on these classes, no frame has a label, or a label map does not fit.
@@ -102,6 +119,7 @@ def evaluate(
         raise ValueError(f"model {segmenter.model.name} has the classes of {trained_on}, not of {classes.name}")
     confusion = ConfusionMatrix(len(classes), classes.void)
     trimap = TrimapIoU(len(classes), classes.void, widths)
+    instance = InstanceIoU(len(classes), classes.void, sizes)
     consistency, unmasked = TemporalConsistency(len(classes)), TemporalConsistency(len(classes))
     video = VideoConsistency(classes.void, VIDEO_LENGTHS)
     stream = segmenter.stream()
@@ -129,10 +147,13 @@ def evaluate(
             video.restart()
         else:
             labelled += 1
+            objects = instances(frame) if instances else None
             try:
                 confusion.update(result.mask, label)
                 trimap.update(result.mask, label)
                 video.update(result.mask, label)
+                if objects is not None:
+                    instance.update(result.mask, label, objects)
             except ValueError as error:
                 raise ValueError(f"the label of {frame.name} does not fit: {error}") from error
 
@@ -143,6 +164,8 @@ def evaluate(
         labelled=labelled,
         miou=confusion.miou(),
         iou=dict(zip(classes.names, confusion.iou().tolist(), strict=True)),
+        miiou=instance.miou(),
+        iiou={k: v for k, v in zip(classes.names, instance.iou().tolist(), strict=True) if not math.isnan(v)},
         tiou=trimap.miou(),
         tc=consistency.miou(),
         tc_unmasked=unmasked.miou(),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -168,6 +169,29 @@ def test_evaluate_takes_any_widths_of_the_trimap(tmp_path: Path, model: Path, im
     assert [int(width) for width in json.loads(file.read_text())["tiou"]] == list(TRIMAP_WIDTHS)
 
 
+def test_evaluate_on_cityscapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+    monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
+    torch.manual_seed(0)
+    spec = ModelSpec("small", "cityscapes", {"num_classes": 19}, input_height=48)
+    network = build(spec).eval()
+    network.host.classifier.bias.data[13] += 0.5  # so that some pixels are taken for a car, and some not
+    model = save_model(tmp_path / "cityscapes.safetensors", network, spec)
+    folders = [tmp_path / folder / "val" / "ulm" for folder in ("leftImg8bit_sequence", "gtFine")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for number, name in ((18, "f0"), (19, "f1")):
+        shutil.copy(images / f"{name}.png", folders[0] / f"ulm_000000_{number:06d}_leftImg8bit.png")
+    for kind, value in (("labelIds", np.uint8(26)), ("instanceIds", np.uint16(26001))):
+        cv2.imwrite(str(folders[1] / f"ulm_000000_000019_gtFine_{kind}.png"), np.full((48, 64), value))
+    file = tmp_path / "scores.json"
+    assert run("evaluate", "--cityscapes", tmp_path, "--model", model, "--json", file) == 0
+    scores = json.loads(file.read_text())
+    assert (scores["frames"], scores["labelled"]) == (2, 1)
+    # All is one car: so many of its pixels were found, and none was wrongly taken for one.
+    assert 0 < scores["iou"]["car"] < 100 and scores["iiou"] == {"car": pytest.approx(scores["iou"]["car"])}
+    assert scores["miiou"] == scores["iiou"]["car"]
+
+
 # plot
 
 
@@ -251,6 +275,8 @@ def test_train_hands_over_the_configuration(
             "trimap is '2,0': give widths",
         ),
         (["evaluate", "--images", "{images}", "--labels", "{images}", "--trimap", "a"], "trimap is 'a': give widths"),
+        (["evaluate", "--images", "{images}"], "give both --images and --labels, or --cityscapes"),
+        (["evaluate", "--cityscapes", "absent"], "unpack gtFine_trainvaltest.zip"),
         (["plot", "trimap", "absent.json", "-o", "out.png"], "absent.json"),
         (["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}"], "holds class ids"),
         (

@@ -19,7 +19,7 @@ from netwarp_ros.data.camvid import COLORS, VOID, CamVid, from_colors, usual_spl
 from netwarp_ros.data.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
 from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.folders import ImageFolder
-from netwarp_ros.data.samples import clips
+from netwarp_ros.data.samples import SampleFrames, clips
 
 HEIGHT, WIDTH = 6, 8
 CAMVID, CITYSCAPES = load_classes("camvid"), load_classes("cityscapes")
@@ -245,6 +245,38 @@ def test_cityscapes_without_its_sequences_is_of_stills(tmp_path: Path) -> None:
     assert source[0].image[0, 0, 0] == 19 and source.reach(0) == 0
     with pytest.raises(ValueError, match="leftImg8bit/train has no clip of 2 frames, the longest is of 1"):
         clips(source, 2)
+
+
+def test_labelled_frames_become_a_recording_with_pauses(tmp_path: Path) -> None:
+    frames = SampleFrames(Cityscapes(cityscapes(tmp_path), "train"), 2, rate=10)
+    assert len(frames) == 4 and frames.rate == 10
+    seen = []
+    for frame in frames:
+        labelled = frames.label(frame), frames.instances(frame)
+        assert [part is None for part in labelled] == [not frame.name.endswith("19")] * 2
+        seen.append((frame.index, frame.stamp_ns, frame.name, int(frame.image[0, 0, 0])))
+    minute = 60 * 10**9
+    assert seen == [
+        (0, 0, "aachen_000003_000018", 18),
+        (1, 10**8, "aachen_000003_000019", 19),
+        (2, 2 * 10**8 + minute, "ulm_000003_000018", 18),
+        (3, 3 * 10**8 + minute, "ulm_000003_000019", 19),
+    ]
+    np.testing.assert_array_equal(frames.label(frame), frames.samples[1].label)
+    np.testing.assert_array_equal(frames.instances(frame), frames.samples.instances(1))
+    with pytest.raises(ValueError, match="length is 0"):
+        SampleFrames(frames.samples, 0)
+
+
+def test_a_recording_of_a_video_scores_each_frame_once(tmp_path: Path) -> None:
+    frames = SampleFrames(labelled_video(tmp_path, 4, {0, 2, 3}), 3)
+    labelled = [(frame.name, frames.label(frame) is not None) for frame in frames]
+    assert labelled == [
+        ("000", True),
+        *[("000", False), ("001", False), ("002", True)],
+        *[("001", False), ("002", False), ("003", True)],
+    ]
+    assert all(frames.instances(frame) is None for frame in frames)
 
 
 def test_what_cityscapes_lacks_is_named_with_its_download(tmp_path: Path) -> None:

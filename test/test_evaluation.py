@@ -90,6 +90,29 @@ def test_scores_are_of_all_frames_and_leave_void_out(segmenter: Segmenter) -> No
     assert report.miou == pytest.approx(100 / 3)
 
 
+def test_instance_iou_where_objects_are_told_apart(segmenter: Segmenter) -> None:
+    recording = frames(2)
+    masks = masks_of(segmenter, recording)
+    common = int(np.bincount(masks["000001"].ravel()).argmax())
+    label = np.full((48, 96), CAMVID.void, np.uint8)
+    found, missed = np.argwhere(masks["000001"] == common)[:4], np.argwhere(masks["000001"] != common)[:1]
+    objects = np.zeros((48, 96), np.uint16)
+    for number, at in ((1, found), (2, missed)):
+        label[tuple(at.T)], objects[tuple(at.T)] = common, number
+    told = evaluate(
+        recording,
+        labels_from({"000001": label}),
+        segmenter,
+        CAMVID,
+        instances=lambda frame: objects,
+        sizes={common: 3.0},
+    )
+    assert told.iiou == {CAMVID.names[common]: pytest.approx(50)} and told.miiou == pytest.approx(50)
+    assert told.miou == pytest.approx(80)
+    untold = evaluate(recording, labels_from({"000001": label}), segmenter, CAMVID)
+    assert untold.iiou == {} and math.isnan(untold.miiou)
+
+
 def test_a_stream_keeps_its_memory_and_stills_start_anew(segmenter: Segmenter) -> None:
     recording = frames(3)
     kept, anew = masks_of(segmenter, recording), masks_of(segmenter, recording, stills=True)
@@ -192,13 +215,17 @@ def test_other_classes_than_the_models_are_refused(segmenter: Segmenter) -> None
 def test_report_as_json_has_no_nan() -> None:
     nan = float("nan")
     iou, stages = {"sky": nan, "road": 50.0}, {"flow": {"p50": 1.0}}
-    report = Report(1, 1, 50.0, iou, {2: nan}, nan, 80.0, {8: 70.0, 16: nan}, stages, 9.0, {"gap": 1})
+    report = Report(
+        1, 1, 50.0, iou, nan, {"road": 40.0}, {2: nan}, nan, 80.0, {8: 70.0, 16: nan}, stages, 9.0, {"gap": 1}
+    )
     text = json.dumps(report.to_json(), allow_nan=False)
     assert json.loads(text) == {
         "frames": 1,
         "labelled": 1,
         "miou": 50,
         "iou": {"sky": None, "road": 50},
+        "miiou": None,
+        "iiou": {"road": 40},
         "tiou": {"2": None},
         "tc": None,
         "tc_unmasked": 80,

@@ -110,15 +110,6 @@ class Cityscapes(Samples):
         return Sample(name, image, _TABLE[read_label(self._labels[index], image.shape[:2])])
 
     def instances(self, index: int) -> np.ndarray:
-        """Read which object each pixel of a labelled frame is of.
-
-        Returns:
-            ``(H, W)`` uint16: a number for each object; 0 where the class has no instances, or where objects could not
-            be told apart.
-
-        Raises:
-            ValueError: If ``*_gtFine_instanceIds.png`` is missing or no such image.
-        """
         path = self._labels[index].with_name(self._labels[index].name.replace("labelIds", "instanceIds"))
         ids = read_image(path, cv2.IMREAD_UNCHANGED)
         if ids.ndim != 2 or ids.dtype != np.uint16:

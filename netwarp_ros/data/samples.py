@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
 
 from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,17 @@ class Samples(Sequence[Sample]):
         """Return how many frames lead up to a labelled frame without a gap; none where the data set is of stills."""
         return 0
 
+    def instances(self, index: int) -> np.ndarray | None:
+        """Read which object each pixel of a labelled frame is of; None where the data set does not tell.
+
+        Returns:
+            ``(H, W)`` integers: a number > 0 for each object of a class, 0 where objects are not told apart.
+
+        Raises:
+            ValueError: If a file is not what it should be; the message names it.
+        """
+        return None
+
 
 def clips(samples: Samples, length: int) -> Sequence[Clip]:
     """Return the clips that end with a labelled frame, one for each that enough frames lead up to.
@@ -126,3 +138,46 @@ class _Clips(Sequence[Clip]):
                     f"leads up to, is {frames[-1].label.shape[1]}x{frames[-1].label.shape[0]}"
                 )
         return Clip(np.stack([frame.image for frame in frames]), np.stack([frame.label for frame in frames]))
+
+
+class SampleFrames(FrameSource):
+    """The labelled frames of a data set as a recording to judge a model on, each led up to by the frames before it.
+
+    Each labelled frame ends a stream of its own: a minute passes before the next begins.
+
+    Args:
+        samples: The data set.
+        length: Frames of a stream, the labelled one among them; fewer where not as many lead up to it.
+        rate: Frames per second.
+
+    Raises:
+        ValueError: If the length is not > 0.
+    """
+
+    def __init__(self, samples: Samples, length: int, rate: float = DEFAULT_RATE) -> None:
+        if length < 1:
+            raise ValueError(f"length is {length}: give at least 1 frame")
+        self.samples, self.rate = samples, rate
+        self._before = [min(length - 1, samples.reach(index)) for index in range(len(samples))]
+        self._labelled: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self._before) + sum(self._before)
+
+    def __iter__(self) -> Iterator[Frame]:
+        number = stamp_ns = 0
+        for index, before in enumerate(self._before):
+            for age in reversed(range(before + 1)):
+                sample = self.samples.read(index, age)
+                self._labelled = {} if age else {number: (index, sample.label)}
+                yield Frame(number, stamp_ns, sample.name, sample.image)
+                number, stamp_ns = number + 1, stamp_ns + stamp(1, self.rate)
+            stamp_ns += 60 * 10**9
+
+    def label(self, frame: Frame) -> np.ndarray | None:
+        """Return the label map of the frame that was taken last; None for one that leads up to another."""
+        return self._labelled[frame.index][1] if frame.index in self._labelled else None
+
+    def instances(self, frame: Frame) -> np.ndarray | None:
+        """Return which object each pixel of the frame that was taken last is of; None where that is not told."""
+        return self.samples.instances(self._labelled[frame.index][0]) if frame.index in self._labelled else None

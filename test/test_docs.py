@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from netwarp_ros.data.camvid import COLORS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -31,6 +33,15 @@ def test_every_parameter_is_documented_with_its_default(node: str) -> None:
             assert tuple(ast.literal_eval(text)) == default
         else:
             assert text == (str(default).lower() if isinstance(default, bool) else str(default)), parameter.name
+
+
+def test_the_32_classes_of_camvid_are_documented_with_their_colours() -> None:
+    documented = {}
+    for line in (ROOT / "docs" / "data.md").read_text(encoding="utf-8").splitlines():
+        if row := re.match(r"\| (\d+) \| \w+ \| (.*) \|", line):
+            for name, *color in re.findall(r"(\w+) \((\d+) (\d+) (\d+)\)", row[2]):
+                documented[tuple(map(int, color))] = name, int(row[1])
+    assert documented == COLORS
 
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)

@@ -61,7 +61,7 @@ class VideoConsistency:
     After Miao et al., "VSPW: A large-scale dataset for video scene parsing in the wild", CVPR 2021: for each window of
     n successive frames, |(∩ S) ∩ (∩ S')| / |∩ S|, S being the labels and S' the predictions of its frames, as sets of
     pairs of pixel and class; the score is the mean over all windows. Void is no class. The script that the authors
-    published asks only for predictions that stay the same, right or wrong; its figures are higher.
+    published asks only for predictions that stay the same, right or wrong.
 
     Args:
         void: Id of unlabelled pixels in label maps.

@@ -228,8 +228,9 @@ def tiny_model(path: Path) -> Path:
 def moving_images(count: int, seed: int = 0) -> list[np.ndarray]:
     """Return images ``(48, 64, 3)`` BGR uint8: a window that moves over a coarse texture."""
     width, height = SIZE
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width, 3), np.uint8)
-    texture = cv2.resize(noise, (4 * width, height), interpolation=cv2.INTER_CUBIC)
+    length = width + 3 * count
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, length // 4, 3), np.uint8)
+    texture = cv2.resize(noise, (length, height), interpolation=cv2.INTER_CUBIC)
     return [np.ascontiguousarray(texture[:, 3 * index : 3 * index + width]) for index in range(count)]
 
 

@@ -19,7 +19,7 @@ from netwarp_ros import cli
 from netwarp_ros.models import WeightsError, load_model
 from netwarp_ros.models import weights as weights_module
 from netwarp_ros.models.foreign import load_foreign, read_checkpoint
-from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101
+from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
 
 State = dict[str, Tensor]
 
@@ -208,6 +208,27 @@ def test_torchvisions_vgg16_becomes_convolutions() -> None:
     linear = F.linear(window.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"])
     convolution = F.conv2d(window, fresh.fc6.weight, fresh.fc6.bias)
     torch.testing.assert_close(convolution.flatten(1), linear)
+
+
+def test_efficientnet_lite_becomes_the_backbone(frame: Tensor) -> None:
+    torch.manual_seed(0)
+    theirs, ours = SwiftNetLite0(5).eval(), SwiftNetLite0(5).eval()
+    blocks = [f"{stage}.{block}" for stage, blocks in enumerate(theirs.backbone.stages) for block in range(len(blocks))]
+    assert len(blocks) == 16
+    parts = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
+    parts |= {"project": ("_project_conv", "_bn2")}
+    rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+        (r"stem\.0\.", "_conv_stem."),
+        (r"stem\.1\.", "_bn0."),
+        (r"stages\.(\d\.\d)\.(\w+)\.(\d)\.", lambda m: f"_blocks.{blocks.index(m[1])}.{parts[m[2]][int(m[3])]}."),
+    ]
+    state = rename(theirs.backbone.state_dict(), rules) | {"_fc.weight": torch.zeros(1000, 1280)}
+    assert "_blocks.15._depthwise_conv.weight" in state and "_blocks.0._expand_conv.weight" not in state
+    report = load_foreign(ours, state)
+    assert report.left_over == ("_fc.weight",) and not report.other_shape
+    assert not any(name.startswith("backbone.") for name in report.missing)
+    for mine, original in zip(ours.backbone(frame), theirs.backbone(frame), strict=True):
+        assert torch.equal(mine, original)
 
 
 @pytest.mark.parametrize("kind", [PlayData, PSPNet50])

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from netwarp_ros.models.hosts import PSPNet101
+from netwarp_ros.models.hosts import PSPNet101, SwiftNetLite0
 from netwarp_ros.models.hosts.vgg import DilatedVGG16
 from netwarp_ros.models.weights import WeightsError
 
@@ -35,6 +35,7 @@ _VGG_SOURCES = (
     "the Caffe releases (conv1_1.weight, fc6.weight, final.weight, ctx_conv1_1.weight) and of torchvision's VGG-16 "
     "(features.0.weight, classifier.0.weight)"
 )
+_EFFICIENTNET_SOURCES = "efficientnet_lite_pytorch's EfficientNet-Lite0 (_conv_stem.weight, _blocks.0._bn1.weight)"
 _VGG_FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's convolutions: features.N
 
 
@@ -141,9 +142,11 @@ def _names(host: nn.Module) -> tuple[dict[str, str], str]:
         return _resnet_names(host.depths) | _pspnet_names(), _PSPNET_SOURCES
     if isinstance(host, DilatedVGG16):
         return _vgg_names(host), _VGG_SOURCES
+    if isinstance(host, SwiftNetLite0):
+        return _efficientnet_names(host), _EFFICIENTNET_SOURCES
     raise WeightsError(
-        f"no public names are known for {type(host).__name__}: only PSPNet, PlayData and Dilation take weights from "
-        "elsewhere"
+        f"no public names are known for {type(host).__name__}: only PSPNet, PlayData, Dilation and SwiftNet take weights "
+        "from elsewhere"
     )
 
 
@@ -175,6 +178,18 @@ def _vgg_names(host: DilatedVGG16) -> dict[str, str]:
     table |= {"final": "fc8", "fc-final": "fc8"}
     table |= {f"features.{index}": name for index, name in zip(_VGG_FEATURES, ours, strict=False)}
     return table | {"classifier.0": "fc6", "classifier.3": "fc7"}
+
+
+def _efficientnet_names(host: SwiftNetLite0) -> dict[str, str]:
+    """efficientnet_lite_pytorch's EfficientNet, which counts its blocks through all stages."""
+    table = {"_conv_stem": "backbone.stem.0", "_bn0": "backbone.stem.1"}
+    stages = enumerate(host.backbone.stages)
+    blocks = [f"backbone.stages.{stage}.{block}" for stage, blocks in stages for block in range(len(blocks))]
+    for index, ours in enumerate(blocks):
+        for number, part in enumerate(("expand", "depthwise", "project")):
+            table[f"_blocks.{index}._{part}_conv"] = f"{ours}.{part}.0"
+            table[f"_blocks.{index}._bn{number}"] = f"{ours}.{part}.1"
+    return table
 
 
 def _unwrap(checkpoint: Any) -> dict[str, Tensor]:

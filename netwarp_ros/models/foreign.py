@@ -145,8 +145,8 @@ def _names(host: nn.Module) -> tuple[dict[str, str], str]:
     if isinstance(host, SwiftNetLite0):
         return _efficientnet_names(host), _EFFICIENTNET_SOURCES
     raise WeightsError(
-        f"no public names are known for {type(host).__name__}: only PSPNet, PlayData, Dilation and SwiftNet take weights "
-        "from elsewhere"
+        f"no public names are known for {type(host).__name__}: only PSPNet, PlayData, Dilation and SwiftNet take "
+        "weights from elsewhere"
     )
 
 

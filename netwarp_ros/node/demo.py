@@ -123,7 +123,9 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
     camera = f"{namespace}/camera"
     # A robot wants the newest frame; a record wants every one.
     lossless = {
+        f"qos_overrides.{camera}/image_raw.publisher.depth": frames,
         f"qos_overrides.{camera}/image_raw.subscription.reliability": "reliable",
+        f"qos_overrides.{camera}/image_raw.subscription.depth": frames,
         f"qos_overrides.{camera}/segmentation/mask.publisher.depth": frames,
         f"qos_overrides.{camera}/segmentation/timing.publisher.depth": frames,
     }
@@ -140,7 +142,7 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
 
         recorder.spin_until(recorder.connected, show_and_check)
         progress.update(task, description="segmenting, over DDS")
-        with NodeProcess("replay_node", namespace, out, path=bag, stamp="recorded") as replay_node:
+        with NodeProcess("replay_node", namespace, out, path=bag, stamp="recorded", **lossless) as replay_node:
             recorder.spin_until(replay_node.has_ended, show_and_check)
             replay_node.check()
         recorder.spin_until(lambda: recorder.is_complete(frames), show_and_check)

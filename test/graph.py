@@ -177,6 +177,7 @@ def lossless(*cameras: str) -> dict[str, Any]:
         f"qos_overrides./{topic}": value
         for camera in cameras
         for topic, value in (
+            (f"{camera}/image_raw.publisher.depth", 100),
             (f"{camera}/image_raw.subscription.reliability", "reliable"),
             (f"{camera}/image_raw/compressed.subscription.reliability", "reliable"),
             (f"{camera}/segmentation/mask.publisher.depth", 100),

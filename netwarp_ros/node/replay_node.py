@@ -52,8 +52,9 @@ class ReplayParameters:
 class ReplayNode(Node):
     """A camera whose images were recorded.
 
-    Images are ``bgr8``. The publisher is reliable, which matches best-effort and reliable subscribers, and the latter
-    get every image. An image that comes late from the disk goes out late; none is left out.
+    Images are ``bgr8``. The publisher is reliable, which matches best-effort and reliable subscribers; the latter get
+    every image unless they fall behind by more than its queue. An image that comes late from the disk goes out late;
+    none is left out.
 
     Raises:
         ValueError: If a parameter or the recording is not usable.

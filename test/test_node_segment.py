@@ -7,6 +7,7 @@ than it can do.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from graph import (
     running,
     tiny_model,
 )
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
@@ -218,6 +220,19 @@ def test_color_and_overlay_show_the_mask_to_those_who_subscribe(graph: Graph) ->
     assert colors[-1].encoding == overlays[-1].encoding == "rgb8"
     np.testing.assert_array_equal(array_of(colors[-1]), classes.colorize(array_of(mask)))
     np.testing.assert_array_equal(array_of(overlays[-1]), overlay(image, array_of(mask), classes, 0.5)[..., ::-1])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vision_msgs") is None, reason="no vision_msgs: PyPI has none")
+def test_whoever_comes_late_learns_the_names_of_the_ids(graph: Graph) -> None:
+    from vision_msgs.msg import LabelInfo
+
+    heard: list[LabelInfo] = []
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    graph.node.create_subscription(LabelInfo, "camera/segmentation/label_info", heard.append, latched)
+    graph.until(lambda: heard, "names of the ids")
+    assert [(item.class_id, item.class_name) for item in heard[0].class_map] == list(
+        enumerate(load_classes("camvid").names)
+    )
 
 
 def test_every_frame_of_a_flood_is_accounted_for(graph: Graph, program: Program) -> None:

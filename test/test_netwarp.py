@@ -71,6 +71,11 @@ def test_resizing_averages_over_each_cell() -> None:
     assert resize_flow(flow, (1, 2))[0, 0].tolist() == [[2.0, 0.0]]
 
 
+def test_resizing_to_a_finer_grid_interpolates() -> None:
+    flow = torch.tensor([[0.0, 4.0], [0.0, 4.0]]).expand(1, 2, 2, 2)
+    assert resize_flow(flow, (2, 4))[0, :, 0].tolist() == [[0.0, 2.0, 6.0, 8.0], [0.0, 1.0, 3.0, 4.0]]
+
+
 @pytest.mark.parametrize("size", [(45, 60), (30, 61), (90, 17)])
 def test_ratio_of_each_axis_is_its_own(size: tuple[int, int]) -> None:
     small = resize_flow(torch.ones(1, 2, 90, 120), size)

@@ -46,7 +46,9 @@ class NetWarp(nn.Module):
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a flow to another grid: average it over each cell and divide the displacements by the ratio of the sizes.
+    """Bring a flow to another grid and divide the displacements by the ratio of the sizes.
+
+    On a coarser grid it is averaged over each cell, on a finer one interpolated.
 
     Args:
         flow: ``(B, 2, H, W)`` in pixels of its own grid.
@@ -58,5 +60,6 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = flow.shape[-2:]
     if (height, width) == size:
         return flow
-    u, v = F.interpolate(flow, size=size, mode="area").split(1, dim=1)
+    finer = size[0] > height or size[1] > width
+    u, v = F.interpolate(flow, size=size, mode="bilinear" if finer else "area").split(1, dim=1)
     return torch.cat((u * (size[1] / width), v * (size[0] / height)), dim=1)

@@ -23,6 +23,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from netwarp_ros.data.frames import Frame, FrameSource
     from netwarp_ros.evaluation import Labels, Report
+    from netwarp_ros.models import Inference
     from netwarp_ros.segmenter import Segmenter
 
 app = typer.Typer(
@@ -55,6 +56,18 @@ FlowOption = Annotated[str, typer.Option("--flow", help="DIS preset: ultrafast, 
 HeightOption = Annotated[
     int, typer.Option("--input-height", help="Pixels that images are scaled to for the network; 0: as it was trained.")
 ]
+WindowOption = Annotated[
+    int,
+    typer.Option(
+        "--window",
+        metavar="N",
+        help="Side in pixels of the windows that the network sees a frame through, 2/3 of it apart; 0: all at once.",
+    ),
+]
+ScalesOption = Annotated[
+    str, typer.Option("--scales", metavar="S,S,...", help="Sizes at which it sees the frame, as factors of its own.")
+]
+FlipOption = Annotated[bool, typer.Option("--flip", help="Let it see each window mirrored, too.")]
 RateOption = Annotated[
     float | None,
     typer.Option("--rate", help="Frames per second, in place of recorded stamps; 15 for images.", show_default=False),
@@ -76,6 +89,9 @@ def segment(
     precision: PrecisionOption = "auto",
     flow: FlowOption = "fast",
     input_height: HeightOption = 0,
+    window: WindowOption = 0,
+    scales: ScalesOption = "1",
+    flip: FlipOption = False,
     rate: RateOption = None,
     topic: TopicOption = None,
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write overlay.mp4.")] = True,
@@ -92,7 +108,8 @@ def segment(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: give 0 to 1")
     frames = open_frames(recording, rate=rate, topic=topic)
-    segmenter = _segmenter(model, flow, device, precision, input_height, host_only)
+    inference = _inference(window, scales, flip)
+    segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
     classes = load_classes(segmenter.model.spec.classes)
     masks = output / "masks"
     masks.mkdir(parents=True, exist_ok=True)
@@ -158,6 +175,9 @@ def evaluate(
     precision: PrecisionOption = "auto",
     flow: FlowOption = "fast",
     input_height: HeightOption = 0,
+    window: WindowOption = 0,
+    scales: ScalesOption = "1",
+    flip: FlipOption = False,
     rate: RateOption = None,
     topic: TopicOption = None,
     json_file: Annotated[
@@ -182,7 +202,8 @@ def evaluate(
         instances, sizes = None, None
     else:
         raise ValueError("give both --images and --labels, or --cityscapes")
-    segmenter = _segmenter(model, flow, device, precision, input_height, host_only)
+    inference = _inference(window, scales, flip)
+    segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
     class_set = load_classes(classes or segmenter.model.spec.classes)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +222,9 @@ def evaluate(
             "device": str(segmenter.device),
             "precision": segmenter.precision,
             "input_height": segmenter.input_height,
+            "window": window,
+            "scales": inference.scales,
+            "flip": flip,
         }
         json_file.write_text(json.dumps({**report.to_json(), "settings": settings}, indent=2, allow_nan=False) + "\n")
 
@@ -395,8 +419,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def _inference(window: int, scales: str, flip: bool) -> Inference:
+    from netwarp_ros.models import Inference
+
+    try:
+        factors = tuple(float(part) for part in scales.split(","))
+    except ValueError:
+        raise ValueError(f"scales is {scales!r}: give factors > 0, such as 0.5,1,1.5") from None
+    return Inference(window, scales=factors, flip=flip)
+
+
 def _segmenter(
-    model: str | None, flow: str, device: str, precision: str, input_height: int, host_only: bool
+    model: str | None,
+    flow: str,
+    device: str,
+    precision: str,
+    input_height: int,
+    host_only: bool,
+    inference: Inference,
 ) -> Segmenter:
     from netwarp_ros.models import DEFAULT_MODEL
     from netwarp_ros.segmenter import Segmenter
@@ -408,6 +448,7 @@ def _segmenter(
         precision=precision,
         input_height=input_height,
         host_only=host_only,
+        inference=inference,
     )
 
 

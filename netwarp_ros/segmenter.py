@@ -8,10 +8,11 @@ one camera: the memory of its previous frame, and the rules by which that memory
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -22,7 +23,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netwarp_ros.flow import DisFlow, FlowEstimator
-from netwarp_ros.models import DEFAULT_MODEL, Memory, Model, load_model
+from netwarp_ros.models import (
+    DEFAULT_MODEL,
+    WHOLE_FRAME,
+    Inference,
+    InferenceMemory,
+    Memory,
+    Model,
+    VideoCNN,
+    load_model,
+)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_GAP = 0.5
@@ -81,6 +91,7 @@ class Segmenter:
             height the model was trained at.
         max_gap: Seconds between two stamps over which the memory starts anew.
         host_only: Run the host network frame by frame, without NetWarp and flow.
+        inference: What the network sees of a frame at the input height: by default all of it, at once.
 
     Raises:
         ValueError: If an argument is not of these, or the device or precision is not to be had here.
@@ -96,6 +107,7 @@ class Segmenter:
         input_height: int = 0,
         max_gap: float = MAX_GAP,
         host_only: bool = False,
+        inference: Inference = WHOLE_FRAME,
     ) -> None:
         if input_height < 0:
             raise ValueError(f"input_height is {input_height}: give pixels, or 0 for the height of the training")
@@ -110,6 +122,11 @@ class Segmenter:
         self.network = self.model.network.eval().to(self.device)
         self.network.host.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.temporal = bool(self.network.layers) and not host_only
+        self.inference = inference
+        network = self.network if self.temporal else VideoCNN(self.network.host, {})
+        self._forward: Callable[..., tuple[Tensor, Memory | InferenceMemory]] = (
+            network if inference == WHOLE_FRAME else partial(inference, network)
+        )
 
         # (rgb / 255 - mean) / std as one multiplication and one addition per channel.
         spec = self.model.spec
@@ -142,8 +159,8 @@ class Segmenter:
 
     @torch.inference_mode()
     def infer(
-        self, image: np.ndarray, flow: np.ndarray | None, memory: Memory | None
-    ) -> tuple[np.ndarray, Memory | None]:
+        self, image: np.ndarray, flow: np.ndarray | None, memory: Memory | InferenceMemory | None
+    ) -> tuple[np.ndarray, Memory | InferenceMemory | None]:
         """Run the network on one frame at the input height.
 
         Args:
@@ -156,13 +173,11 @@ class Segmenter:
         """
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).unsqueeze(0).flip(1)
         frame = torch.addcmul(self._shift, pixels, self._scale).to(self.dtype, memory_format=torch.channels_last)
-        if not self.temporal:
-            return _mask(self.network.host(frame), image.shape[:2]), None
         displacement = None
         if flow is not None:
             displacement = torch.from_numpy(flow).to(self.device).permute(2, 0, 1).unsqueeze(0)
-        logits, memory = self.network(frame, displacement, memory)
-        return _mask(logits, image.shape[:2]), memory
+        scores, memory = self._forward(frame, displacement, memory)
+        return _mask(scores, image.shape[:2]), memory if self.temporal else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,7 @@ class _Previous:
     frame_id: str
     grey: np.ndarray
     flow: np.ndarray | None
-    memory: Memory
+    memory: Memory | InferenceMemory
 
 
 @dataclass
@@ -257,11 +272,11 @@ class Stream:
         return ""
 
 
-def _mask(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Return the class of the greatest logit at each pixel of the wanted size, ``(H, W)`` uint8 on the CPU."""
-    if tuple(logits.shape[-2:]) != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+def _mask(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Return the class of the greatest score at each pixel of the wanted size, ``(H, W)`` uint8 on the CPU."""
+    if tuple(scores.shape[-2:]) != size:
+        scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    return scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
 
 
 @contextmanager

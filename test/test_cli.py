@@ -22,7 +22,7 @@ from netwarp_ros import cli, plots, training
 from netwarp_ros.data.bags import write_bag
 from netwarp_ros.data.frames import Frame, open_frames, stamp
 from netwarp_ros.evaluation import TRIMAP_WIDTHS
-from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
+from netwarp_ros.models import Inference, ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.models import weights as weights_module
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training_config import TrainingConfig
@@ -127,6 +127,17 @@ def test_host_only_uses_no_memory(tmp_path: Path, model: Path, images: Path) -> 
         assert [row["memory"] for row in csv.DictReader(file)] == ["new"] * 3
 
 
+def test_segment_through_windows(tmp_path: Path, model: Path, images: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--window", 32, "--scales", "0.5,1.5", "--flip"]
+    assert run("segment", images, "-o", out, "--model", model, "--no-video", *options) == 0
+    stream = Segmenter(model, inference=Inference(32, scales=(0.5, 1.5), flip=True)).stream()
+    for frame, whole in zip(open_frames(images), masks_of(model, images), strict=True):
+        mask = cv2.imread(str(out / "masks" / f"{frame.name}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(mask, stream.segment(frame.image, frame.stamp_ns).mask)
+        assert (mask != whole).any()
+
+
 # evaluate
 
 
@@ -147,6 +158,7 @@ def test_evaluate_writes_what_the_contract_says(tmp_path: Path, model: Path, ima
     assert set(scores["stages_ms"]["network"]) == {"p50", "p95", "p99"}
     assert scores["fps"] > 0
     assert scores["settings"]["model"] == "small" and scores["settings"]["host_only"] is False
+    assert [scores["settings"][name] for name in ("window", "scales", "flip")] == [0, [1.0], False]
     assert run(*arguments, "--stills", "--json", file) == 0
     stills = json.loads(file.read_text())
     assert (
@@ -269,6 +281,11 @@ def test_train_hands_over_the_configuration(
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--precision", "int8"], "precision is 'int8'"),
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--alpha", "2"], "alpha is 2.0: give 0 to 1"),
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--rate", "0"], "rate is 0.0"),
+        (
+            ["segment", "{images}", "-o", "out", "--model", "{model}", "--scales", "1,a"],
+            "scales is '1,a': give factors",
+        ),
+        (["segment", "{images}", "-o", "out", "--model", "{model}", "--window", "-9"], "window is -9: give pixels"),
         (["evaluate", "--images", "{images}", "--labels", "absent"], "no folder absent"),
         (
             ["evaluate", "--images", "{images}", "--labels", "{images}", "--trimap", "2,0"],
@@ -312,6 +329,8 @@ def test_defaults_are_the_segmenters(command: object) -> None:
     ours = inspect.signature(command).parameters  # type: ignore[arg-type]
     for name in ("flow", "device", "precision", "input_height", "host_only"):
         assert ours[name].default == theirs[name].default
+    window, scales, flip = (ours[name].default for name in ("window", "scales", "flip"))
+    assert cli._inference(window, scales, flip) == theirs["inference"].default
 
 
 def test_help_does_not_wait_for_pytorch() -> None:

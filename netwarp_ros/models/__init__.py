@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from netwarp_ros.models.flow_cnn import FlowCNN
+from netwarp_ros.models.inference import WHOLE_FRAME, Inference, InferenceMemory
 from netwarp_ros.models.netwarp import NetWarp, resize_flow
 from netwarp_ros.models.video_cnn import Memory, VideoCNN, augment
 from netwarp_ros.models.weights import (
@@ -21,7 +22,10 @@ from netwarp_ros.models.weights import (
 
 __all__ = [
     "DEFAULT_MODEL",
+    "WHOLE_FRAME",
     "FlowCNN",
+    "Inference",
+    "InferenceMemory",
     "Memory",
     "Model",
     "ModelSpec",

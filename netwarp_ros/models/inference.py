@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference as in the paper: sliding windows, scales and flips, averaged, each view with a memory of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from netwarp_ros.models.netwarp import resize_flow
+from netwarp_ros.models.video_cnn import Memory, VideoCNN
+
+Size = tuple[int, int]
+Window = tuple[slice, slice]
+"""Rows and columns of a frame; both go beyond its edge where the window is larger."""
+
+
+class InferenceMemory(NamedTuple):
+    """What the next call needs of this one: a value, owned by the caller, as `Memory` is.
+
+    Attributes:
+        inference: The `Inference` that it is of.
+        shape: Of the frame.
+        passes: The memory of every view of the frame, batched as they went through the network.
+    """
+
+    inference: Inference
+    shape: tuple[int, ...]
+    passes: tuple[Memory, ...]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Which views of a frame a network sees; their class probabilities are averaged.
+
+    ``probabilities, memory = inference(video_cnn, frame, flow, memory)``. The frame is resized to each scale, and
+    windows are laid over it a stride apart, the last of a row and of a column moved back to the edge, as PSPNet's
+    authors do (Zhao et al., CVPR 2017): of 713 pixels each, 2048x1024 takes 8 windows, and 81 at the scales 0.5, 0.75
+    ... 1.75. A frame smaller than the window goes on with zeros to the right and below: the mean colour of a normalised
+    frame, and no displacement.
+
+    Probabilities are averaged over the windows that see a pixel and their mirror images, then over the scales. Each
+    view is a stream of its own and remembers only what it saw: where the flow leads out of a window, the previous
+    frame's representation is taken from the window's border, although the frame goes on behind it.
+
+    Attributes:
+        window: Side of the square window in pixels; 0 is the whole frame at each scale.
+        stride: Pixels from one window to the next; 0 is two thirds of the window, rounded up.
+        scales: Sizes that the frame is seen at, as factors of its own.
+        flip: Whether each window is seen mirrored left to right, too.
+        windows_per_pass: How many windows, mirrored ones among them, go through the network at a time.
+
+    Raises:
+        ValueError: If a value is not of these, or the stride would leave pixels out.
+    """
+
+    window: int = 0
+    stride: int = 0
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    windows_per_pass: int = 8
+
+    def __post_init__(self) -> None:
+        if self.window < 0:
+            raise ValueError(f"window is {self.window}: give pixels, or 0 for the whole frame")
+        if not 0 <= self.stride <= self.window:
+            raise ValueError(f"stride is {self.stride}: give 1 to window ({self.window}), or 0 for two thirds of it")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"scales is {self.scales}: give one or more factors > 0, such as (0.5, 1.0, 1.5)")
+        if self.windows_per_pass < 1:
+            raise ValueError(f"windows_per_pass is {self.windows_per_pass}: give 1 or more")
+
+    def windows(self, height: int, width: int) -> list[tuple[Size, list[Window]]]:
+        """Return the size of a frame and its windows, row by row, at each scale."""
+        sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
+        return [(size, [(y, x) for y in self._along(size[0]) for x in self._along(size[1])]) for size in sizes]
+
+    def _along(self, length: int) -> list[slice]:
+        """Lay windows along one side of a frame."""
+        window = self.window or length
+        stride = self.stride or math.ceil(window * 2 / 3)
+        last = max(0, length - window)
+        starts = [min(step * stride, last) for step in range(math.ceil(last / stride) + 1)]
+        return [slice(start, start + window) for start in starts]
+
+    def __call__(
+        self, video_cnn: VideoCNN, frame: Tensor, flow: Tensor | None = None, memory: InferenceMemory | None = None
+    ) -> tuple[Tensor, InferenceMemory]:
+        """Run a network on all views of one frame of each stream of the batch.
+
+        Args:
+            video_cnn: One whose output is logits ``(b, K, h, w)``; they are brought to the window's size.
+            frame: ``(B, 3, H, W)``, normalised as the host takes it.
+            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame; not used when ``memory`` is None.
+            memory: What the previous call on these streams returned, or None for a first frame.
+
+        Returns:
+            The class probabilities ``(B, K, H, W)`` float32, and the memory for the next call.
+
+        Raises:
+            ValueError: If frame, flow and memory do not fit together, or the memory is of another inference.
+        """
+        self._check(frame, flow, memory)
+        memories: Iterator[Memory | None] = iter(memory.passes) if memory else repeat(None)
+        passes: list[Memory] = []
+        total = torch.zeros((), device=frame.device)
+        for size, windows in self.windows(frame.shape[-2], frame.shape[-1]):
+            scaled, motion = _resize(frame, size), None
+            if memory and flow is not None:
+                motion = resize_flow(flow, size)
+            probabilities, kept = self._slide(video_cnn, scaled, motion, windows, memories)
+            total = total + _resize(probabilities, (frame.shape[-2], frame.shape[-1]))
+            passes += kept
+        return total / len(self.scales), InferenceMemory(self, tuple(frame.shape), tuple(passes))
+
+    def _check(self, frame: Tensor, flow: Tensor | None, memory: InferenceMemory | None) -> None:
+        if frame.ndim != 4:
+            raise ValueError(f"frame is {tuple(frame.shape)}: give (B, C, H, W)")
+        if memory is None:
+            return
+        shape = tuple(frame.shape)
+        if (memory.inference, memory.shape) != (self, shape):
+            raise ValueError(
+                f"memory is of {memory.inference} on frames {memory.shape}, this is {self} on {shape}: where either "
+                "changes, start anew with memory=None"
+            )
+        expected = (shape[0], 2, *shape[2:])
+        if flow is not None and tuple(flow.shape) != expected:
+            raise ValueError(f"flow is {tuple(flow.shape)}, expected {expected}")
+
+    def _slide(
+        self,
+        video_cnn: VideoCNN,
+        frame: Tensor,
+        flow: Tensor | None,
+        windows: list[Window],
+        memories: Iterator[Memory | None],
+    ) -> tuple[Tensor, list[Memory]]:
+        """Average the probabilities of the windows at one scale; return them and what the windows remember."""
+        batch, _, height, width = frame.shape
+        rows, columns = windows[-1]
+        beyond = (0, max(0, columns.stop - width), 0, max(0, rows.stop - height))
+        frame = F.pad(frame, beyond)
+        flow = None if flow is None else F.pad(flow, beyond)
+        views = [(window, mirrored) for window in windows for mirrored in ((False, True) if self.flip else (False,))]
+        passes: list[Memory] = []
+        total: Tensor | None = None
+        count = torch.zeros(frame.shape[-2:], device=frame.device)
+        for start in range(0, len(views), self.windows_per_pass):
+            group = views[start : start + self.windows_per_pass]
+            frames, flows = torch.cat([_view(frame, *view) for view in group]), None
+            if flow is not None:
+                flows = torch.cat([_view_flow(flow, *view) for view in group])
+            logits, memory = video_cnn(frames, flows, next(memories))
+            passes.append(memory)
+            probabilities = _resize(logits.float(), (frames.shape[-2], frames.shape[-1])).softmax(dim=1)
+            if total is None:
+                total = probabilities.new_zeros(batch, probabilities.shape[1], *count.shape)
+            for (window, mirrored), seen in zip(group, probabilities.split(batch), strict=True):
+                total[..., *window] += _mirror(seen) if mirrored else seen
+                count[window] += 1
+        assert total is not None
+        return (total / count)[..., :height, :width], passes
+
+
+WHOLE_FRAME = Inference()
+"""The frame as it is, at once: what a video CNN by itself does."""
+
+
+def _resize(image: Tensor, size: Size) -> Tensor:
+    """Resize bilinearly, with the filter as wide as a pixel of the result; CPUs have it in float32 alone."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    resized = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.to(image.dtype)
+
+
+def _view(image: Tensor, window: Window, mirrored: bool) -> Tensor:
+    view = image[..., *window]
+    return _mirror(view) if mirrored else view
+
+
+def _view_flow(flow: Tensor, window: Window, mirrored: bool) -> Tensor:
+    view = _view(flow, window, mirrored)
+    return view * view.new_tensor([-1, 1]).view(2, 1, 1) if mirrored else view
+
+
+def _mirror(image: Tensor) -> Tensor:
+    """Swap left and right."""
+    return image.flip(-1)

@@ -233,13 +233,11 @@ def evaluate(
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train on, and how.")],
 ) -> None:
-    """Train an image CNN, or NetWarp behind one, as a YAML file says; the first goes on from its checkpoint."""
-    from netwarp_ros.training import train as train_host
-    from netwarp_ros.training_config import VideoTrainingConfig, load_config
-    from netwarp_ros.video_training import train_netwarp
+    """Train an image CNN or a video CNN as a YAML file says; one that was stopped goes on from its checkpoint."""
+    from netwarp_ros.training import train as train_model
+    from netwarp_ros.training_config import load_config
 
-    wanted = load_config(config)
-    weights = train_netwarp(wanted) if isinstance(wanted, VideoTrainingConfig) else train_host(wanted)
+    weights = train_model(load_config(config))
     Console().print(f"weights in {weights}", highlight=False)
 
 
@@ -489,3 +487,7 @@ def _print_report(report: Report) -> None:
     for stage, values in report.stages_ms.items():
         timing.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
     console.print(timing)
+
+
+if __name__ == "__main__":  # torchrun -m netwarp_ros.cli
+    main()

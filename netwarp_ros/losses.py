@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,21 +11,17 @@ from torch.nn import functional as F
 from netwarp_ros.training_config import LossConfig
 
 
-def class_weights(labels: Iterable[np.ndarray], num_classes: int, balance: float) -> Tensor:
+def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
     """Weights that favour rare classes: (median frequency / frequency) ** balance.
 
     Args:
-        labels: Label maps (H, W) uint8; ids of ``num_classes`` and above are void.
-        num_classes: K.
+        pixels: (K,), how many pixels of each class are seen.
         balance: 0 weighs all classes alike, 1 gives all of them the same total.
 
     Returns:
         (K,) float32, scaled so that a labelled pixel weighs 1 on average. A class that never occurs weighs as if it
         had one pixel.
     """
-    pixels = np.zeros(num_classes)
-    for label in labels:
-        pixels += np.bincount(label.ravel(), minlength=num_classes)[:num_classes]
     frequency = np.maximum(pixels, 1) / np.maximum(pixels, 1).sum()
     weights = (np.median(frequency) / frequency) ** balance
     return torch.tensor(weights / (weights @ frequency), dtype=torch.float32)
@@ -63,25 +57,47 @@ def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
     return torch.stack(losses).mean() if losses else 0 * logits.sum()
 
 
-def segmentation_loss(logits: Tensor, auxiliary: Tensor, label: Tensor, weights: Tensor, config: LossConfig) -> Tensor:
+def labelled_weight(label: Tensor, weights: Tensor) -> Tensor:
+    """Return what all labelled pixels weigh together, the scalar that cross-entropy is divided by.
+
+    Args:
+        label: Any shape, uint8 class ids; ids of K and above are void.
+        weights: (K,) class weights.
+    """
+    return weights @ torch.bincount(label.flatten(), minlength=256)[: len(weights)].to(weights.dtype)
+
+
+def segmentation_loss(
+    logits: Tensor, auxiliary: Tensor | None, label: Tensor, weights: Tensor, total: Tensor, config: LossConfig
+) -> Tensor:
     """Cross-entropy at the label's size, plus Lovász-softmax and the auxiliary cross-entropy on the logits' own grids.
 
     Args:
         logits: (B, K, h, w).
-        auxiliary: (B, K, h', w').
-        label: (B, H, W) uint8 class ids, K is void. Not all of it may be void.
+        auxiliary: (B, K, h', w'), or None where there is no auxiliary head.
+        label: (B, H, W) uint8 class ids; ids of K and above are void.
         weights: (K,) class weights of the cross-entropies.
+        total: Their sum over pixels is divided by this: `labelled_weight` of the labels, for a mean.
         config: Weights of the sum.
+
+    Returns:
+        Scalar; 0 where nothing is labelled.
     """
-    void = logits.shape[1]
+    total = total.clamp(min=torch.finfo(torch.float32).tiny)
     full = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(full, label.long(), weights, ignore_index=void)
+    loss = _cross_entropy(full, label, weights) / total
     if config.lovasz > 0:
         loss = loss + config.lovasz * lovasz_softmax(logits, _subsample(label, like=logits))
-    if config.auxiliary > 0:
-        coarse = _subsample(label, like=auxiliary).long()
-        loss = loss + config.auxiliary * F.cross_entropy(auxiliary.float(), coarse, weights, ignore_index=void)
+    if auxiliary is not None:
+        coarse = _subsample(label, like=auxiliary)
+        share = coarse[0].numel() / label[0].numel()  # of the total, on the coarser grid
+        loss = loss + config.auxiliary * _cross_entropy(auxiliary.float(), coarse, weights) / (share * total)
     return loss
+
+
+def _cross_entropy(logits: Tensor, label: Tensor, weights: Tensor) -> Tensor:
+    void = logits.shape[1]
+    return F.cross_entropy(logits, label.long().clamp(max=void), weights, ignore_index=void, reduction="sum")
 
 
 def _subsample(label: Tensor, like: Tensor) -> Tensor:

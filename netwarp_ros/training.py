@@ -1,138 +1,298 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of the image CNN on labelled stills: CamVid, with frames of the synthetic street mixed in if asked for.
+"""Training of image CNNs and of video CNNs alike.
 
-A batch is a function of the seed and the step, so a training that was stopped and resumed sees the same batches as one
-that was not, and ends with the same weights.
+An image CNN is a `VideoCNN` without insertions, trained on clips of one frame. The paper's training of NetWarp (Sec.
+3.2) is on clips of two: both go through the same network, and the gradient through both. Longer clips unroll further.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from netwarp_ros.data.augment import Augmentation
-from netwarp_ros.data.camvid import NUM_CLASSES, VOID, CamVid, Sample
-from netwarp_ros.data.street import Street
-from netwarp_ros.losses import class_weights, segmentation_loss
-from netwarp_ros.models import ModelSpec, VideoCNN, save_model
-from netwarp_ros.models.hosts import DDRNet23Slim
-from netwarp_ros.training_config import OptimiserConfig, TrainingConfig
+from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.data.samples import SampleFrames, Samples
+from netwarp_ros.losses import class_weights, labelled_weight, segmentation_loss
+from netwarp_ros.metrics import ConfusionMatrix
+from netwarp_ros.models import Memory, Model, ModelSpec, NetWarpSpec, VideoCNN, build, load_model, save_model
+from netwarp_ros.models.weights import HOSTS
+from netwarp_ros.segmenter import PRECISIONS, Segmenter
+from netwarp_ros.training_config import OptimiserConfig, TrainingConfig, difference
+from netwarp_ros.training_data import Batch, Batches, class_pixels, load, open_sources
 
-STREET_SEED = 1000
-"""First seed of the streets that are trained on; judge on lower ones."""
 
-
-def train(config: TrainingConfig, evaluate: Callable[[nn.Module, int], None] | None = None) -> Path:
-    """Train the host, resuming from ``checkpoint.pt`` of the output folder if it is there.
-
-    Args:
-        config: The training.
-        evaluate: Called every `TrainingConfig.evaluate_every` steps, and after the last, with the averaged network in
-            evaluation mode and the number of steps done.
+def train(config: TrainingConfig) -> Path:
+    """Train a model, going on from ``checkpoint.pt`` of the output folder if it is there.
 
     Returns:
-        ``host.safetensors`` in the output folder: the averaged weights without the auxiliary head, as
+        ``model.safetensors`` in the output folder: the averaged weights without auxiliary head, as
         `netwarp_ros.models.load_model` reads them.
 
     Raises:
-        FileNotFoundError: The CamVid folder, or a label in it, is missing.
-        ValueError: A file in it is not what it should be.
+        FileNotFoundError: Data are missing.
+        ValueError: Data are not what they should be, the configuration does not fit the model, or the checkpoint is of
+            another configuration.
     """
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    stills = list(CamVid(config.data.camvid))
-    street = street_samples(config) if config.data.street_per_batch else []
-
+    opened, validation = (open_sources(sources, config.augment) for sources in (config.data, config.validation))
+    batches = Batches(opened, config)
     torch.manual_seed(config.seed)
-    state = TrainingState(config)
-    checkpoint = output / "checkpoint.pt"
-    if checkpoint.exists():
-        state.load(checkpoint)
-    weights = class_weights((still.label for still in stills), NUM_CLASSES, config.loss.class_balance)
-    batches = Batches(stills, street, config)
+    network, spec = build_network(config, batches.classes, opened[0][0].image.shape[0])
+    balance = config.loss.class_balance
+    weights = class_weights(class_pixels(opened, config.data) if balance else np.ones(len(batches.classes)), balance)
+    state = TrainingState(network, spec, weights, config)
+    checkpoint_file = output / "checkpoint.pt"
+    if checkpoint_file.exists():
+        state.load(checkpoint_file)
 
-    remaining = load(batches, config.workers, start=state.step)
+    remaining = load(batches, start=state.step)
     progress = tqdm(remaining, initial=state.step, total=len(batches), unit="step")
-    for images, labels in progress:
-        loss = train_step(state, images, labels, weights.to(config.device))
+    for batch in progress:
+        loss = train_step(state, batch)
         progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
         last = state.step == len(batches)
         if last or state.step % config.checkpoint_every == 0:
-            state.save(checkpoint)
-        if evaluate is not None and (last or state.step % config.evaluate_every == 0):
-            evaluate(state.average, state.step)
-    return export(state.average, output / "host.safetensors", config)
+            state.save(checkpoint_file)
+        if validation and (last or state.step % config.evaluate_every == 0):
+            miou = validate(Model(copy.deepcopy(state.average), spec, "average"), validation, config)
+            progress.write(f"step {state.step}: mIoU {miou:.2f}")
+    return export(state.average, spec, output / "model.safetensors")
+
+
+def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) -> tuple[VideoCNN, ModelSpec]:
+    """Build what is trained.
+
+    Args:
+        config: The training.
+        classes: Of its data.
+        input_height: Height of the images in pixels.
+
+    Returns:
+        The network, with an auxiliary head where it is trained with one, and the spec of the network without.
+
+    Raises:
+        ValueError: Host, model, layers or classes do not fit together, or there is nothing to train.
+    """
+    model = config.model
+    initial = load_model(model.initial) if model.initial else None
+    if initial:
+        spec = dataclasses.replace(initial.spec, input_height=input_height, notes={})
+        if spec.classes != classes.name:
+            raise ValueError(f"model.initial {model.initial} has the classes of {spec.classes}, data of {classes.name}")
+        if spec.netwarp and model.netwarp:
+            raise ValueError(
+                f"model.initial {model.initial} has NetWarp behind {', '.join(spec.netwarp.layers)} already: leave "
+                "model.netwarp out to train that, or start from its image CNN"
+            )
+    else:
+        spec = ModelSpec(str(model.host), classes.name, {"num_classes": len(classes)}, input_height=input_height)
+    if model.netwarp:
+        spec = dataclasses.replace(spec, netwarp=NetWarpSpec(**dataclasses.asdict(model.netwarp)))
+    if spec.netwarp and config.clip.length == 1:
+        raise ValueError("clip.length is 1, but the model has NetWarp, which needs a frame before: give at least 2")
+    if not spec.netwarp and not model.train_host:
+        raise ValueError("model.train_host is false and there is no NetWarp: nothing is left to train")
+
+    trained = spec
+    if model.train_host and config.loss.auxiliary > 0 and _can_have_auxiliary(spec.host):
+        trained = dataclasses.replace(spec, host_arguments={**spec.host_arguments, "auxiliary": True})
+    network = build(trained)
+    if initial:
+        network.load_state_dict(initial.network.state_dict(), strict=False)  # what is new keeps its start
+    network.host.requires_grad_(model.train_host)
+    return network, spec
+
+
+def _can_have_auxiliary(host: str) -> bool:
+    return host in HOSTS and "auxiliary" in inspect.signature(HOSTS[host]).parameters
+
+
+class ClipLoss(nn.Module):
+    """The loss of a batch of clips, with the gradient going through the memory from frame to frame.
+
+    Args:
+        network: The video CNN.
+        spec: Says how frames are normalised.
+        weights: (K,) class weights.
+        config: The training.
+    """
+
+    mean: Tensor
+    std: Tensor
+    weights: Tensor
+
+    def __init__(self, network: VideoCNN, spec: ModelSpec, weights: Tensor, config: TrainingConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+        self.scored = {"last": range(config.clip.length)[-1:], "all-but-first": range(1, config.clip.length)}.get(
+            config.clip.loss_on, range(config.clip.length)
+        )
+        head = getattr(network.host, "auxiliary", None)
+        self.with_auxiliary = head is not None and config.model.train_host and config.loss.auxiliary > 0
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1))
+        self.register_buffer("weights", weights)
+
+    def train(self, mode: bool = True) -> ClipLoss:
+        """Go into training mode, a host that stays as it is excepted."""
+        super().train(mode)
+        self.network.host.train(mode and self.config.model.train_host)
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor, flows: Tensor) -> Tensor:
+        """Run a batch of clips; see `netwarp_ros.training_data.Batch` for the shapes.
+
+        Returns:
+            The loss over all frames that are scored, a scalar.
+        """
+        memory: Memory | None = None
+        scored_logits, scored_auxiliary = [], []
+        precision, clip = self.config.precision, self.config.clip
+        with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
+            for t in range(clip.length):
+                flow = flows[:, t - 1] if t else None
+                logits, auxiliary, memory = self._frame(images[:, t], flow, memory, t in self.scored)
+                if t in self.scored:
+                    scored_logits.append(logits)
+                if auxiliary is not None:
+                    scored_auxiliary.append(auxiliary)
+                if clip.detach_every and (t + 1) % clip.detach_every == 0:
+                    memory = memory.detach()
+        label = torch.cat([labels[:, t] for t in self.scored])
+        return segmentation_loss(
+            torch.cat(scored_logits),
+            torch.cat(scored_auxiliary) if scored_auxiliary else None,
+            label,
+            self.weights,
+            labelled_weight(label, self.weights),
+            self.config.loss,
+        )
+
+    def _frame(
+        self, image: Tensor, flow: Tensor | None, memory: Memory | None, scored: bool
+    ) -> tuple[Tensor, Tensor | None, Memory]:
+        frame = normalise(image, self.mean, self.std)
+        if scored and self.with_auxiliary:
+            (logits, auxiliary), memory = self.network(frame, flow, memory, auxiliary=True)
+            return logits, auxiliary, memory
+        logits, memory = self.network(frame, flow, memory)
+        return logits, None, memory
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images as the network wants them.
+
+    Args:
+        images: (B, H, W, 3) uint8, BGR.
+        mean: (1, 3, 1, 1), of RGB values in [0, 1].
+        std: Their standard deviation.
+
+    Returns:
+        (B, 3, H, W) float32, RGB, channels last in memory.
+    """
+    rgb = images.flip(-1).permute(0, 3, 1, 2).float().div_(255)
+    return ((rgb - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 class TrainingState:
-    """All that a training changes: the network, its moving average, the optimiser and the number of steps done."""
+    """All that a training changes: the network, its moving average, the optimiser and the number of steps done.
 
-    def __init__(self, config: TrainingConfig) -> None:
+    Args:
+        network: What is trained; goes to the device.
+        spec: Says how frames are normalised.
+        weights: (K,) class weights.
+        config: The training.
+    """
+
+    def __init__(self, network: VideoCNN, spec: ModelSpec, weights: Tensor, config: TrainingConfig) -> None:
         self.config = config
-        self.network = self._network().train()
-        self.average = self._network().eval()
-        self.average.load_state_dict(self.network.state_dict())
-        parameters = list(self.network.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.optimiser.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=config.optimiser.rate, fused=True)
+        self.network = network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.loss = ClipLoss(self.network, spec, weights, config).to(config.device).train()
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser.kind]
+        self.optimiser = kind(parameter_groups(self.network, config.optimiser), lr=config.optimiser.rate, fused=True)
+        self.scaler = torch.amp.GradScaler(config.device, enabled=config.precision == "float16")
         self.step = 0
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, under another name first so that no half-written one is left."""
         partial = path.with_suffix(".partial")
-        torch.save({**{name: part.state_dict() for name, part in self._parts().items()}, "step": self.step}, partial)
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        torch.save({**parts, "step": self.step, "config": dataclasses.asdict(self.config)}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: If it is of another configuration; see `netwarp_ros.training_config.FREE_KEYS`.
+        """
         stored = torch.load(path, map_location="cpu", weights_only=True)
+        if differs := difference(stored.get("config"), dataclasses.asdict(self.config)):
+            raise ValueError(
+                f"{path} is of another training, where {differs}: give another output folder, or remove the checkpoint"
+            )
         for name, part in self._parts().items():
             part.load_state_dict(stored[name])
         self.step = stored["step"]
 
-    def _network(self) -> nn.Module:
-        network = DDRNet23Slim(NUM_CLASSES, auxiliary=True).to(self.config.device)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-
     def _parts(self) -> dict[str, Any]:
-        return {"model": self.network, "average": self.average, "optimiser": self.optimiser}
+        return {"network": self.network, "average": self.average, "optimiser": self.optimiser, "scaler": self.scaler}
 
 
-def train_step(state: TrainingState, images: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """One step of the optimiser.
+def parameter_groups(network: VideoCNN, config: OptimiserConfig) -> list[dict[str, Any]]:
+    """Sort what is trained by weight decay and by factor on the learning rate.
 
-    Args:
-        state: Is changed.
-        images: (B, H, W, 3) uint8, BGR.
-        labels: (B, H, W) uint8.
-        weights: Class weights.
+    Raises:
+        ValueError: If a factor is given for what the network does not have.
+    """
+    factors = {
+        "host.backbone.": ("backbone_rate", config.backbone_rate),
+        "netwarps.": ("netwarp_rate", config.netwarp_rate),
+        "flow_cnn.": ("netwarp_rate", config.netwarp_rate),
+    }
+    groups = defaultdict(list)
+    seen = set()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            key, factor = next((factors[prefix] for prefix in factors if name.startswith(prefix)), ("rate", 1.0))
+            seen.add(key)
+            groups[factor, config.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
+    for key, factor in factors.values():
+        if factor != 1 and key not in seen:
+            raise ValueError(f"optimiser.{key} is {factor}, but no such part of the network is trained: leave it out")
+    return [{"params": params, "factor": factor, "weight_decay": decay} for (factor, decay), params in groups.items()]
+
+
+def train_step(state: TrainingState, batch: Batch) -> float:
+    """Take one step of the optimiser.
 
     Returns:
         The loss before the step.
     """
     config = state.config
+    # Dropout draws from this. Set anew at each step, it needs no place in the checkpoint.
+    torch.manual_seed(int(np.random.SeedSequence((config.seed, 2, state.step)).generate_state(1)[0]))
     for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(state.step, config.optimiser)
-    frames = normalise(images.to(config.device))
-    with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits, auxiliary = state.network(frames, auxiliary=True)
-    loss = segmentation_loss(logits, auxiliary, labels.to(config.device), weights, config.loss)
+        group["lr"] = group["factor"] * learning_rate(state.step, config.optimiser)
+    loss = state.loss(*(part.to(config.device, non_blocking=True) for part in batch))
     state.optimiser.zero_grad()
-    loss.backward()
+    state.scaler.scale(loss).backward()
+    state.scaler.unscale_(state.optimiser)
     nn.utils.clip_grad_norm_(state.network.parameters(), config.optimiser.clip)
-    state.optimiser.step()
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
     # A short average at first, so that the random start is soon forgotten.
     decay = min(config.optimiser.average, (1 + state.step) / (10 + state.step))
     update_average(state.average, state.network, decay)
@@ -141,11 +301,11 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor, weights: Te
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:
-    """Linear rise, flat, linear fall that would reach zero one step after the last."""
+    """Linear rise, flat, and a fall that would reach zero one step after the last."""
     rise = (step + 1) / config.warm_up if step < config.warm_up else 1.0
     fall_from = config.decay_from * config.steps
     fall = (config.steps - step) / (config.steps - fall_from) if step > fall_from else 1.0
-    return config.rate * min(rise, fall)
+    return config.rate * min(rise, fall**config.power)
 
 
 @torch.no_grad()
@@ -157,87 +317,30 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
     torch._foreach_lerp_(means, values, 1 - decay)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Images as the network wants them.
+def validate(model: Model, data: Sequence[Samples], config: TrainingConfig) -> float:
+    """Return the mean IoU over labelled frames, in per cent, each led up to by as many frames as clips have.
 
     Args:
-        images: (B, H, W, 3) uint8, BGR.
-
-    Returns:
-        (B, 3, H, W) float32, RGB, less the mean and over the deviation that a `ModelSpec` has by default.
+        model: Belongs to this function from then on.
+        data: Data sets of the model's classes.
+        config: The training.
     """
-    rgb = images.flip(-1).permute(0, 3, 1, 2).float().div_(255)
-    mean, std = (rgb.new_tensor(values).view(1, 3, 1, 1) for values in (ModelSpec.mean, ModelSpec.std))
-    return ((rgb - mean) / std).contiguous(memory_format=torch.channels_last)
+    classes = data[0].classes
+    confusion = ConfusionMatrix(len(classes), classes.void)
+    segmenter = Segmenter(model, flow=config.clip.flow, device=config.device, precision=config.precision)
+    for samples in data:
+        frames, stream = SampleFrames(samples, config.clip.length), segmenter.stream()
+        for frame in frames:
+            mask, label = stream.segment(frame.image, frame.stamp_ns).mask, frames.label(frame)
+            if label is not None:
+                confusion.update(mask, label)
+    return confusion.miou()
 
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Batch number ``step`` of a training: images (B, H, W, 3) uint8 BGR and labels (B, H, W) uint8.
-
-    A function of the seed and the step alone, whatever was drawn before. Stills are drawn without replacement, epoch
-    after epoch, street frames with replacement.
-    """
-
-    def __init__(self, stills: Sequence[Sample], street: Sequence[Sample], config: TrainingConfig) -> None:
-        self.stills = stills
-        self.street = street
-        self.config = config
-        self.augment = Augmentation(**dataclasses.asdict(config.augment))
-
-    def __len__(self) -> int:
-        return self.config.optimiser.steps
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.config.seed, 1, step))
-        first = step * self.config.optimiser.batch
-        samples = [self._still(first + slot) for slot in range(self.config.optimiser.batch)]
-        samples += [self.street[int(rng.integers(len(self.street)))] for _ in range(self.config.data.street_per_batch)]
-        pairs = [self.augment(sample.image, sample.label, rng, void=VOID) for sample in samples]
-        images, labels = (torch.from_numpy(np.stack(maps)) for maps in zip(*pairs, strict=True))
-        return images, labels
-
-    def _still(self, position: int) -> Sample:
-        epoch, place = divmod(position, len(self.stills))
-        order = np.random.default_rng((self.config.seed, 0, epoch)).permutation(len(self.stills))
-        return self.stills[int(order[place])]
-
-
-def street_samples(config: TrainingConfig) -> list[Sample]:
-    """Frames of the synthetic street at the crop's size, spread over several streets and the drive down each."""
-    samples = []
-    for seed in range(STREET_SEED, STREET_SEED + config.data.street_seeds):
-        street = Street(config.augment.width, config.augment.height, seed=seed)
-        for index in range(0, 12 * config.data.street_frames, 12):
-            frame = street.frame(index)
-            samples.append(Sample(f"street_{seed}_{index}", frame.image, frame.label))
-    return samples
-
-
-def load(batches: Batches, workers: int, *, start: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches from ``start`` on, made ahead by worker processes if there are any."""
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, len(batches)),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_cores_alone,
-    )
-
-
-def _leave_cores_alone(_worker: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def export(network: nn.Module, path: Path, config: TrainingConfig) -> Path:
-    """Write the weights without the auxiliary head, as a model that `netwarp_ros.models.load_model` reads."""
-    host = DDRNet23Slim(NUM_CLASSES)
-    host.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("auxiliary.")})
-    spec = ModelSpec(
-        host="ddrnet23slim",
-        classes="camvid",
-        host_arguments={"num_classes": NUM_CLASSES},
-        input_height=config.augment.height,
-    )
-    return save_model(path, VideoCNN(host, {}), spec)
+def export(network: VideoCNN, spec: ModelSpec, path: Path) -> Path:
+    """Write the weights that a network of the spec has; an auxiliary head that was for training alone is left out."""
+    with torch.device("meta"):
+        model = build(spec)
+    weights = network.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()}, assign=True)
+    return save_model(path, model, spec)

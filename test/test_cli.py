@@ -258,14 +258,14 @@ def test_train_hands_over_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "recipe.yaml"
-    config.write_text(f"data: {{camvid: stills}}\noutput: {tmp_path}\n")
+    config.write_text("model: {host: pspnet50}\ndata: [{kind: street}]\n")
 
     def train(config: TrainingConfig) -> Path:
-        return tmp_path / f"trained on {config.data.camvid}.safetensors"
+        return tmp_path / f"trained {config.model.host}.safetensors"
 
     monkeypatch.setattr(training, "train", train)
     assert run("train", config) == 0
-    assert "trained on stills.safetensors" in " ".join(capsys.readouterr().out.split())
+    assert "trained pspnet50.safetensors" in " ".join(capsys.readouterr().out.split())
 
 
 # What goes wrong

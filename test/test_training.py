@@ -1,108 +1,264 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop, its losses and its configuration, on a made-up CamVid of a few small pictures."""
+"""The training of image and video CNNs, on a made-up CamVid of a few small pictures."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from netwarp_ros.data.camvid import VOID, CamVid
-from netwarp_ros.losses import class_weights, lovasz_softmax, segmentation_loss
-from netwarp_ros.models import load_model
-from netwarp_ros.training import Batches, learning_rate, normalise, street_samples, train, update_average
-from netwarp_ros.training_config import (
-    AugmentConfig,
-    DataConfig,
-    LossConfig,
-    OptimiserConfig,
-    TrainingConfig,
-    load_config,
-)
+from netwarp_ros import training
+from netwarp_ros.data.camvid import CamVid
+from netwarp_ros.losses import labelled_weight, segmentation_loss
+from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
+from netwarp_ros.models.weights import HOSTS
+from netwarp_ros.training import ClipLoss, build_network, learning_rate, normalise, parameter_groups, update_average
+from netwarp_ros.training_config import OptimiserConfig, TrainingConfig, load_config
+from netwarp_ros.training_data import Batch, Batches, open_sources
 
-
-def configure(camvid: Path, output: Path, *, steps: int, **changes: Any) -> TrainingConfig:
-    return TrainingConfig(
-        data=DataConfig(camvid=str(camvid)),
-        augment=AugmentConfig(height=64, width=64),
-        optimiser=OptimiserConfig(steps=steps, batch=2, rate=1e-3, warm_up=2, average=0.8),
-        output=str(output),
-        **{"workers": 0, "precision": "float32", **changes},
-    )
+MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (ModelSpec.mean, ModelSpec.std))
 
 
-class KilledError(Exception):
-    pass
+class TinyHost(nn.Module):
+    """A host of a few hundred parameters, with a backbone, a norm, and an auxiliary head."""
+
+    def __init__(self, num_classes: int, *, auxiliary: bool = False) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.features = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Dropout2d(0.1))
+        self.classifier = nn.Conv2d(8, num_classes, 1)
+        self.auxiliary = nn.Conv2d(8, num_classes, 1) if auxiliary else None
+
+    def forward(self, frame: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        early = self.backbone(frame)
+        logits = self.classifier(F.relu(self.features(early)))
+        if auxiliary:
+            assert self.auxiliary is not None
+            return logits, self.auxiliary(early)
+        return logits
 
 
-def test_learns_sky_from_road_and_writes_a_model(camvid: Path, tmp_path: Path) -> None:
-    steps = []
-    config = configure(camvid, tmp_path / "out", steps=40, evaluate_every=16)
-    path = train(config, evaluate=lambda network, step: steps.append((step, network.training)))
-    assert steps == [(16, False), (32, False), (40, False)]
+@pytest.fixture(autouse=True)
+def tiny_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HOSTS, "tiny", TinyHost)
 
-    model = load_model(path)
-    assert model.spec.host_arguments == {"num_classes": 11}
+
+def configure(tmp_path: Path, camvid: Path, **sections: Any) -> TrainingConfig:
+    """Write and read a configuration; sections are merged into that of an image CNN."""
+    content: dict[str, Any] = {
+        "model": {"host": "tiny"},
+        "data": [{"kind": "camvid", "root": str(camvid), "per_batch": 2}],
+        "augment": {"height": 32, "width": 48},
+        "optimiser": {"steps": 4, "rate": 1e-2, "warm_up": 2, "average": 0.8},
+        "output": str(tmp_path / "out"),
+        "precision": "float32",
+        "workers": 0,
+    }
+    for name, section in sections.items():
+        merge = isinstance(section, Mapping) and name in content
+        content[name] = {**content[name], **section} if merge else section
+    file = tmp_path / "training.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return load_config(file)
+
+
+def video(camvid: Path, **clip: Any) -> dict[str, Any]:
+    """Sections that make a configuration one of NetWarp."""
+    return {
+        "model": {"netwarp": {"layers": ["features"]}},
+        "data": [{"kind": "camvid", "root": str(camvid), "stills": True, "per_batch": 2}],
+        "clip": {"length": 3, "loss_on": "all-but-first", **clip},
+    }
+
+
+def weights_of(file: Path) -> dict[str, Tensor]:
+    return load_model(file).network.state_dict()
+
+
+def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def test_learns_sky_from_road_and_writes_a_model(
+    tmp_path: Path, camvid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [{"kind": "camvid", "root": str(camvid)}]
+    config = configure(
+        tmp_path, camvid, validation=data, evaluate_every=20,
+        augment={"height": 64, "width": 64}, optimiser={"steps": 30, "rate": 0.03},
+    )  # fmt: skip
+    model = load_model(training.train(config))
+    assert model.spec == ModelSpec("tiny", "camvid", {"num_classes": 11}, input_height=64)
     assert not any("auxiliary" in name for name, _ in model.network.named_parameters())
     still = CamVid(camvid)[1]
     with torch.inference_mode():
-        logits, _ = model.network(normalise(torch.from_numpy(still.image[None])), None, None)
-    full = nn.functional.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)
+        logits, _ = model.network(normalise(torch.from_numpy(still.image[None]), MEAN, STD))
+    full = F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)
     assert (full.argmax(1)[0].numpy() == still.label).mean() > 0.9
+    scores = [line.split() for line in capsys.readouterr().out.splitlines() if "mIoU" in line]
+    assert [int(line[1].rstrip(":")) for line in scores] == [20, 30]
+    assert float(scores[-1][-1]) > 90
 
 
-def test_a_killed_training_ends_as_if_it_had_not_been(camvid: Path, tmp_path: Path) -> None:
-    def weights(path: Path) -> dict[str, Tensor]:
-        return load_model(path).network.state_dict()
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_stopped_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, camvid: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    sections = video(camvid) if kind == "video" else {}
+    expected = weights_of(training.train(configure(tmp_path, camvid, output=str(tmp_path / "whole"), **sections)))
+    config = configure(tmp_path, camvid, output=str(tmp_path / "halved"), checkpoint_every=2, workers=1, **sections)
+    step = training.train_step
 
-    def kill(_network: nn.Module, step: int) -> None:
-        if step == 2:
-            raise KilledError
+    def stop(state: training.TrainingState, batch: Batch) -> float:
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return step(state, batch)
 
-    whole = configure(camvid, tmp_path / "whole", steps=4, workers=1)
-    halved = configure(camvid, tmp_path / "halved", steps=4, evaluate_every=2, checkpoint_every=2)
-    expected = weights(train(whole))
-    with pytest.raises(KilledError):
-        train(halved, evaluate=kill)
-    resumed = weights(train(halved))
-    assert expected.keys() == resumed.keys()
-    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
-
-
-def test_each_epoch_shows_every_still_once(camvid: Path, tmp_path: Path) -> None:
-    stills = list(CamVid(camvid))
-    batches = Batches(stills, [], configure(camvid, tmp_path, steps=8))
-    names = [batches._still(position).name for position in range(16)]
-    epochs = [names[start : start + 4] for start in range(0, 16, 4)]
-    assert all(sorted(epoch) == ["0", "1", "2", "3"] for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
+    monkeypatch.setattr(training, "train_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(config)
+    monkeypatch.setattr(training, "train_step", step)
+    torch.manual_seed(17)  # whatever was drawn before
+    assert differing(expected, weights_of(training.train(config))) == []
 
 
-def test_street_frames_join_each_batch(camvid: Path, tmp_path: Path) -> None:
-    config = configure(camvid, tmp_path, steps=3)
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, street_per_batch=1, street_seeds=2, street_frames=2)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, camvid: Path) -> None:
+    training.train(configure(tmp_path, camvid))
+    training.train(configure(tmp_path, camvid, checkpoint_every=3))
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt is of another training, where optimiser\.rate is 0\.01 inste"
+    ):
+        training.train(configure(tmp_path, camvid, optimiser={"rate": 0.02}))
+    with pytest.raises(ValueError, match=r"where data\[0\]\.per_batch is 2 instead of 3"):
+        training.train(configure(tmp_path, camvid, data=[{"kind": "camvid", "root": str(camvid), "per_batch": 3}]))
+
+
+def test_netwarp_is_trained_behind_a_host_that_stays_as_it_is(tmp_path: Path, camvid: Path) -> None:
+    spec = ModelSpec("tiny", "camvid", {"num_classes": 11}, mean=(0.5, 0.5, 0.5))
+    torch.manual_seed(0)
+    file = save_model(tmp_path / "host.safetensors", build(spec), spec, dtype=torch.float32)
+    sections = video(camvid)
+    sections["model"] |= {"host": None, "initial": str(file), "train_host": False}
+    model = load_model(training.train(configure(tmp_path, camvid, **sections)))
+    assert model.spec == dataclasses.replace(spec, netwarp=NetWarpSpec(("features",)), input_height=64)
+    trained, before = model.network.host.state_dict(), load_model(file).network.host.state_dict()
+    for name, value in before.items():
+        torch.testing.assert_close(trained[name], value.half().float() if value.ndim > 1 else value, rtol=0, atol=0)
+    assert model.network.netwarps[0].w2.abs().min() > 0
+    assert model.network.flow_cnn is not None and model.network.flow_cnn.conv4.bias.abs().sum() > 0
+
+    sections["model"] = {"host": None, "initial": str(tmp_path / "out" / "model.safetensors")}
+    again = load_model(training.train(configure(tmp_path, camvid, output=str(tmp_path / "again"), **sections)))
+    assert again.spec == model.spec
+    assert differing(again.network.state_dict(), model.network.state_dict()) != []
+
+
+def test_loss_at_the_start_is_the_hosts(tmp_path: Path, camvid: Path) -> None:
+    """With w2 = 0 the memory does not count: the loss is the host's on the frames that are scored."""
+    for loss_on, scored in (("last", [2]), ("all-but-first", [1, 2]), ("all", [0, 1, 2])):
+        config = configure(tmp_path, camvid, **video(camvid, loss_on=loss_on))
+        opened = open_sources(config.data, config.augment)
+        network, spec = build_network(config, opened[0].classes, 64)
+        images, labels, flows = Batches(opened, config)[0]
+        weights = torch.linspace(0.5, 1.5, 11)
+        with torch.no_grad():
+            loss = ClipLoss(network, spec, weights, config).eval()(images, labels, flows)
+            seen = images[:, scored].flatten(0, 1)
+            logits, auxiliary = network.host(normalise(seen, MEAN, STD), auxiliary=True)
+        label = labels[:, scored].flatten(0, 1)
+        total = labelled_weight(label, weights)
+        expected = segmentation_loss(logits, auxiliary, label, weights, total, config.loss)
+        torch.testing.assert_close(loss, expected)
+
+
+def test_gradient_goes_back_through_the_memory_until_it_is_cut_off(tmp_path: Path, camvid: Path) -> None:
+    def gradient(**clip: Any) -> Tensor:
+        config = configure(tmp_path, camvid, **video(camvid, loss_on="last", **clip))
+        opened = open_sources(config.data, config.augment)
+        torch.manual_seed(0)
+        network, spec = build_network(config, opened[0].classes, 64)
+        nn.init.constant_(network.netwarps[0].w2, 0.5)
+        loss = ClipLoss(network, spec, torch.ones(11), config).eval()
+        loss(*Batches(opened, config)[0]).backward()
+        return network.host.get_parameter("features.0.weight").grad
+
+    through, cut = gradient(), gradient(detach_every=1)
+    assert (through - cut).abs().max() > 1e-3 * through.abs().max()
+
+
+def test_a_batch_without_any_label_moves_nothing_to_nan(tmp_path: Path, camvid: Path) -> None:
+    config = configure(tmp_path, camvid, **video(camvid))
+    opened = open_sources(config.data, config.augment)
+    network, spec = build_network(config, opened[0].classes, 64)
+    images, labels, flows = Batches(opened, config)[0]
+    state = training.TrainingState(network, spec, torch.ones(11), config)
+    assert training.train_step(state, Batch(images, torch.full_like(labels, 11), flows)) == 0
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def test_frames_without_labels_do_not_count(tmp_path: Path, camvid: Path) -> None:
+    config = configure(tmp_path, camvid, **video(camvid, loss_on="all"))
+    opened = open_sources(config.data, config.augment)
+    network, spec = build_network(config, opened[0].classes, 64)
+    images, labels, flows = Batches(opened, config)[0]
+    labels[:, :2] = 11
+    last = dataclasses.replace(config, clip=dataclasses.replace(config.clip, loss_on="last"))
+    sparse, only = (
+        ClipLoss(network, spec, torch.ones(11), each).eval()(images, labels, flows) for each in (config, last)
     )
-    street = street_samples(config)
-    assert [sample.name for sample in street] == ["street_1000_0", "street_1000_12", "street_1001_0", "street_1001_12"]
-    assert all(sample.image.shape == (64, 64, 3) and sample.label.shape == (64, 64) for sample in street)
-    images, labels = Batches(list(CamVid(camvid)), street, config)[0]
-    assert images.shape == (3, 64, 64, 3)
-    assert set(labels[:2].unique().tolist()) <= {0, 3, VOID}
-    assert not set(labels[2].unique().tolist()) <= {0, 3, VOID}
+    torch.testing.assert_close(sparse, only)
+
+
+def test_parts_of_the_network_have_rates_and_decay_of_their_own(tmp_path: Path, camvid: Path) -> None:
+    optimiser = {"backbone_rate": 0.25, "netwarp_rate": 10, "weight_decay": 0.1}
+    config = configure(tmp_path, camvid, **video(camvid), optimiser=optimiser)
+    network, _ = build_network(config, open_sources(config.data, config.augment)[0].classes, 64)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    found = {
+        names[parameter]: (group["factor"], group["weight_decay"])
+        for group in parameter_groups(network, config.optimiser)
+        for parameter in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    assert found["host.backbone.0.weight"] == (0.25, 0.1) and found["host.backbone.1.weight"] == (0.25, 0.0)
+    assert found["host.features.0.weight"] == (1.0, 0.1) and found["host.classifier.bias"] == (1.0, 0.0)
+    assert found["netwarps.0.w1"] == found["netwarps.0.w2"] == (10, 0.0) and found["flow_cnn.conv1.weight"] == (10, 0.1)
+    network.host.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"optimiser\.backbone_rate is 0\.25, but no such part"):
+        parameter_groups(network, config.optimiser)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"clip": {"length": 1}}, r"clip\.length is 1, but the model has NetWarp"),
+        ({"model": {"host": "tinny"}}, "unknown host 'tinny'"),
+        ({"model": {"netwarp": None, "train_host": False}}, r"model\.train_host is false and there is no NetWarp"),
+        ({"model": {"netwarp": {"layers": ["feature"]}}}, "has no layer 'feature': did you mean 'features'"),
+        ({"model": {"host": None, "initial": "absent"}}, "no model named 'absent'"),
+        ({"data": []}, "data is empty"),
+        ({"data": [{"kind": "street"}, {"kind": "camvid", "root": "absent"}]}, "absent is no CamVid"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, camvid: Path, sections: dict[str, Any], message: str) -> None:
+    content = video(camvid) | {name: section for name, section in sections.items() if name != "model"}
+    content["model"] |= sections.get("model", {})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        training.train(configure(tmp_path, camvid, **content))
 
 
 def test_normalise_turns_bgr_bytes_into_normalised_rgb() -> None:
     images = torch.tensor([[[[255, 0, 51]]]], dtype=torch.uint8)
     expected = [(0.2 - 0.485) / 0.229, (0.0 - 0.456) / 0.224, (1.0 - 0.406) / 0.225]
-    torch.testing.assert_close(normalise(images).flatten(), torch.tensor(expected))
+    torch.testing.assert_close(normalise(images, MEAN, STD).flatten(), torch.tensor(expected))
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
@@ -110,6 +266,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert [learning_rate(step, config) for step in (0, 4, 9, 10, 50)] == [0.1, 0.5, 1.0, 1.0, 1.0]
     assert learning_rate(75, config) == pytest.approx(0.5)
     assert learning_rate(99, config) == pytest.approx(0.02)
+    assert learning_rate(75, dataclasses.replace(config, power=2.0)) == pytest.approx(0.25)
 
 
 def test_average_moves_weights_and_norm_statistics() -> None:
@@ -119,101 +276,3 @@ def test_average_moves_weights_and_norm_statistics() -> None:
     update_average(average, network, decay=0.75)
     assert average.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 3)
     assert average.state_dict()["running_mean"].item() == pytest.approx(2.5)
-
-
-def test_class_weights_by_hand() -> None:
-    label = np.array([0] * 8 + [1] * 2 + [2] * 2 + [3] * 4, np.uint8)  # 3 is void
-    weights = class_weights([label.reshape(4, 4)], num_classes=3, balance=1.0)
-    # Frequencies 2/3, 1/6, 1/6 have the median 1/6; raw weights 1/4, 1, 1 weigh a pixel 1/2 on average.
-    torch.testing.assert_close(weights, torch.tensor([0.5, 2.0, 2.0]))
-    torch.testing.assert_close(class_weights([label], 3, balance=0.0), torch.ones(3))
-
-
-def jaccard_loss(prediction: tuple[int, ...], label: tuple[int, ...], classes: set[int]) -> float:
-    """Mean of 1 - IoU over the classes of the label."""
-    losses = []
-    for index in classes:
-        both = sum(p == index and t == index for p, t in zip(prediction, label, strict=True))
-        either = sum(p == index or t == index for p, t in zip(prediction, label, strict=True))
-        losses.append(1 - both / either)
-    return sum(losses) / len(losses)
-
-
-def test_lovasz_equals_jaccard_on_hard_predictions() -> None:
-    label = (0, 0, 1, 2)
-    for prediction in itertools.product(range(3), repeat=4):
-        logits = 200.0 * nn.functional.one_hot(torch.tensor(prediction), 3).T.reshape(1, 3, 2, 2).float()
-        loss = lovasz_softmax(logits, torch.tensor(label, dtype=torch.uint8).reshape(1, 2, 2))
-        assert loss.item() == pytest.approx(jaccard_loss(prediction, label, set(label)), abs=1e-6)
-
-
-def test_lovasz_leaves_void_out() -> None:
-    logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    label = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    label[0, :2] = 1
-    padded = nn.functional.pad(label, (0, 4), value=3)
-    noise = torch.cat([logits, 50 * torch.ones_like(logits)], dim=3)
-    torch.testing.assert_close(lovasz_softmax(noise, padded), lovasz_softmax(logits, label))
-    assert lovasz_softmax(logits, torch.full_like(label, 3)).item() == 0.0
-
-
-def test_loss_is_the_weighted_sum_of_its_parts() -> None:
-    logits, auxiliary = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 1, 1)
-    label = torch.tensor([[[0, 1, 2, 3]] * 4], dtype=torch.uint8)
-    entropy = np.log(3)
-
-    def loss(lovasz: float, auxiliary_weight: float) -> float:
-        config = LossConfig(lovasz=lovasz, auxiliary=auxiliary_weight)
-        return segmentation_loss(logits, auxiliary, label, torch.ones(3), config).item()
-
-    assert loss(0.0, 0.0) == pytest.approx(entropy)
-    assert loss(0.0, 0.5) == pytest.approx(1.5 * entropy)
-    # On the logits' grid two pixels are class 1 and two void; at 1/3 for each, class 1 errs by 2/3 everywhere.
-    assert loss(1.0, 0.0) == pytest.approx(entropy + 2 / 3)
-
-
-def write(tmp_path: Path, content: object) -> Path:
-    path = tmp_path / "training.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def test_config_takes_what_is_given_and_defaults_the_rest(tmp_path: Path) -> None:
-    path = write(tmp_path, {"data": {"camvid": "x"}, "optimiser": {"rate": 1, "steps": 7}, "device": "cuda"})
-    assert load_config(path) == TrainingConfig(
-        data=DataConfig(camvid="x"), optimiser=OptimiserConfig(rate=1.0, steps=7), device="cuda"
-    )
-
-
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "config" / "training").glob("*.yaml")))
-def test_shipped_configs_are_valid(path: Path) -> None:
-    assert load_config(path).optimiser.steps > 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"optimiser": {"step": 3}}, r"unknown key optimiser\.step; did you mean optimiser\.steps\?"),
-        ({"zebra": 3}, "unknown key zebra; known are data, augment"),
-        ({"optimiser": {"steps": 0}}, r"optimiser\.steps is 0, must be at least 1"),
-        ({"optimiser": {"steps": True}}, r"optimiser\.steps is True, must be of type int"),
-        ({"optimiser": {"rate": "1e-3"}}, r"optimiser\.rate is '1e-3', must be of type float; .* write 1\.0e-3"),
-        ({"optimiser": {"rate": float("nan")}}, r"optimiser\.rate is nan, must be from 0\.0 to 1\.0"),
-        ({"augment": {"min_scale": 1.5}}, r"augment\.min_scale is 1\.5, must be from 0\.1 to 1\.0"),
-        ({"precision": "float16"}, "precision is 'float16', must be one of float32, bfloat16"),
-        ({"loss": 3}, "loss is 3, must be a mapping with class_balance"),
-        ({"data": {}}, r"data\.camvid is missing"),
-        ({"data": {"camvid": 3}}, r"data\.camvid is 3, must be of type str"),
-    ],
-)
-def test_config_errors_name_the_key(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_config(write(tmp_path, {"data": {"camvid": "x"}, **changes}))
-
-
-def test_config_that_is_no_mapping(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the configuration is None, must be a mapping"):
-        load_config(write(tmp_path, None))
-    (tmp_path / "broken.yaml").write_text("data: [")
-    with pytest.raises(ValueError, match=r"broken\.yaml is not valid YAML"):
-        load_config(tmp_path / "broken.yaml")

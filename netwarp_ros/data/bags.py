@@ -116,9 +116,12 @@ class BagVideo(Samples):
     def reach(self, index: int) -> int:
         return self._reach[self._labelled[index]]
 
+    def name(self, index: int, age: int = 0) -> str:
+        return f"{self._labelled[index] - age:06d}"
+
     def read(self, index: int, age: int = 0) -> Sample:
-        position = self._labelled[index] - age
-        name, (stamp_ns, recorded_ns) = f"{position:06d}", self._images[position]
+        position, name = self._labelled[index] - age, self.name(index, age)
+        stamp_ns, recorded_ns = self._images[position]
         with _naming(f"{self.path}: image {position} of {self.image_topic}"):
             image = decode(self._message(self.image_topic, stamp_ns, recorded_ns))
         if stamp_ns not in self._labels:

@@ -113,6 +113,9 @@ class CamVid(Samples):
     def reach(self, index: int) -> int:
         return self._reach[index]
 
+    def name(self, index: int, age: int = 0) -> str:
+        return self._images[index - age].stem
+
     def read(self, index: int, age: int = 0) -> Sample:
         path, label_path = self._images[index - age], self._labels[index - age]
         image = read_image(path)

@@ -101,10 +101,11 @@ class Cityscapes(Samples):
             age += 1
         return age
 
+    def name(self, index: int, age: int = 0) -> str:
+        return self._image(index, age).stem.removesuffix("_leftImg8bit")
+
     def read(self, index: int, age: int = 0) -> Sample:
-        path = self._image(index, age)
-        image = read_image(path)
-        name = path.stem.removesuffix("_leftImg8bit")
+        image, name = read_image(self._image(index, age)), self.name(index, age)
         if age:
             return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
         return Sample(name, image, _TABLE[read_label(self._labels[index], image.shape[:2])])

@@ -47,6 +47,9 @@ class ImageFolder(Samples):
     def reach(self, index: int) -> int:
         return self._labelled[index]
 
+    def name(self, index: int, age: int = 0) -> str:
+        return self._images[self._labelled[index] - age].stem
+
     def read(self, index: int, age: int = 0) -> Sample:
         path = self._images[self._labelled[index] - age]
         image = read_image(path)

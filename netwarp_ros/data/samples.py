@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import overload
 
 import numpy as np
@@ -74,6 +75,10 @@ class Samples(Sequence[Sample]):
             ValueError: If a file is not what it should be; the message names it.
         """
 
+    @abstractmethod
+    def name(self, index: int, age: int = 0) -> str:
+        """Return the name of a labelled frame, or of one that led up to it, as `read` gives it, without reading it."""
+
     def reach(self, index: int) -> int:
         """Return how many frames lead up to a labelled frame without a gap; none where the data set is of stills."""
         return 0
@@ -88,6 +93,54 @@ class Samples(Sequence[Sample]):
             ValueError: If a file is not what it should be; the message names it.
         """
         return None
+
+
+class Selection(Samples):
+    """The labelled frames of a data set that are to be used, by their names.
+
+    Args:
+        samples: The data set.
+        names: Patterns (`fnmatch`) of the names of frames to take; none takes all.
+        leave_out: Patterns of the names of frames to leave out; they lead up to no other either.
+
+    Raises:
+        ValueError: If no frame is left.
+    """
+
+    def __init__(self, samples: Samples, names: Sequence[str] = (), leave_out: Sequence[str] = ()) -> None:
+        self.classes, self.samples, self.names, self.leave_out = samples.classes, samples, names, leave_out
+        self._chosen = [index for index in range(len(samples)) if self._is_wanted(samples.name(index))]
+        if not self._chosen:
+            raise ValueError(
+                f"no name of the {len(samples)} frames of {samples} is like {list(names) or '*'}, or all "
+                f"are like {list(leave_out)}, which are left out"
+            )
+
+    def __str__(self) -> str:
+        return str(self.samples)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def reach(self, index: int) -> int:
+        chosen = self._chosen[index]
+        for age in range(1, self.samples.reach(chosen) + 1):
+            if not self._is_wanted(self.samples.name(chosen, age)):
+                return age - 1
+        return self.samples.reach(chosen)
+
+    def name(self, index: int, age: int = 0) -> str:
+        return self.samples.name(self._chosen[index], age)
+
+    def read(self, index: int, age: int = 0) -> Sample:
+        return self.samples.read(self._chosen[index], age)
+
+    def instances(self, index: int) -> np.ndarray | None:
+        return self.samples.instances(self._chosen[index])
+
+    def _is_wanted(self, name: str) -> bool:
+        taken = not self.names or any(fnmatchcase(name, pattern) for pattern in self.names)
+        return taken and not any(fnmatchcase(name, pattern) for pattern in self.leave_out)
 
 
 def clips(samples: Samples, length: int) -> Sequence[Clip]:

@@ -94,13 +94,16 @@ class VideoCNN(nn.Module):
         for index, name in enumerate(self.layers):
             find_layer(host, name).register_forward_hook(partial(self._insert, index))
 
-    def forward(self, frame: Tensor, flow: Tensor | None = None, memory: Memory | None = None) -> tuple[Any, Memory]:
+    def forward(
+        self, frame: Tensor, flow: Tensor | None = None, memory: Memory | None = None, **host_arguments: Any
+    ) -> tuple[Any, Memory]:
         """Run the network on one frame of each stream of the batch.
 
         Args:
             frame: ``(B, 3, H, W)``, as the host takes it.
             flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame; not used when ``memory`` is None.
             memory: What the previous call on these streams returned, or None for a first frame.
+            host_arguments: For the host, beside the frame, such as ``auxiliary=True`` in training.
 
         Returns:
             The host's output (for the hosts of this package logits ``(B, K, h, w)``), and the memory for the next
@@ -113,7 +116,7 @@ class VideoCNN(nn.Module):
         self._check(frame, flow, memory)
         call = self._call = _Call(frame, flow, memory)
         try:
-            output = self.host(frame)
+            output = self.host(frame, **host_arguments)
         finally:
             self._call = None
         missing = [name for name in self.layers if name not in call.representations]

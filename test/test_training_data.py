@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training is shown: stills in motion, augmented clips, their flow, and batches of them from all sources."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from netwarp_ros.data.augment import Augmentation
+from netwarp_ros.data.camvid import VOID, CamVid
+from netwarp_ros.data.drives import StreetDrives
+from netwarp_ros.data.motion import Motion
+from netwarp_ros.data.samples import Clip, Selection, clips
+from netwarp_ros.data.street import Street
+from netwarp_ros.training_config import (
+    AugmentConfig,
+    CamVidConfig,
+    ClipConfig,
+    FolderConfig,
+    ModelConfig,
+    OptimiserConfig,
+    Source,
+    StreetConfig,
+    TrainingConfig,
+)
+from netwarp_ros.training_data import Batches, class_pixels, flows, load, open_sources
+
+STILL = Motion(approach=(0.0, 0.0), turn=0.0, shift=(0.0, 0.0))
+PLAIN = {"min_scale": 1.2, "max_scale": 1.2, "colour": 0.0, "blur": 0.0}
+
+
+def board() -> Clip:
+    """One frame of six fields, whose label the red channel tells: 20 times its id."""
+    y, x = np.mgrid[:80, :120]
+    label = (x // 40 + 3 * (y // 40)).astype(np.uint8)
+    return Clip(np.stack([40 * label, 255 - 40 * label, 20 * label], axis=-1)[None].astype(np.uint8), label[None])
+
+
+def moving(length: int = 3, seed: int = 0, motion: Motion = Motion(), **options: Any) -> Clip:  # noqa: B008
+    rng = np.random.default_rng(seed)
+    augment = Augmentation(64, 96, **{**PLAIN, **options})
+    return augment(board(), rng, void=VOID, motion=motion(length, 64, 96, rng))
+
+
+def told(clip: Clip) -> np.ndarray:
+    return np.round(clip.images[..., 2] / 20).astype(np.uint8)
+
+
+def test_a_clip_is_a_function_of_the_seed() -> None:
+    options = {"colour": 0.6, "exposure": 0.03, "noise": 4.0, "blur": 0.5}
+    one, same, other = (moving(seed=seed, **options) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.images, same.images)
+    np.testing.assert_array_equal(one.labels, same.labels)
+    assert (one.images != other.images).any()
+
+
+def test_labels_move_with_the_pictures() -> None:
+    clip = moving(length=4)
+    assert clip.images.shape == (4, 64, 96, 3) and clip.labels.shape == (4, 64, 96)
+    assert (clip.labels[0] != clip.labels[-1]).mean() > 0.02, "it moves"
+    assert (told(clip) == clip.labels)[clip.labels != VOID].mean() > 0.96
+
+
+def test_motion_leads_from_frame_to_frame() -> None:
+    """What frame t shows at a pixel is where the matrices say in frame t - 1, and a clip moves steadily."""
+    matrices = Motion()(4, 64, 96, np.random.default_rng(1))
+    np.testing.assert_array_equal(matrices[-1], np.eye(3))
+    steps = [matrices[t] @ np.linalg.inv(matrices[t + 1]) for t in range(3)]
+    for step in steps:
+        np.testing.assert_allclose(step, steps[0], atol=1e-9)
+    motion = Motion(shift=(0.1, 0.05))
+    clip = moving(length=2, seed=1, motion=motion)
+    before, present = motion(2, 64, 96, np.random.default_rng(1))
+    back = (before @ np.linalg.inv(present))[:2]
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    carried = cv2.warpAffine(clip.labels[0], back, (96, 64), flags=flags, borderValue=255)
+    assert (carried == clip.labels[1])[carried != 255].mean() > 0.97 and (carried != 255).mean() > 0.5
+    assert (clip.labels[0] == clip.labels[1]).mean() < 0.9
+
+
+def test_without_motion_and_noise_all_frames_are_one() -> None:
+    clip = moving(motion=STILL, colour=0.6, blur=1.0)
+    for t in (0, 1):
+        np.testing.assert_array_equal(clip.images[t], clip.images[-1])
+        np.testing.assert_array_equal(clip.labels[t], clip.labels[-1])
+
+
+def test_exposure_and_noise_differ_from_frame_to_frame() -> None:
+    exposed = moving(motion=STILL, exposure=0.1).images.astype(float)
+    ratio = (exposed[1] / np.maximum(exposed[0], 1))[exposed[0] > 60]
+    assert ratio.std() < 0.02 < abs(ratio.mean() - 1)
+    noisy = moving(motion=STILL, noise=8.0).images.astype(float)
+    assert abs((noisy[1] - noisy[0]).mean()) < 0.5 < (noisy[1] - noisy[0]).std()
+
+
+def test_zooming_out_surrounds_the_picture_with_void() -> None:
+    clip = moving(length=1, min_scale=0.4, max_scale=0.4)
+    outside = clip.labels == VOID
+    assert 0.4 < outside.mean() < 0.9
+    assert (clip.images[outside] == (104, 116, 124)).all(axis=-1).mean() > 0.95
+    assert (told(clip) == clip.labels)[~outside].mean() > 0.8
+
+
+def test_half_of_the_clips_are_mirrored() -> None:
+    mirrored = [int(clip.labels[0, 40, 20] > clip.labels[0, 40, -20]) for clip in (moving(1, s) for s in range(40))]
+    assert 10 < sum(mirrored) < 30
+
+
+def test_flow_leads_from_each_frame_to_the_one_before() -> None:
+    rng = np.random.default_rng(0)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (96, 160), np.uint8), (0, 0), 2)
+    images = np.stack([np.repeat(np.roll(scene, 3 * t, axis=1)[..., None], 3, axis=2) for t in range(3)])
+    fields = flows(Clip(images, np.zeros(images.shape[:3], np.uint8)), "fast")
+    assert fields.shape == (2, 2, 96, 160) and fields.dtype == np.float32
+    np.testing.assert_allclose(np.median(fields, axis=(2, 3)), [[-3, 0], [-3, 0]], atol=0.2)
+    assert flows(board(), "fast").shape == (0, 2, 80, 120)
+
+
+def test_drives_show_the_street() -> None:
+    drives = StreetDrives(48, 32, range(3, 5), frames=2, rate=15)
+    assert [drives.name(index) for index in range(4)] == ["street_3_12", "street_3_24", "street_4_12", "street_4_24"]
+    assert not (drives[0].image == drives[2].image).all()
+    clip = clips(drives, 3)[0]
+    street = Street(48, 32, seed=3, rate=15)
+    for t, number in enumerate((10, 11, 12)):
+        frame = street.frame(number)
+        np.testing.assert_array_equal(clip.images[t], frame.image)
+        np.testing.assert_array_equal(clip.labels[t], frame.label)
+    assert drives.read(0, age=1) is drives.read(0, age=1), "kept"
+
+
+def configure(*sources: Source, length: int = 1, steps: int = 8, **changes: Any) -> TrainingConfig:
+    return TrainingConfig(
+        model=ModelConfig(host="tiny"),
+        data=sources,
+        clip=ClipConfig(length=length),
+        augment=AugmentConfig(height=32, width=48),
+        optimiser=OptimiserConfig(steps=steps),
+        **{"workers": 0, **changes},
+    )
+
+
+def batches(config: TrainingConfig, **options: int) -> Batches:
+    return Batches(open_sources(config.data, config.augment), config, **options)
+
+
+def test_each_epoch_shows_every_still_once(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = batches(configure(CamVidConfig(root=str(camvid), per_batch=2)))
+    monkeypatch.setattr(made, "augment", lambda still, _rng, **_: still)
+    horizons = [int((made.clip(step, slot).labels == 0).sum()) // 64 for step in range(8) for slot in range(2)]
+    epochs = [horizons[start : start + 4] for start in range(0, 16, 4)]
+    assert all(sorted(epoch) == [20, 28, 36, 44] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_all_sources_are_in_each_batch(camvid: Path) -> None:
+    config = configure(CamVidConfig(root=str(camvid), per_batch=2), StreetConfig(seeds=1, frames=1))
+    images, labels, displacements = batches(config)[0]
+    assert images.shape == (3, 1, 32, 48, 3) and labels.shape == (3, 1, 32, 48)
+    assert displacements.shape == (3, 0, 2, 32, 48)
+    assert set(labels[:2].unique().tolist()) <= {0, 3, VOID}
+    assert not set(labels[2].unique().tolist()) <= {0, 3, VOID}
+
+
+def test_clips_of_stills_and_of_video_are_mixed(camvid: Path) -> None:
+    video = FolderConfig(images=str(camvid / "images"), labels=str(camvid / "labels"), classes="camvid")
+    config = configure(CamVidConfig(root=str(camvid), stills=True), video, length=3)
+    images, labels, displacements = batches(config)[1]
+    assert images.shape == (2, 3, 32, 48, 3) and labels.shape == (2, 3, 32, 48)
+    assert displacements.shape == (2, 2, 2, 32, 48) and displacements.dtype == torch.float32
+    assert displacements.abs().amax(dim=(1, 2, 3, 4)).min() > 0
+    with pytest.raises(ValueError, match=r"no clip of 3 frames.*stills: true"):
+        batches(dataclasses.replace(config, data=(CamVidConfig(root=str(camvid)),)))
+
+
+def test_processes_share_a_batch(camvid: Path) -> None:
+    config = configure(CamVidConfig(root=str(camvid), per_batch=3, stills=True), length=2)
+    whole = batches(config)[5]
+    shares = [batches(config, rank=rank, world=2)[5] for rank in (0, 1)]
+    for part, (even, odd) in zip(whole, zip(*shares, strict=True), strict=True):
+        torch.testing.assert_close(part[::2], even, rtol=0, atol=0)
+        torch.testing.assert_close(part[1::2], odd, rtol=0, atol=0)
+
+
+def test_workers_make_the_same_batches(camvid: Path) -> None:
+    config = configure(CamVidConfig(root=str(camvid), per_batch=2), steps=3)
+    expected = batches(config)
+    for step, batch in enumerate(load(batches(dataclasses.replace(config, workers=1)), start=1), start=1):
+        torch.testing.assert_close(batch.images, expected[step].images, rtol=0, atol=0)
+
+
+def test_class_pixels_are_those_of_a_batch(camvid: Path) -> None:
+    config = configure(CamVidConfig(root=str(camvid), per_batch=2), StreetConfig(seeds=1, frames=2))
+    opened = open_sources(config.data, config.augment)
+    pixels = class_pixels(opened, config.data)
+    street = np.mean([np.bincount(sample.label.ravel(), minlength=11) for sample in opened[1]], axis=0)
+    expected = street + 2 * 64 * np.array([32, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(pixels, expected)
+
+
+def test_sources_of_other_classes_do_not_mix(camvid: Path) -> None:
+    folder = FolderConfig(images=str(camvid / "images"), labels=str(camvid / "labels"), classes="cityscapes")
+    with pytest.raises(ValueError, match="has the classes of camvid, but .*images those of cityscapes"):
+        open_sources((CamVidConfig(root=str(camvid)), folder), AugmentConfig())
+
+
+def test_a_selection_is_by_name(camvid: Path) -> None:
+    config = CamVidConfig(root=str(camvid), leave_out=("[12]",))
+    (opened,) = open_sources((config,), AugmentConfig())
+    assert [sample.name for sample in opened] == ["0", "3"]
+    drives = Selection(StreetDrives(48, 32, range(1), frames=3), ["street_0_*"], ["street_0_2[01]", "street_0_36"])
+    assert [drives.name(index) for index in range(len(drives))] == ["street_0_12", "street_0_24"]
+    assert [drives.reach(index) for index in range(len(drives))] == [12, 2]
+    with pytest.raises(ValueError, match="no name of the 4 frames of .*camvid is like"):
+        Selection(CamVid(camvid), ["x*"])

@@ -13,6 +13,7 @@ from graph import (
     DiagnosticStatus,
     Graph,
     Viewer,
+    header,
     image_message,
     lossless,
     moving_images,
@@ -80,6 +81,23 @@ def test_a_failed_frame_is_counted_with_its_cause_and_the_next_is_segmented(
     mask, timing = viewer.see(image_message(image, 2 * SECOND + PERIOD))
     assert mask.header.stamp.nanosec == PERIOD
     assert timing.dropped == 1
+
+
+def test_missed_images_are_counted_even_before_their_publisher_is(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    camera = node._cameras["camera"]
+    monkeypatch.setattr(camera._subscription, "get_publisher_count", lambda: 0)
+    viewer = Viewer(graph)
+    image = moving_images(1)[0]
+    viewer.see(image_message(image, SECOND))
+    for index in range(1, 10):  # while nothing takes them from the queue of one
+        viewer.publish(image_message(image, SECOND + index * PERIOD))
+    graph.until(lambda: viewer.masks[-1].header == header(SECOND + 9 * PERIOD), "mask of the newest image")
+    balance = camera.account.balance()
+    assert balance.missed > 0
+    assert balance.received + balance.missed == 10
 
 
 def test_color_and_overlay_are_not_made_for_nobody(

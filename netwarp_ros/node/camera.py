@@ -182,8 +182,9 @@ class Camera:
     def _missed(self, sequence: int | None) -> int:
         """Return how many images there were between the last one that came and the one with a sequence number."""
         assert self._subscription is not None
-        # Several publishers count each by itself, and not every middleware tells the numbers.
-        if sequence is None or self._subscription.get_publisher_count() != 1:
+        # Several publishers count each by itself, and not every middleware tells the numbers. An image may come before
+        # its publisher is counted.
+        if sequence is None or self._subscription.get_publisher_count() > 1:
             self._sequence = None
             return 0
         last, self._sequence = self._sequence, sequence

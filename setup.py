@@ -64,7 +64,6 @@ setup(
         "PyYAML",
         "rich",
         "rosbags",
-        "rosbags-image",
         "safetensors",
         "torch>=2.10",
         "tqdm",

@@ -15,7 +15,7 @@ import yaml
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from netwarp_ros.data.bags import COMPRESSED_IMAGE, IMAGE, BagFrames, decode, write_bag
+from netwarp_ros.data.bags import COMPRESSED_IMAGE, IMAGE, BagFrames, write_bag
 from netwarp_ros.data.frames import Frame, ImageFiles, LabelFolder, VideoFile, open_frames, stamp
 
 HEIGHT, WIDTH = 48, 64
@@ -296,67 +296,13 @@ def test_the_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         next(frames)
 
 
-# Image messages
-
-
 @pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize(
-    ("encoding", "pixels"),
-    [
-        ("bgr8", lambda bgr: bgr),
-        ("rgb8", lambda bgr: bgr[..., ::-1].copy()),
-        ("bgra8", lambda bgr: np.dstack([bgr, np.full((HEIGHT, WIDTH), 3, np.uint8)])),
-        ("rgba8", lambda bgr: np.dstack([bgr[..., ::-1], np.full((HEIGHT, WIDTH), 3, np.uint8)])),
-    ],
-)
-def test_decode_colours(encoding: str, pixels: Any, padding: int) -> None:
-    image = decode(image_message(pixels(picture(1)), encoding, padding))
-    np.testing.assert_array_equal(image, picture(1))
-    assert image.flags.writeable and image.flags.c_contiguous
-
-
-@pytest.mark.parametrize("padding", [0, 4])
-def test_decode_grey(padding: int) -> None:
-    grey = picture(1)[..., 0].copy()
-    np.testing.assert_array_equal(decode(image_message(grey, "mono8", padding)), np.dstack([grey] * 3))
-    sixteen = grey.astype(np.uint16) * 257
-    np.testing.assert_array_equal(decode(image_message(sixteen, "mono16", padding)), np.dstack([grey] * 3))
-
-
-def test_decode_compressed_grey_as_bgr() -> None:
-    grey = picture(1)[..., 0].copy()
-    np.testing.assert_array_equal(decode(compressed_message(".png", grey)), np.dstack([grey] * 3))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"step": 3 * WIDTH - 1},
-        {"step": 0},
-        {"data": np.zeros(0, np.uint8)},
-        {"data": np.zeros(HEIGHT * WIDTH * 3 - 1, np.uint8)},
-        {"height": HEIGHT + 1},
-        {"height": 0},
-        {"width": 0},
-    ],
-)
-def test_decode_refuses_data_that_do_not_fit(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="bgr8 with step .* bytes of data: expected rows"):
-        decode(image_message(picture(), "bgr8", **changes))
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8 no jpeg"])
-def test_decode_refuses_what_is_no_compressed_image(data: bytes) -> None:
-    message = compressed_message(".jpg", picture())
-    message.data = np.frombuffer(data, np.uint8)
-    with pytest.raises(ValueError, match=f"{len(data)} bytes of format 'jpg' are not a JPEG or PNG"):
-        decode(message)
-
-
-def test_decode_refuses_an_encoding_of_another_layout() -> None:
-    nv12 = np.zeros((HEIGHT * 3 // 2, WIDTH), np.uint8)
-    with pytest.raises(ValueError, match="encoding 'nv12' is not read from bags"):
-        decode(image_message(nv12, "nv12", height=HEIGHT))
+@pytest.mark.parametrize("encoding", ["bgr8", "rgb8"])
+def test_images_of_a_bag_can_be_written_to(tmp_path: Path, encoding: str, padding: int) -> None:
+    pixels = picture(1) if encoding == "bgr8" else picture(1)[..., ::-1].copy()
+    (frame,) = open_frames(write_messages(tmp_path / "bag", ("/c", IMAGE, image_message(pixels, encoding, padding))))
+    np.testing.assert_array_equal(frame.image, picture(1))
+    assert frame.image.flags.writeable and frame.image.flags.c_contiguous
 
 
 # Label maps

@@ -27,7 +27,7 @@ from sensor_msgs.msg import Image
 
 from netwarp_ros.data.bags import write_bag
 from netwarp_ros.data.frames import Frame, open_frames
-from netwarp_ros.node.images import to_bgr
+from netwarp_ros.data.image_messages import to_bgr
 
 pytestmark = pytest.mark.ros
 

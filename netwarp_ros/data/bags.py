@@ -7,16 +7,13 @@ every ROS 2, so that other topics of a bag, of whatever types, cannot get in the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
-from rosbags.image import ImageError, image_to_cvimage, message_to_cvimage
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer
 from rosbags.serde import SerdeError
@@ -24,6 +21,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, stamp
+from netwarp_ros.data.image_messages import samples, to_bgr
 from netwarp_ros.data.samples import Sample, Samples
 
 IMAGE = "sensor_msgs/msg/Image"
@@ -147,29 +145,8 @@ class BagVideo(Samples):
 
 
 def decode(message: Any) -> np.ndarray:
-    """Turn an image message into an array.
-
-    Args:
-        message: ``sensor_msgs/Image`` or ``CompressedImage``.
-
-    Returns:
-        ``(H, W, 3)`` uint8, BGR.
-
-    Raises:
-        ValueError: If the data do not fit the encoding, height and step, or cannot be decoded.
-        ImageError: If ``rosbags-image`` does not know the encoding, or cannot turn it into BGR.
-    """
-    if not hasattr(message, "encoding"):
-        # Not through rosbags-image, which leaves a grey JPEG with one channel.
-        image = cv2.imdecode(message.data, cv2.IMREAD_COLOR) if len(message.data) else None
-        if image is None:
-            raise ValueError(f"{len(message.data)} bytes of format {message.format!r} are not a JPEG or PNG image")
-        return image
-    message = _without_padding(message)
-    image = message_to_cvimage(message, "bgr8")
-    if image.shape != (message.height, message.width, 3):
-        raise ValueError(f"encoding {message.encoding!r} is not read from bags: record bgr8, or compressed images")
-    return np.require(image, requirements=["C", "W"])  # a copy where it only lies over the message's bytes
+    """Decode an image message as `to_bgr` does, to an array that can be written to: what a bag gives cannot."""
+    return np.require(to_bgr(message), requirements=["C", "W"])
 
 
 def decode_label(message: Any) -> np.ndarray:
@@ -187,31 +164,7 @@ def decode_label(message: Any) -> np.ndarray:
     encoding = getattr(message, "encoding", "compressed")
     if encoding not in ("mono8", "8UC1"):
         raise ValueError(f"label maps are mono8, and not {encoding}: colours and lossy pictures hold no class ids")
-    message = _without_padding(message)
-    return message.data[: message.height * message.width].reshape(message.height, message.width).copy()
-
-
-def _without_padding(message: Any) -> Any:
-    """Return an image message whose rows follow one another without padding.
-
-    Raises:
-        ValueError: If the data do not fit the encoding, height and step.
-    """
-    height, width, step = message.height, message.width, message.step
-    # Without a target, rosbags-image only lays an array over the data, as if no row were padded: for its row length.
-    try:
-        row = image_to_cvimage(message).strides[0] if height and width else 0
-    except TypeError:  # the data are shorter than that array
-        row = 0
-    if not 0 < row <= step or len(message.data) < height * step:
-        raise ValueError(
-            f"{width}x{height} {message.encoding} with step {step} and {len(message.data)} bytes of data: expected "
-            "rows of a positive length no greater than step, and height * step bytes"
-        )
-    if step > row:
-        rows = message.data[: height * step].reshape(height, step)
-        message = dataclasses.replace(message, data=rows[:, :row].copy(), step=row)
-    return message
+    return samples(message)[..., 0].copy()
 
 
 def write_bag(path: str | Path, frames: Iterable[Frame], *, topic: str, frame_id: str = "camera") -> int:
@@ -282,7 +235,7 @@ def _naming(message: str) -> Iterator[None]:
     """Let what is wrong with a message of a bag become a ValueError that names it."""
     try:
         yield
-    except (ValueError, SerdeError, ImageError, cv2.error) as error:
+    except (ValueError, SerdeError) as error:
         raise ValueError(f"{message} cannot be read: {error}") from error
 
 

@@ -11,3 +11,7 @@ import os
 # (docs/benchmarks.md). PyTorch's OpenMP reads the variable when it is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# A few damaged bytes make a JPEG claim a thousand million pixels, and OpenCV would fill them all with grey. No camera
+# has more than this. OpenCV reads the variable when it is loaded.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(8192**2))

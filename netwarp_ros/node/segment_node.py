@@ -20,13 +20,13 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from netwarp_ros.data.classes import load_classes
+from netwarp_ros.data.image_messages import ImageError
 from netwarp_ros.flow.dis import PRESETS
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node import parameters
 from netwarp_ros.node.account import Balance, Drop
 from netwarp_ros.node.camera import Arrival, Camera
 from netwarp_ros.node.diagnostics import PERIOD_S, camera_status, idle_status
-from netwarp_ros.node.images import ImageError
 from netwarp_ros.node.mailbox import Mailbox
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.node.process import ros_process

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder of image messages: pixels worked out by hand and held against other decoders; contradictions named."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import struct
+import subprocess
+import sys
+import tracemalloc
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.image import image_to_cvimage
+
+from netwarp_ros.data.image_messages import ENCODINGS, ImageError, samples, to_bgr
+
+WIDTH, HEIGHT = 32, 20
+RED, GREEN, BLUE, GREY, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (128, 128, 128), (0, 0, 0)
+
+
+def image(encoding: str, width: int, height: int, data: bytes, step: int = 0, **changes: Any) -> Any:
+    layout = ENCODINGS[encoding]
+    step = step or width * layout.channels * np.dtype(layout.dtype).itemsize
+    fields = {"encoding": encoding, "width": width, "height": height, "step": step, "is_bigendian": 0}
+    return SimpleNamespace(**{**fields, "data": array("B", data), **changes})
+
+
+def noise(encoding: str, padding: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Any:
+    """An image of random samples."""
+    step = image(encoding, width, height, b"").step + padding
+    length = ENCODINGS[encoding].bytes(height, step)
+    return image(encoding, width, height, np.random.default_rng(0).bytes(length), step)
+
+
+def compressed(data: bytes | np.ndarray, form: str = "jpeg") -> Any:
+    return SimpleNamespace(format=form, data=array("B", bytes(data)))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def words(*values: int, order: str = "<") -> bytes:
+    return np.array(values, f"{order}u2").tobytes()
+
+
+# Raw images
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "colors"),
+    [
+        ("bgr8", bytes((0, 0, 255, 255, 0, 0)), (RED, BLUE)),
+        ("8UC3", bytes((0, 0, 255, 255, 0, 0)), (RED, BLUE)),
+        ("rgb8", bytes((255, 0, 0, 0, 255, 0)), (RED, GREEN)),
+        ("bgra8", bytes((0, 0, 255, 9, 255, 0, 0, 9)), (RED, BLUE)),
+        ("8UC4", bytes((0, 0, 255, 9, 255, 0, 0, 9)), (RED, BLUE)),
+        ("rgba8", bytes((255, 0, 0, 9, 0, 0, 255, 9)), (RED, BLUE)),
+        ("mono8", bytes((128, 0)), (GREY, BLACK)),
+        ("8UC1", bytes((128, 0)), (GREY, BLACK)),
+        ("mono16", words(65535, 385), ((255, 255, 255), (1, 1, 1))),  # 385 / 257 = 1.498
+        ("mono16", words(386, 128), ((2, 2, 2), BLACK)),  # 1.502 and 0.498
+        ("bgr16", words(0, 0, 65535, 65535, 0, 0), (RED, BLUE)),
+        ("rgb16", words(65535, 0, 0, 0, 0, 65535), (RED, BLUE)),
+        ("bgra16", words(0, 0, 65535, 9, 65535, 0, 0, 9), (RED, BLUE)),
+        ("rgba16", words(65535, 0, 0, 9, 0, 0, 65535, 9), (RED, BLUE)),
+        # BT.601 in video range: 1.164 (Y - 16) + 1.596 (V - 128) of red, and so on.
+        ("yuv422", bytes((128, 128, 128, 16)), ((130, 130, 130), BLACK)),  # U Y V Y
+        ("uyvy", bytes((90, 81, 240, 81)), ((0, 0, 254), (0, 0, 254))),
+        ("yuyv", bytes((81, 90, 81, 240)), ((0, 0, 254), (0, 0, 254))),  # Y U Y V
+        ("yuv422_yuy2", bytes((128, 128, 16, 128)), ((130, 130, 130), BLACK)),
+    ],
+)
+def test_encodings(encoding: str, data: bytes, colors: tuple[tuple[int, int, int], ...]) -> None:
+    decoded = to_bgr(image(encoding, 2, 1, data))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, [colors])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "chroma"), [("nv12", (90, 240)), ("nv21", (240, 90)), ("nv24", (90, 240, 90, 240, 90, 240, 90, 240))]
+)
+def test_chroma_in_a_plane_of_its_own(encoding: str, chroma: tuple[int, ...]) -> None:
+    decoded = to_bgr(image(encoding, 2, 2, bytes((81, 81, 81, 16, *chroma))))
+    np.testing.assert_array_equal(decoded, [[(0, 0, 254), (0, 0, 254)], [(0, 0, 254), (0, 0, 179)]])
+
+
+def test_each_pixel_of_nv24_has_its_own_chroma() -> None:
+    twice = noise("nv12")
+    luma, pairs = np.split(np.frombuffer(twice.data, np.uint8), [WIDTH * HEIGHT])
+    pairs = pairs.reshape(HEIGHT // 2, WIDTH // 2, 2).repeat(2, axis=0).repeat(2, axis=1)
+    message = image("nv24", WIDTH, HEIGHT, luma.tobytes() + pairs.tobytes())
+    np.testing.assert_array_equal(to_bgr(message), to_bgr(twice))
+    changed = pairs.copy()
+    changed[3, 5] = 0
+    different = to_bgr(image("nv24", WIDTH, HEIGHT, luma.tobytes() + changed.tobytes())) != to_bgr(message)
+    assert {tuple(place) for place in np.argwhere(different)[:, :2]} == {(3, 5)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "red_at"), [("rggb", (0, 0)), ("bggr", (1, 1)), ("gbrg", (1, 0)), ("grbg", (0, 1))]
+)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_bayer_patterns(pattern: str, red_at: tuple[int, int], bits: int) -> None:
+    mosaic = np.zeros((8, 8), f"<u{bits // 8}")
+    mosaic[red_at[0] :: 2, red_at[1] :: 2] = 2**bits - 1
+    decoded = to_bgr(image(f"bayer_{pattern}{bits}", 8, 8, mosaic.tobytes()))
+    np.testing.assert_array_equal(decoded[3:5, 3:5], np.full((2, 2, 3), RED, np.uint8))
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_byte_order_is_that_of_the_samples(encoding: str) -> None:
+    message, swapped = noise(encoding), noise(encoding)
+    swapped.is_bigendian = 1
+    if ENCODINGS[encoding].dtype == "u2":
+        swapped.data.frombytes(np.frombuffer(swapped.data, np.uint16).byteswap().tobytes())
+        del swapped.data[: len(message.data)]
+    np.testing.assert_array_equal(to_bgr(swapped), to_bgr(message))
+
+
+def without_padding(message: Any) -> Any:
+    """Rebuild an image message with its rows cut to their pixels, plane by plane."""
+    layout, tight = ENCODINGS[message.encoding], noise(message.encoding)
+    planes = [(message.step, tight.step)]
+    if layout.planes == 2:
+        planes.append((2 * message.step // layout.chroma[0], 2 * WIDTH // layout.chroma[0]))
+    data = np.frombuffer(message.data, np.uint8)
+    parts = np.split(data, [HEIGHT * message.step])
+    rows = [part.reshape(-1, step)[:, :row].tobytes() for part, (step, row) in zip(parts, planes, strict=False)]
+    tight.data = array("B", b"".join(rows))
+    return tight
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("padding", [6, 7])
+def test_padded_rows_are_as_if_without_padding(encoding: str, padding: int) -> None:
+    message = noise(encoding, padding)
+    np.testing.assert_array_equal(to_bgr(message), to_bgr(without_padding(message)))
+
+
+def rosbags_image(message: Any) -> np.ndarray:
+    """Decode by rosbags-image, which takes the height of NV12 and NV21 for that of both planes."""
+    rows = ENCODINGS[message.encoding].bytes(message.height, message.step) // message.step
+    return image_to_cvimage(SimpleNamespace(**{**vars(message), "height": rows, "is_bigendian": False}), "bgr8")
+
+
+@pytest.mark.parametrize("encoding", sorted(set(ENCODINGS) - {"8UC1", "8UC3", "8UC4", "nv24"}))
+def test_pixels_are_those_of_rosbags_image(encoding: str) -> None:
+    message = noise(encoding)
+    decoded, expected = to_bgr(message), rosbags_image(message)
+    # Of 16 bits it cuts off what is here rounded.
+    tolerance = 1 if ENCODINGS[encoding].dtype == "u2" else 0
+    assert decoded.shape == expected.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(decoded.astype(int) - expected).max() <= tolerance
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cv_bridge") is None, reason="no cv_bridge: PyPI has none")
+@pytest.mark.parametrize("encoding", sorted(set(ENCODINGS) - {"8UC1", "8UC3", "8UC4", "nv12", "nv21", "nv24"}))
+def test_pixels_are_those_of_cv_bridge(encoding: str) -> None:
+    from cv_bridge import CvBridge
+    from sensor_msgs.msg import Image
+
+    message = noise(encoding)
+    np.testing.assert_array_equal(to_bgr(message), CvBridge().imgmsg_to_cv2(Image(**vars(message)), "bgr8"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"encoding": "yuv9"}, "encoding is 'yuv9': expected one of mono8, "),
+        ({"encoding": ""}, "encoding is '': expected one of"),
+        ({"encoding": "32FC1"}, "encoding is '32FC1': expected one of"),
+        ({"width": 0}, "size is 0x2: expected at least one pixel"),
+        ({"height": 0}, "size is 4x0: expected at least one pixel"),
+        ({"encoding": "yuv422", "width": 3}, "size is 3x2: expected multiples of 2x1, the chroma of yuv422"),
+        ({"encoding": "nv12", "height": 1}, "size is 4x1: expected multiples of 2x2, the chroma of nv12"),
+        ({"step": 11}, "step is 11: expected at least 12, the bytes of a row of 4 pixels of bgr8"),
+        ({"step": 0}, "step is 0: expected at least 12"),
+        ({"width": 2**32 - 1}, "step is 12: expected at least 12884901885"),
+        ({"height": 3}, "data has 24 bytes: expected 36, height 3 * step 12"),
+        ({"height": 1}, "data has 24 bytes: expected 12, height 1 * step 12"),
+        ({"height": 2**32 - 1}, "data has 24 bytes: expected 51539607540"),
+        ({"data": array("B")}, "data has 0 bytes: expected 24"),
+        ({"encoding": "nv21", "step": 4}, "data has 24 bytes: expected 12, height 2 * step 4 and the chroma of nv21"),
+    ],
+)
+def test_contradictions_are_named(changes: dict[str, Any], problem: str) -> None:
+    message = image("bgr8", 4, 2, bytes(24))
+    vars(message).update(changes)
+    with pytest.raises(ImageError, match=re.escape(problem)):
+        to_bgr(message)
+
+
+# Copies
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_what_is_bgr_already_is_not_copied(padding: int) -> None:
+    message = noise("bgr8", padding)
+    assert np.shares_memory(to_bgr(message), np.frombuffer(message.data, np.uint8))
+
+
+@pytest.mark.parametrize("encoding", sorted(name for name, layout in ENCODINGS.items() if layout.dtype == "u1"))
+def test_what_has_8_bits_is_converted_at_once(encoding: str) -> None:
+    message = noise(encoding, padding=5, width=320, height=240)
+    to_bgr(message)
+    tracemalloc.start()
+    try:
+        decoded = to_bgr(message)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    images = peak / (3 * 320 * 240)
+    most = {"bgr8": 0.0, "8UC3": 0.0, "nv24": 13 / 3}.get(encoding, 1.0)
+    assert decoded.shape == (240, 320, 3)
+    assert most <= images < most + 0.05
+
+
+# Compressed images
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_compressed_images_come_out_with_three_channels(channels: int) -> None:
+    pixels = np.full((4, 6, channels), 128, np.uint8)
+    np.testing.assert_array_equal(to_bgr(compressed(png(pixels), "png")), np.full((4, 6, 3), 128, np.uint8))
+
+
+def test_a_jpeg_comes_out_as_its_writer_meant_it() -> None:
+    red = np.full((16, 16, 3), RED, np.uint8)
+    jpeg = cv2.imencode(".jpg", red)[1]
+    for form in ("jpeg", "rgb8; jpeg compressed bgr8", ""):
+        np.testing.assert_allclose(to_bgr(compressed(jpeg, form)), red, atol=2)
+    np.testing.assert_allclose(to_bgr(compressed(jpeg, "rgb8; jpeg compressed rgb8")), red[..., ::-1], atol=2)
+    grey = cv2.imencode(".jpg", red[..., 2])[1]
+    np.testing.assert_array_equal(to_bgr(compressed(grey, "mono8; jpeg compressed ")), np.full((16, 16, 3), 255))
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "bgr16"])
+def test_a_png_of_16_bits_has_the_pixels_of_the_raw_image(encoding: str) -> None:
+    message = noise(encoding)
+    form = f"{encoding}; png compressed {encoding}"
+    np.testing.assert_array_equal(to_bgr(compressed(png(samples(message)), form)), to_bgr(message))
+
+
+def test_how_the_camera_was_held_does_not_turn_the_image() -> None:
+    jpeg = cv2.imencode(".jpg", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
+    turned = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # TIFF: orientation 6
+    exif = b"Exif\0\0" + turned
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    message = compressed(jpeg[:2] + segment + jpeg[2:])
+    assert cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR).shape == (32, 16, 3)
+    assert to_bgr(message).shape == (16, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "0 bytes of format 'jpeg' cannot be decoded: OpenCV wants !buf.empty()"),
+        (b"\xff\xd8\xff nothing", "11 bytes of format 'jpeg' are no image of 8 or 16 bits that OpenCV can decode"),
+        (png(np.zeros((4, 4, 3), np.uint8))[:-20], "bytes of format 'jpeg' are no image of 8 or 16 bits"),
+        (cv2.imencode(".tiff", np.zeros((4, 4), np.float32))[1].tobytes(), "are no image of 8 or 16 bits"),
+    ],
+)
+def test_compressed_nonsense_is_named(data: bytes, problem: str) -> None:
+    with pytest.raises(ImageError, match=re.escape(problem)):
+        to_bgr(compressed(data))
+
+
+def test_a_node_does_not_believe_any_size_that_a_header_claims() -> None:
+    jpeg = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1])
+    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 8192, 8193)
+    program = f"""
+import netwarp_ros.node
+from types import SimpleNamespace
+from netwarp_ros.data.image_messages import to_bgr
+to_bgr(SimpleNamespace(format="jpeg", data={bytes(jpeg)!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ImageError" in ended.stderr and "OpenCV wants pixels <= CV_IO_MAX_IMAGE_PIXELS" in ended.stderr

@@ -69,5 +69,5 @@ setup(
         "tqdm",
         "typer",
     ],
-    extras_require={"plot": ["matplotlib"]},
+    extras_require={"plot": ["matplotlib"], "train": ["tensorboard"]},
 )

@@ -7,32 +7,42 @@ An image CNN is a `VideoCNN` without insertions, trained on clips of one frame. 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.samples import SampleFrames, Samples
-from netwarp_ros.losses import class_weights, labelled_weight, segmentation_loss
+from netwarp_ros.losses import ClipLoss, class_weights, mean_over_processes
 from netwarp_ros.metrics import ConfusionMatrix
-from netwarp_ros.models import Memory, Model, ModelSpec, NetWarpSpec, VideoCNN, build, load_model, save_model
+from netwarp_ros.models import Model, ModelSpec, NetWarpSpec, VideoCNN, build, load_model, save_model
 from netwarp_ros.models.weights import HOSTS
-from netwarp_ros.segmenter import PRECISIONS, Segmenter
+from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training_config import OptimiserConfig, TrainingConfig, difference
 from netwarp_ros.training_data import Batch, Batches, class_pixels, load, open_sources
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def train(config: TrainingConfig) -> Path:
     """Train a model, going on from ``checkpoint.pt`` of the output folder if it is there.
+
+    Of several processes that torchrun started, each calls this. They share the batches and the output folder, to which
+    the first one writes.
 
     Returns:
         ``model.safetensors`` in the output folder: the averaged weights without auxiliary head, as
@@ -44,30 +54,77 @@ def train(config: TrainingConfig) -> Path:
             another configuration.
     """
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    opened, validation = (open_sources(sources, config.augment) for sources in (config.data, config.validation))
-    batches = Batches(opened, config)
-    torch.manual_seed(config.seed)
-    network, spec = build_network(config, batches.classes, opened[0][0].image.shape[0])
-    balance = config.loss.class_balance
-    weights = class_weights(class_pixels(opened, config.data) if balance else np.ones(len(batches.classes)), balance)
-    state = TrainingState(network, spec, weights, config)
-    checkpoint_file = output / "checkpoint.pt"
-    if checkpoint_file.exists():
-        state.load(checkpoint_file)
+    checkpoint, weights_file = output / "checkpoint.pt", output / "model.safetensors"
+    with contextlib.ExitStack() as stack:
+        rank, world = stack.enter_context(processes(config))
+        opened, validation = (open_sources(sources, config.augment) for sources in (config.data, config.validation))
+        batches = Batches(opened, config, rank=rank, world=world)
+        torch.manual_seed(config.seed)
+        network, spec = build_network(config, batches.classes, opened[0][0].image.shape[0])
+        pixels = class_pixels(opened, config.data) if config.loss.class_balance else np.ones(len(batches.classes))
+        state = TrainingState(network, spec, class_weights(pixels, config.loss.class_balance), config)
+        if checkpoint.exists():
+            state.load(checkpoint)
+        output.mkdir(parents=True, exist_ok=True)
+        scalars = stack.enter_context(_scalars(output, state.step)) if rank == 0 else None
 
-    remaining = load(batches, start=state.step)
-    progress = tqdm(remaining, initial=state.step, total=len(batches), unit="step")
-    for batch in progress:
-        loss = train_step(state, batch)
-        progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        last = state.step == len(batches)
-        if last or state.step % config.checkpoint_every == 0:
-            state.save(checkpoint_file)
-        if validation and (last or state.step % config.evaluate_every == 0):
-            miou = validate(Model(copy.deepcopy(state.average), spec, "average"), validation, config)
-            progress.write(f"step {state.step}: mIoU {miou:.2f}")
-    return export(state.average, spec, output / "model.safetensors")
+        remaining = load(batches, start=state.step)
+        progress = tqdm(remaining, initial=state.step, total=len(batches), unit="step", disable=rank > 0)
+        for batch in progress:
+            loss = train_step(state, batch)
+            if scalars is None:  # the first process writes for all
+                continue
+            progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            scalars.add_scalar("loss", loss, state.step)
+            scalars.add_scalar("rate", learning_rate(state.step - 1, config.optimiser), state.step)
+            last = state.step == len(batches)
+            if last or state.step % config.checkpoint_every == 0:
+                state.save(checkpoint)
+            if validation and (last or state.step % config.evaluate_every == 0):
+                miou = validate(Model(copy.deepcopy(state.average), spec, "average"), validation, config)
+                scalars.add_scalar("miou", miou, state.step)
+                progress.write(f"step {state.step}: mIoU {miou:.2f}")
+        if rank == 0:
+            export(state.average, spec, weights_file)
+    return weights_file
+
+
+@contextlib.contextmanager
+def processes(config: TrainingConfig) -> Iterator[tuple[int, int]]:
+    """Join the other processes of the training, if torchrun started this one as one of several.
+
+    Returns:
+        Number of this process, from 0, and number of processes.
+
+    Raises:
+        ValueError: If there are too few CUDA devices, or too few clips in a batch, for all of them.
+    """
+    rank, world, local = 0, 1, 0
+    if distributed.is_torchelastic_launched():
+        rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if config.device == "cuda" and local >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device is cuda, but PyTorch sees {count} CUDA devices for process {local} on this machine")
+    if config.batch < world:
+        raise ValueError(f"{world} processes share a batch of {config.batch} clips: start fewer, or raise per_batch")
+    if config.device == "cuda":
+        torch.cuda.set_device(local)
+    if world == 1:
+        yield 0, 1
+        return
+    distributed.init_process_group("nccl" if config.device == "cuda" else "gloo", timeout=timedelta(hours=1))
+    try:
+        yield rank, world
+    finally:
+        distributed.destroy_process_group()
+
+
+def _scalars(output: Path, step: int) -> SummaryWriter:
+    """Open the folder for TensorBoard, in which nothing counts that was written from this step on."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("training needs tensorboard, which is not installed here: pip install tensorboard") from error
+    return SummaryWriter(str(output), purge_step=step)
 
 
 def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) -> tuple[VideoCNN, ModelSpec]:
@@ -118,93 +175,6 @@ def _can_have_auxiliary(host: str) -> bool:
     return host in HOSTS and "auxiliary" in inspect.signature(HOSTS[host]).parameters
 
 
-class ClipLoss(nn.Module):
-    """The loss of a batch of clips, with the gradient going through the memory from frame to frame.
-
-    Args:
-        network: The video CNN.
-        spec: Says how frames are normalised.
-        weights: (K,) class weights.
-        config: The training.
-    """
-
-    mean: Tensor
-    std: Tensor
-    weights: Tensor
-
-    def __init__(self, network: VideoCNN, spec: ModelSpec, weights: Tensor, config: TrainingConfig) -> None:
-        super().__init__()
-        self.network, self.config = network, config
-        self.scored = {"last": range(config.clip.length)[-1:], "all-but-first": range(1, config.clip.length)}.get(
-            config.clip.loss_on, range(config.clip.length)
-        )
-        head = getattr(network.host, "auxiliary", None)
-        self.with_auxiliary = head is not None and config.model.train_host and config.loss.auxiliary > 0
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1))
-        self.register_buffer("weights", weights)
-
-    def train(self, mode: bool = True) -> ClipLoss:
-        """Go into training mode, a host that stays as it is excepted."""
-        super().train(mode)
-        self.network.host.train(mode and self.config.model.train_host)
-        return self
-
-    def forward(self, images: Tensor, labels: Tensor, flows: Tensor) -> Tensor:
-        """Run a batch of clips; see `netwarp_ros.training_data.Batch` for the shapes.
-
-        Returns:
-            The loss over all frames that are scored, a scalar.
-        """
-        memory: Memory | None = None
-        scored_logits, scored_auxiliary = [], []
-        precision, clip = self.config.precision, self.config.clip
-        with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
-            for t in range(clip.length):
-                flow = flows[:, t - 1] if t else None
-                logits, auxiliary, memory = self._frame(images[:, t], flow, memory, t in self.scored)
-                if t in self.scored:
-                    scored_logits.append(logits)
-                if auxiliary is not None:
-                    scored_auxiliary.append(auxiliary)
-                if clip.detach_every and (t + 1) % clip.detach_every == 0:
-                    memory = memory.detach()
-        label = torch.cat([labels[:, t] for t in self.scored])
-        return segmentation_loss(
-            torch.cat(scored_logits),
-            torch.cat(scored_auxiliary) if scored_auxiliary else None,
-            label,
-            self.weights,
-            labelled_weight(label, self.weights),
-            self.config.loss,
-        )
-
-    def _frame(
-        self, image: Tensor, flow: Tensor | None, memory: Memory | None, scored: bool
-    ) -> tuple[Tensor, Tensor | None, Memory]:
-        frame = normalise(image, self.mean, self.std)
-        if scored and self.with_auxiliary:
-            (logits, auxiliary), memory = self.network(frame, flow, memory, auxiliary=True)
-            return logits, auxiliary, memory
-        logits, memory = self.network(frame, flow, memory)
-        return logits, None, memory
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images as the network wants them.
-
-    Args:
-        images: (B, H, W, 3) uint8, BGR.
-        mean: (1, 3, 1, 1), of RGB values in [0, 1].
-        std: Their standard deviation.
-
-    Returns:
-        (B, 3, H, W) float32, RGB, channels last in memory.
-    """
-    rgb = images.flip(-1).permute(0, 3, 1, 2).float().div_(255)
-    return ((rgb - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
 class TrainingState:
     """All that a training changes: the network, its moving average, the optimiser and the number of steps done.
 
@@ -219,7 +189,11 @@ class TrainingState:
         self.config = config
         self.network = network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.loss = ClipLoss(self.network, spec, weights, config).to(config.device).train()
+        if distributed.is_initialized() and config.device == "cuda" and config.model.train_host:
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.loss: nn.Module = ClipLoss(self.network, spec, weights, config).to(config.device).train()
+        if distributed.is_initialized():
+            self.loss = DistributedDataParallel(self.loss)
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser.kind]
         self.optimiser = kind(parameter_groups(self.network, config.optimiser), lr=config.optimiser.rate, fused=True)
         self.scaler = torch.amp.GradScaler(config.device, enabled=config.precision == "float16")
@@ -283,7 +257,8 @@ def train_step(state: TrainingState, batch: Batch) -> float:
     """
     config = state.config
     # Dropout draws from this. Set anew at each step, it needs no place in the checkpoint.
-    torch.manual_seed(int(np.random.SeedSequence((config.seed, 2, state.step)).generate_state(1)[0]))
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    torch.manual_seed(int(np.random.SeedSequence((config.seed, 2, state.step, rank)).generate_state(1)[0]))
     for group in state.optimiser.param_groups:
         group["lr"] = group["factor"] * learning_rate(state.step, config.optimiser)
     loss = state.loss(*(part.to(config.device, non_blocking=True) for part in batch))
@@ -297,7 +272,7 @@ def train_step(state: TrainingState, batch: Batch) -> float:
     decay = min(config.optimiser.average, (1 + state.step) / (10 + state.step))
     update_average(state.average, state.network, decay)
     state.step += 1
-    return loss.item()
+    return mean_over_processes(loss.detach()).item()
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:

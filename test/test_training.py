@@ -4,50 +4,39 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netwarp_ros import training
 from netwarp_ros.data.camvid import CamVid
-from netwarp_ros.losses import labelled_weight, segmentation_loss
+from netwarp_ros.losses import ClipLoss, labelled_weight, normalise, segmentation_loss
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
 from netwarp_ros.models.weights import HOSTS
-from netwarp_ros.training import ClipLoss, build_network, learning_rate, normalise, parameter_groups, update_average
+from netwarp_ros.training import build_network, learning_rate, parameter_groups, update_average
 from netwarp_ros.training_config import OptimiserConfig, TrainingConfig, load_config
 from netwarp_ros.training_data import Batch, Batches, open_sources
 
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (ModelSpec.mean, ModelSpec.std))
 
 
-class TinyHost(nn.Module):
-    """A host of a few hundred parameters, with a backbone, a norm, and an auxiliary head."""
-
-    def __init__(self, num_classes: int, *, auxiliary: bool = False) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.features = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Dropout2d(0.1))
-        self.classifier = nn.Conv2d(8, num_classes, 1)
-        self.auxiliary = nn.Conv2d(8, num_classes, 1) if auxiliary else None
-
-    def forward(self, frame: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        early = self.backbone(frame)
-        logits = self.classifier(F.relu(self.features(early)))
-        if auxiliary:
-            assert self.auxiliary is not None
-            return logits, self.auxiliary(early)
-        return logits
-
-
 @pytest.fixture(autouse=True)
 def tiny_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(HOSTS, "tiny", TinyHost)
+    for name, host in tiny.HOSTS.items():
+        monkeypatch.setitem(HOSTS, name, host)
 
 
 def configure(tmp_path: Path, camvid: Path, **sections: Any) -> TrainingConfig:
@@ -103,8 +92,14 @@ def test_learns_sky_from_road_and_writes_a_model(
         logits, _ = model.network(normalise(torch.from_numpy(still.image[None]), MEAN, STD))
     full = F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)
     assert (full.argmax(1)[0].numpy() == still.label).mean() > 0.9
+    events = EventAccumulator(config.output).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 31))
+    assert events.Scalars("loss")[-1].value < 0.5 * events.Scalars("loss")[0].value
+    assert [round(event.value, 4) for event in events.Scalars("rate")[:3]] == [0.015, 0.03, 0.03]
     scores = [line.split() for line in capsys.readouterr().out.splitlines() if "mIoU" in line]
     assert [int(line[1].rstrip(":")) for line in scores] == [20, 30]
+    assert [event.step for event in events.Scalars("miou")] == [20, 30]
+    assert float(scores[-1][-1]) == pytest.approx(events.Scalars("miou")[-1].value, abs=0.01)
     assert float(scores[-1][-1]) > 90
 
 
@@ -128,6 +123,57 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(
     monkeypatch.setattr(training, "train_step", step)
     torch.manual_seed(17)  # whatever was drawn before
     assert differing(expected, weights_of(training.train(config))) == []
+
+
+def test_a_killed_process_resumes_and_ends_with_the_same_weights(tmp_path: Path, camvid: Path) -> None:
+    sections = video(camvid, length=2)
+    sections["model"] = {"host": "ddrnet23slim", "netwarp": {"layers": ["head.refine"], "flow_grid": "features"}}
+    options = {**sections, "checkpoint_every": 2, "optimiser": {"steps": 8}}
+    expected = weights_of(training.train(configure(tmp_path, camvid, output=str(tmp_path / "whole"), **options)))
+
+    config = configure(tmp_path, camvid, output=str(tmp_path / "killed"), **options)
+    command = [sys.executable, "-m", "netwarp_ros.cli", "train", str(tmp_path / "training.yaml")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stderr is not None
+        seen = b""
+        while not re.search(rb"\b[3-7]/8 ", seen) and (shown := process.stderr.read(64)):
+            seen += shown
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, seen.decode()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["step"] in (2, 4, 6)
+    assert differing(expected, weights_of(training.train(config))) == []
+
+
+def test_two_processes_end_as_one(tmp_path: Path, camvid: Path) -> None:
+    """Without a norm and without Lovász-softmax, which see a process's share alone, the sums are those of one process.
+
+    Three clips are not shared evenly, nor are the labels.
+    """
+    sections = video(camvid, length=2)
+    sections["model"] |= {"host": "tiny-plain"}
+    sections["data"][0] |= {"per_batch": 3}
+    options = {**sections, "loss": {"lovasz": 0.0}}
+    expected = weights_of(training.train(configure(tmp_path, camvid, output=str(tmp_path / "one"), **options)))
+
+    configure(tmp_path, camvid, output=str(tmp_path / "two"), **options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", tiny.__file__]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    subprocess.run([*command, str(tmp_path / "training.yaml")], env=environment, check=True)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert differing(first, second) == []
+    for name, value in weights_of(tmp_path / "two" / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_processes_need_a_clip_and_a_device_each(tmp_path: Path, camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="3 processes share a batch of 2 clips"):
+        training.train(configure(tmp_path, camvid))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="PyTorch sees 2 CUDA devices for process 2 on this machine"):
+        training.train(configure(tmp_path, camvid, device="cuda"))
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, camvid: Path) -> None:
@@ -192,6 +238,31 @@ def test_gradient_goes_back_through_the_memory_until_it_is_cut_off(tmp_path: Pat
 
     through, cut = gradient(), gradient(detach_every=1)
     assert (through - cut).abs().max() > 1e-3 * through.abs().max()
+
+
+def test_checkpointing_changes_nothing_but_what_is_kept(tmp_path: Path, camvid: Path) -> None:
+    """One step in training mode: dropout draws the same, and norm statistics move once."""
+    states, kept = [], []
+    for checkpointing in (False, True):
+        config = configure(tmp_path, camvid, **video(camvid, length=4, checkpointing=checkpointing))
+        opened = open_sources(config.data, config.augment)
+        torch.manual_seed(0)
+        network, spec = build_network(config, opened[0].classes, 64)
+        nn.init.constant_(network.netwarps[0].w2, 0.5)
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        state = training.TrainingState(network, spec, torch.ones(11), config)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            training.train_step(state, Batches(opened, config)[0])
+        states.append(network.state_dict())
+        kept.append(sum(sizes))
+    assert states[0]["host.backbone.1.num_batches_tracked"] == 4
+    assert differing(*states) == []
+    assert kept[1] < 0.6 * kept[0]
 
 
 def test_a_batch_without_any_label_moves_nothing_to_nan(tmp_path: Path, camvid: Path) -> None:

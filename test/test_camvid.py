@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CamVid reader and the augmentation of its stills."""
+"""The CamVid reader."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from netwarp_ros.data.augment import Augmentation
-from netwarp_ros.data.camvid import VOID, CamVid
+from netwarp_ros.data.camvid import CamVid
 
 
 def write(root: Path, name: str, image: np.ndarray, label: np.ndarray | None) -> None:
@@ -73,52 +72,3 @@ def test_unreadable_file_is_named(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder / "a.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=rf"{folder}/a\.png cannot be read"):
         CamVid(tmp_path)[0]
-
-
-def coloured_label(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blobs of three classes, and an image whose blue channel says which class is where."""
-    noise = np.random.default_rng(1).random((height, width)).astype(np.float32)
-    label = np.digitize(cv2.GaussianBlur(noise, (0, 0), 9), [0.49, 0.51]).astype(np.uint8)
-    image = np.zeros((height, width, 3), np.uint8)
-    image[..., 0] = 100 * label
-    return image, label
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_image_and_label_move_together(seed: int) -> None:
-    image, label = coloured_label(80, 100)
-    still = Augmentation(60, 90, min_scale=0.5, colour=0, blur=0)
-    moved_image, moved_label = still(image, label, np.random.default_rng(seed), void=VOID)
-    assert moved_image.shape == (60, 90, 3)
-    assert moved_label.shape == (60, 90)
-    seen = moved_label != VOID
-    read_back = (moved_image[..., 0].astype(np.float32) / 100).round()
-    assert (read_back == moved_label)[seen].mean() > 0.93
-
-
-def test_zoom_out_is_filled_with_void() -> None:
-    image, label = coloured_label(80, 100)
-    small = Augmentation(80, 100, min_scale=0.5, max_scale=0.5001)
-    _, moved = small(image, label, np.random.default_rng(0), void=VOID)
-    assert (moved == VOID).mean() == pytest.approx(0.75, abs=0.03)
-
-
-def test_augmentation_follows_its_generator() -> None:
-    image, label = coloured_label(80, 100)
-    augment = Augmentation(60, 90)
-    first, again, other = (augment(image, label, np.random.default_rng(seed), void=VOID) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first[0], again[0])
-    np.testing.assert_array_equal(first[1], again[1])
-    assert not np.array_equal(first[0], other[0])
-
-
-def test_without_colour_changes_grey_stays_what_it_was() -> None:
-    image, label = np.full((40, 40, 3), 77, np.uint8), np.zeros((40, 40), np.uint8)
-    same, _ = Augmentation(40, 40, min_scale=1, max_scale=1.5, colour=0, blur=0)(
-        image, label, np.random.default_rng(0), void=VOID
-    )
-    assert np.count_nonzero(np.all(same == 77, axis=-1)) > 0.8 * same[..., 0].size
-    changed, _ = Augmentation(40, 40, min_scale=1, max_scale=1.5, blur=0)(
-        image, label, np.random.default_rng(0), void=VOID
-    )
-    assert not np.any(np.all(changed == 77, axis=-1))

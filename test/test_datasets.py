@@ -398,3 +398,16 @@ def test_topics_that_do_not_match_are_told(tmp_path: Path) -> None:
         BagVideo(path, "/image", "/mask", CAMVID)
     with pytest.raises(ValueError, match="no image topic '/labels': choose one of /image, /mask"):
         BagVideo(path, "/image", "/labels", CAMVID)
+
+
+def test_names_are_known_without_reading(tmp_path: Path) -> None:
+    labelled_video(tmp_path / "camvid", 2, {0, 1})
+    for samples in (
+        labelled_video(tmp_path / "folder", 3, {0, 2}),
+        Cityscapes(cityscapes(tmp_path), "train"),
+        drive(tmp_path / "bag"),
+        CamVid(tmp_path / "camvid"),
+    ):
+        for index in range(len(samples)):
+            for age in range(samples.reach(index) + 1):
+                assert samples.name(index, age) == samples.read(index, age).name

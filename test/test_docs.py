@@ -6,11 +6,12 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
+from netwarp_ros import training_config
 from netwarp_ros.data.camvid import COLORS
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,15 @@ def test_every_parameter_is_documented_with_its_default(node: str) -> None:
             assert tuple(ast.literal_eval(text)) == default
         else:
             assert text == (str(default).lower() if isinstance(default, bool) else str(default)), parameter.name
+
+
+def test_every_key_of_a_recipe_is_documented_with_its_default() -> None:
+    documented = rows("training.md")
+    for kind in ("Model", "NetWarp", "Source", "Clip", "Augment", "Loss", "Optimiser", "Training"):
+        for key in fields(getattr(training_config, f"{kind}Config")):
+            if key.default_factory is MISSING and key.name not in ("model", "data", "validation"):  # no section
+                shown = {MISSING: "needed", (): "[]"}.get(key.default, str(key.default))
+                assert documented[key.name] == (shown.lower() if key.default in (True, False, None) else shown), key
 
 
 def test_the_32_classes_of_camvid_are_documented_with_their_colours() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training is shown: stills in motion, augmented clips, their flow, and batches of them from all sources."""
+"""Batches of a training: clips from all sources, and their flow."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from netwarp_ros.data.augment import Augmentation
+from netwarp_ros import training_data
 from netwarp_ros.data.camvid import VOID, CamVid
 from netwarp_ros.data.drives import StreetDrives
-from netwarp_ros.data.motion import Motion
 from netwarp_ros.data.samples import Clip, Selection, clips
 from netwarp_ros.data.street import Street
 from netwarp_ros.training_config import (
     AugmentConfig,
+    BagConfig,
     CamVidConfig,
+    CityscapesConfig,
     ClipConfig,
     FolderConfig,
     ModelConfig,
@@ -31,86 +32,6 @@ from netwarp_ros.training_config import (
 )
 from netwarp_ros.training_data import Batches, class_pixels, flows, load, open_sources
 
-STILL = Motion(approach=(0.0, 0.0), turn=0.0, shift=(0.0, 0.0))
-PLAIN = {"min_scale": 1.2, "max_scale": 1.2, "colour": 0.0, "blur": 0.0}
-
-
-def board() -> Clip:
-    """One frame of six fields, whose label the red channel tells: 20 times its id."""
-    y, x = np.mgrid[:80, :120]
-    label = (x // 40 + 3 * (y // 40)).astype(np.uint8)
-    return Clip(np.stack([40 * label, 255 - 40 * label, 20 * label], axis=-1)[None].astype(np.uint8), label[None])
-
-
-def moving(length: int = 3, seed: int = 0, motion: Motion = Motion(), **options: Any) -> Clip:  # noqa: B008
-    rng = np.random.default_rng(seed)
-    augment = Augmentation(64, 96, **{**PLAIN, **options})
-    return augment(board(), rng, void=VOID, motion=motion(length, 64, 96, rng))
-
-
-def told(clip: Clip) -> np.ndarray:
-    return np.round(clip.images[..., 2] / 20).astype(np.uint8)
-
-
-def test_a_clip_is_a_function_of_the_seed() -> None:
-    options = {"colour": 0.6, "exposure": 0.03, "noise": 4.0, "blur": 0.5}
-    one, same, other = (moving(seed=seed, **options) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(one.images, same.images)
-    np.testing.assert_array_equal(one.labels, same.labels)
-    assert (one.images != other.images).any()
-
-
-def test_labels_move_with_the_pictures() -> None:
-    clip = moving(length=4)
-    assert clip.images.shape == (4, 64, 96, 3) and clip.labels.shape == (4, 64, 96)
-    assert (clip.labels[0] != clip.labels[-1]).mean() > 0.02, "it moves"
-    assert (told(clip) == clip.labels)[clip.labels != VOID].mean() > 0.96
-
-
-def test_motion_leads_from_frame_to_frame() -> None:
-    """What frame t shows at a pixel is where the matrices say in frame t - 1, and a clip moves steadily."""
-    matrices = Motion()(4, 64, 96, np.random.default_rng(1))
-    np.testing.assert_array_equal(matrices[-1], np.eye(3))
-    steps = [matrices[t] @ np.linalg.inv(matrices[t + 1]) for t in range(3)]
-    for step in steps:
-        np.testing.assert_allclose(step, steps[0], atol=1e-9)
-    motion = Motion(shift=(0.1, 0.05))
-    clip = moving(length=2, seed=1, motion=motion)
-    before, present = motion(2, 64, 96, np.random.default_rng(1))
-    back = (before @ np.linalg.inv(present))[:2]
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    carried = cv2.warpAffine(clip.labels[0], back, (96, 64), flags=flags, borderValue=255)
-    assert (carried == clip.labels[1])[carried != 255].mean() > 0.97 and (carried != 255).mean() > 0.5
-    assert (clip.labels[0] == clip.labels[1]).mean() < 0.9
-
-
-def test_without_motion_and_noise_all_frames_are_one() -> None:
-    clip = moving(motion=STILL, colour=0.6, blur=1.0)
-    for t in (0, 1):
-        np.testing.assert_array_equal(clip.images[t], clip.images[-1])
-        np.testing.assert_array_equal(clip.labels[t], clip.labels[-1])
-
-
-def test_exposure_and_noise_differ_from_frame_to_frame() -> None:
-    exposed = moving(motion=STILL, exposure=0.1).images.astype(float)
-    ratio = (exposed[1] / np.maximum(exposed[0], 1))[exposed[0] > 60]
-    assert ratio.std() < 0.02 < abs(ratio.mean() - 1)
-    noisy = moving(motion=STILL, noise=8.0).images.astype(float)
-    assert abs((noisy[1] - noisy[0]).mean()) < 0.5 < (noisy[1] - noisy[0]).std()
-
-
-def test_zooming_out_surrounds_the_picture_with_void() -> None:
-    clip = moving(length=1, min_scale=0.4, max_scale=0.4)
-    outside = clip.labels == VOID
-    assert 0.4 < outside.mean() < 0.9
-    assert (clip.images[outside] == (104, 116, 124)).all(axis=-1).mean() > 0.95
-    assert (told(clip) == clip.labels)[~outside].mean() > 0.8
-
-
-def test_half_of_the_clips_are_mirrored() -> None:
-    mirrored = [int(clip.labels[0, 40, 20] > clip.labels[0, 40, -20]) for clip in (moving(1, s) for s in range(40))]
-    assert 10 < sum(mirrored) < 30
-
 
 def test_flow_leads_from_each_frame_to_the_one_before() -> None:
     rng = np.random.default_rng(0)
@@ -119,7 +40,7 @@ def test_flow_leads_from_each_frame_to_the_one_before() -> None:
     fields = flows(Clip(images, np.zeros(images.shape[:3], np.uint8)), "fast")
     assert fields.shape == (2, 2, 96, 160) and fields.dtype == np.float32
     np.testing.assert_allclose(np.median(fields, axis=(2, 3)), [[-3, 0], [-3, 0]], atol=0.2)
-    assert flows(board(), "fast").shape == (0, 2, 80, 120)
+    assert flows(Clip(images[:1], np.zeros((1, 96, 160), np.uint8)), "fast").shape == (0, 2, 96, 160)
 
 
 def test_drives_show_the_street() -> None:
@@ -202,6 +123,30 @@ def test_class_pixels_are_those_of_a_batch(camvid: Path) -> None:
     street = np.mean([np.bincount(sample.label.ravel(), minlength=11) for sample in opened[1]], axis=0)
     expected = street + 2 * 64 * np.array([32, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(pixels, expected)
+
+
+def test_each_kind_of_source_opens_its_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    for name in ("CamVid", "Cityscapes", "ImageFolder", "BagVideo"):
+        samples = StreetDrives(48, 32, range(1), frames=1)
+        monkeypatch.setattr(
+            training_data, name, lambda *arguments, s=samples, n=name: opened.append((n, *arguments)) or s
+        )
+    open_sources(
+        (
+            CamVidConfig(root="a", split="val"),
+            CityscapesConfig(root="b"),
+            FolderConfig(images="c", labels="d", classes="camvid"),
+            BagConfig(path="e", image_topic="f", label_topic="g", classes="camvid"),
+        ),
+        AugmentConfig(),
+    )
+    assert [tuple(getattr(part, "name", part) for part in call) for call in opened] == [
+        ("CamVid", "a", "val"),
+        ("Cityscapes", "b", "train"),
+        ("ImageFolder", "c", "d", "camvid"),
+        ("BagVideo", "e", "f", "g", "camvid"),
+    ]
 
 
 def test_sources_of_other_classes_do_not_mix(camvid: Path) -> None:

@@ -347,3 +347,13 @@ def test_average_moves_weights_and_norm_statistics() -> None:
     update_average(average, network, decay=0.75)
     assert average.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 3)
     assert average.state_dict()["running_mean"].item() == pytest.approx(2.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the training is tested on the CPU alone")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_trains_on_a_gpu(tmp_path: Path, camvid: Path, precision: str) -> None:
+    options = {**video(camvid, checkpointing=True), "device": "cuda", "precision": precision, "checkpoint_every": 2}
+    options["validation"] = options["data"]
+    training.train(configure(tmp_path, camvid, **options))
+    further = configure(tmp_path, camvid, **options, workers=1)
+    assert all(value.isfinite().all() for value in weights_of(training.train(further)).values())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def test_drives_show_the_street() -> None:
         np.testing.assert_array_equal(clip.images[t], frame.image)
         np.testing.assert_array_equal(clip.labels[t], frame.label)
     assert drives.read(0, age=1) is drives.read(0, age=1), "kept"
+    sent = pickle.loads(pickle.dumps(drives))  # to a process that loads
+    np.testing.assert_array_equal(sent[3].image, drives[3].image)
 
 
 def configure(*sources: Source, length: int = 1, steps: int = 8, **changes: Any) -> TrainingConfig:
@@ -162,5 +165,5 @@ def test_a_selection_is_by_name(camvid: Path) -> None:
     drives = Selection(StreetDrives(48, 32, range(1), frames=3), ["street_0_*"], ["street_0_2[01]", "street_0_36"])
     assert [drives.name(index) for index in range(len(drives))] == ["street_0_12", "street_0_24"]
     assert [drives.reach(index) for index in range(len(drives))] == [12, 2]
-    with pytest.raises(ValueError, match="no name of the 4 frames of .*camvid is like"):
+    with pytest.raises(ValueError, match=r"none of the 4 frames of .*camvid has a name like x\*"):
         Selection(CamVid(camvid), ["x*"])

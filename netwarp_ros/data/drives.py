@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.samples import Sample, Samples
 from netwarp_ros.data.street import Street
@@ -25,7 +27,6 @@ class StreetDrives(Samples):
     def __init__(self, width: int, height: int, seeds: range, frames: int, rate: float = 10.0) -> None:
         self.classes = load_classes("camvid")
         self.width, self.height, self.seeds, self.frames, self.rate = width, height, seeds, frames, rate
-        self._street = Street(width, height, seeds[0], rate)
         self._kept: dict[tuple[int, int], Sample] = {}
 
     def __str__(self) -> str:
@@ -43,12 +44,15 @@ class StreetDrives(Samples):
     def read(self, index: int, age: int = 0) -> Sample:
         seed, number = place = self._place(index, age)
         if place not in self._kept:
-            if self._street.seed != seed:
-                self._street = Street(self.width, self.height, seed, self.rate)
-            frame = self._street.frame(number)
+            frame = _street(self.width, self.height, seed, self.rate).frame(number)
             self._kept[place] = Sample(self.name(index, age), frame.image, frame.label)
         return self._kept[place]
 
     def _place(self, index: int, age: int) -> tuple[int, int]:
         """Return the seed of a frame's street, and its number there."""
         return self.seeds[index // self.frames], self.reach(index) - age
+
+
+@lru_cache(maxsize=1)
+def _street(width: int, height: int, seed: int, rate: float) -> Street:
+    return Street(width, height, seed, rate)

@@ -112,8 +112,8 @@ class Selection(Samples):
         self._chosen = [index for index in range(len(samples)) if self._is_wanted(samples.name(index))]
         if not self._chosen:
             raise ValueError(
-                f"no name of the {len(samples)} frames of {samples} is like {list(names) or '*'}, or all "
-                f"are like {list(leave_out)}, which are left out"
+                f"none of the {len(samples)} frames of {samples} has a name like {' or '.join(names) or '*'}"
+                + (f" and not like {' or '.join(leave_out)}" if leave_out else "")
             )
 
     def __str__(self) -> str:

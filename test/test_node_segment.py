@@ -8,6 +8,8 @@ than it can do.
 from __future__ import annotations
 
 import importlib.util
+import runpy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -150,6 +152,22 @@ def test_malformed_images_are_counted_and_explained_and_the_next_one_is_segmente
         assert timing.dropped == index + 1
     seen = graph.diagnosis("segmenter: camera", lambda status, values: values["published"] == str(len(bad) + 1))
     assert (seen["received"], seen["dropped"], seen["in flight"]) == (str(2 * len(bad) + 1), str(len(bad)), "0")
+
+
+def test_every_damaged_image_is_counted_and_none_fails(graph: Graph) -> None:
+    fuzz = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "fuzz_images.py"))
+    viewer, rng, outcomes = Viewer(graph), np.random.default_rng(1), Counter()
+    for index in range(60):
+        message = fuzz["FUZZED"]["raw"](rng, Image)
+        message.header = header(SECOND + index * PERIOD)
+        outcomes[outcome := fuzz["outcome"](message)] += 1
+        (viewer.see if outcome == "decoded" else viewer.publish)(message)
+    viewer.see(image_message(moving_images(1)[0], SECOND + 60 * PERIOD))
+    seen = graph.diagnosis("segmenter: camera", lambda status, values: int(values["published"]) > outcomes["decoded"])
+    count = {key: int(seen[key]) for key in ("published", "received", "missed", "dropped: failed", "in flight")}
+    assert count["published"] == outcomes["decoded"] + 1
+    assert count["received"] + count["missed"] == 61
+    assert count["dropped: failed"] == count["in flight"] == 0
 
 
 def test_breaks_in_the_stream_start_the_memory_anew_and_say_why(graph: Graph) -> None:

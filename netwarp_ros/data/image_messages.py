@@ -6,6 +6,7 @@ It reads the fields of ``sensor_msgs/Image`` and ``CompressedImage``, of whichev
 
 from __future__ import annotations
 
+import struct
 from typing import Any, NamedTuple
 
 import cv2
@@ -68,6 +69,8 @@ ENCODINGS = {
 }
 """The encodings of ``sensor_msgs/Image`` that are understood; 8UC1, 8UC3 and 8UC4 are mono8, bgr8 and bgra8."""
 
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
 
 def to_bgr(message: Any) -> np.ndarray:
     """Decode an image message.
@@ -76,7 +79,7 @@ def to_bgr(message: Any) -> np.ndarray:
     camera was held is not followed: the image is as the sensor saw it.
 
     Args:
-        message: An ``Image`` of an encoding in `ENCODINGS`, or a ``CompressedImage`` that OpenCV reads (JPEG, PNG).
+        message: An ``Image`` of an encoding in `ENCODINGS`, or a ``CompressedImage`` that is JPEG or PNG.
 
     Returns:
         ``(H, W, 3)`` BGR uint8; where the data are that already, a view of them, with rows padded as they are.
@@ -148,14 +151,29 @@ def _convert_planes(luma: np.ndarray, message: Any, layout: _Layout) -> np.ndarr
 
 
 def _decompress(message: Any) -> np.ndarray:
-    # An RGB array that was compressed as if it were BGR; CompressedImage.msg tells such by the format.
-    order = cv2.IMREAD_COLOR_RGB if "compressed rgb" in message.format else cv2.IMREAD_COLOR_BGR
     data = np.frombuffer(message.data, np.uint8)
     what = f"{len(data)} bytes of format {message.format!r}"
+    signature = data[:8].tobytes()
+    if signature == _PNG:
+        _check_chunks(data, what)
+    elif not signature.startswith(_JPEG):
+        raise ImageError(f"{what} begin neither as a JPEG nor as a PNG image")
+    # An RGB array that was compressed as if it were BGR; CompressedImage.msg tells such by the format.
+    order = cv2.IMREAD_COLOR_RGB if "compressed rgb" in message.format else cv2.IMREAD_COLOR_BGR
     try:
         image = cv2.imdecode(data, order | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ImageError(f"{what} cannot be decoded: OpenCV wants {error.err}") from error
-    if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{what} are no image of 8 or 16 bits that OpenCV can decode")
+    if image is None:
+        raise ImageError(f"{what} cannot be decoded")
     return image
+
+
+def _check_chunks(data: np.ndarray, what: str) -> None:
+    """Refuse a PNG with a chunk longer than what is left: OpenCV would reserve what it claims, up to 4 GB, first."""
+    place, kind = len(_PNG), b""
+    while place + 12 <= len(data) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data.data, place)
+        place += 12 + length
+    if place > len(data):
+        raise ImageError(f"{what} cannot be decoded: {kind!r} claims {length} bytes")

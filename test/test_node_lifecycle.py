@@ -31,7 +31,7 @@ from graph import (
 )
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
@@ -87,7 +87,7 @@ def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, t
         assert lifecycle.state() == "inactive"
         refused = give(model)
         assert not refused.successful
-        assert refused.reason == "model is read when the node is configured: clean up, set it, configure again"
+        assert refused.reason == "model is read when the node is configured: clean up, set it, configure again."
         assert not graph.ask(Trigger, "segmenter/reset").success
 
         lifecycle.activate()
@@ -110,16 +110,22 @@ def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, t
         lifecycle.configure()
 
 
-def test_qos_that_keeps_a_camera_out_is_named_with_its_parameter(graph: Graph, model: Path, tmp_path: Path) -> None:
-    parameter = "qos_overrides./camera/image_raw.subscription.reliability"
+def test_qos_that_keeps_an_end_out_is_named_with_its_parameter(graph: Graph, model: Path, tmp_path: Path) -> None:
+    parameter, mask = "qos_overrides./camera/image_raw.subscription.reliability", "/camera/segmentation/mask"
     with segmenting(graph, tmp_path / "log", model, **{parameter: "reliable"}) as program:
         graph.node.create_publisher(
             Image, "camera/image_raw", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         )
-        problem = f"incompatible QoS policy reliability: set the parameter {parameter}"
+        problem = f"incompatible QoS policy reliability: start the node with {parameter}:=best_effort"
         seen = graph.diagnosis("segmenter: camera", lambda status, values: "QoS" in status.message)
         assert seen["message"] == f"no image yet on /camera/image_raw ({problem})"
         assert problem in program.said
+
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        graph.node.create_subscription(Image, mask, lambda message: None, latched)
+        override = f"qos_overrides.{mask}.publisher.durability:=transient_local"
+        problem = f"incompatible QoS policy durability: start the node with {override}"
+        graph.until(lambda: f"a subscriber of {mask} gets nothing: {problem}" in program.said, "warning")
 
 
 def test_wrong_qos_of_the_images_is_named_and_leaves_it_inactive(graph: Graph, model: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -34,6 +36,18 @@ def test_the_file_of_parameters_holds_the_defaults() -> None:
     assert list(values) == [field.name for field in dataclasses.fields(SegmentParameters)]
 
 
+def test_arguments_of_the_launch_file_are_parameters_and_have_no_defaults_of_their_own() -> None:
+    launch_file = Path(__file__).parent.parent / "launch" / "segment.launch.py"
+    tree = ast.parse(launch_file.read_text())
+    (given,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARAMETERS"
+    )
+    assert set(given) <= {field.name for field in dataclasses.fields(SegmentParameters)}
+    assert 'DeclareLaunchArgument(name, default_value="",' in launch_file.read_text()
+
+
 def test_given_values_override_defaults_with_types_and_ranges_told() -> None:
     given = (
         "-p",
@@ -55,7 +69,10 @@ def test_given_values_override_defaults_with_types_and_ranges_told() -> None:
             for name in ("cameras", "transport", "max_gap", "input_height", "host_only")
         }
         assert told["cameras"].type == ParameterType.PARAMETER_STRING_ARRAY
-        assert told["transport"].additional_constraints == "one of raw, compressed"
+        fixed = "read when the node is configured"
+        assert told["transport"].additional_constraints == f"one of raw, compressed; {fixed}"
+        assert told["input_height"].additional_constraints == fixed
+        assert told["max_gap"].additional_constraints == "taken at once"
         gap, height = told["max_gap"].floating_point_range[0], told["input_height"].integer_range[0]
         assert (gap.from_value, gap.to_value) == (0.001, 3600.0)
         assert (height.from_value, height.to_value) == (0, 4320)

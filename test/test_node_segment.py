@@ -12,6 +12,7 @@ import runpy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,6 +34,8 @@ from graph import (
     running,
     tiny_model,
 )
+from rcl_interfaces.srv import GetParameters, SetParametersAtomically
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
@@ -40,6 +43,7 @@ from std_srvs.srv import Trigger
 from netwarp_ros.cli import main as netwarp
 from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import open_frames
+from netwarp_ros.flow import DisFlow
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.overlay import overlay
 from netwarp_ros.segmenter import Reset, Segmenter
@@ -238,6 +242,59 @@ def test_color_and_overlay_show_the_mask_to_those_who_subscribe(graph: Graph) ->
     assert colors[-1].encoding == overlays[-1].encoding == "rgb8"
     np.testing.assert_array_equal(array_of(colors[-1]), classes.colorize(array_of(mask)))
     np.testing.assert_array_equal(array_of(overlays[-1]), overlay(image, array_of(mask), classes, 0.5)[..., ::-1])
+
+
+def set_parameters(graph: Graph, **values: Any) -> str:
+    """Set parameters of the node, and return why it refuses; empty if it does not."""
+    changes = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+    answer = graph.ask(SetParametersAtomically, "segmenter/set_parameters_atomically",
+                       SetParametersAtomically.Request(parameters=changes)).result  # fmt: skip
+    assert answer.successful == (not answer.reason)
+    return answer.reason
+
+
+def test_parameters_that_are_taken_at_once_change_the_next_frame(graph: Graph, model: Path) -> None:
+    images, classes = moving_images(6), load_classes("camvid")
+    segmenter = Segmenter(model)
+    stream, viewer = segmenter.stream(), Viewer(graph)
+    overlays = graph.hear(Image, "camera/segmentation/overlay")
+    unchanged = Segmenter(model).stream()
+    others = [unchanged.segment(image, SECOND + index * PERIOD).mask for index, image in enumerate(images)]
+
+    def see(index: int) -> tuple[np.ndarray, str]:
+        mask, timing = viewer.see(image_message(images[index], SECOND + index * PERIOD))
+        expected = stream.segment(images[index], SECOND + index * PERIOD, FRAME_ID)
+        np.testing.assert_array_equal(array_of(mask), expected.mask)
+        assert timing.reason == expected.reason
+        return expected.mask, timing.reason
+
+    assert see(0)[1] == Reset.FIRST and see(1)[1] == ""
+    assert set_parameters(graph, flow_preset="medium") == ""
+    segmenter.flow = DisFlow("medium")
+    mask, reason = see(2)
+    assert reason == "" and (mask != others[2]).any()
+    assert set_parameters(graph, max_gap=PERIOD / SECOND / 2) == ""
+    segmenter.max_gap = PERIOD / SECOND / 2
+    assert see(3)[1] == Reset.GAP
+    assert set_parameters(graph, overlay_alpha=0.9) == ""
+    mask, _ = see(4)
+    graph.until(lambda: overlays and overlays[-1].header == header(SECOND + 4 * PERIOD), "overlay")
+    np.testing.assert_array_equal(array_of(overlays[-1]), overlay(images[4], mask, classes, 0.9)[..., ::-1])
+    assert set_parameters(graph, flow_preset="fast", max_gap=0.5, overlay_alpha=0.5) == ""
+
+
+def test_changes_that_cannot_be_made_are_refused_with_a_reason(graph: Graph) -> None:
+    for values, reason in (
+        ({"model": "other"}, "model is read when the node is configured: clean up, set it, configure again."),
+        ({"max_gap": 1.0, "cameras": ["a"]}, "cameras is read when the node is configured"),
+        ({"flow_preset": "best"}, "flow_preset is 'best'. Give one of ultrafast, fast, medium."),
+        ({"overlay_alpha": 1.5}, "1.5"),
+        ({"max_gap": "long"}, "type"),
+    ):
+        question = GetParameters.Request(names=list(values))
+        before = graph.ask(GetParameters, "segmenter/get_parameters", question)
+        assert reason in set_parameters(graph, **values)
+        assert graph.ask(GetParameters, "segmenter/get_parameters", question) == before
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vision_msgs") is None, reason="no vision_msgs: PyPI has none")

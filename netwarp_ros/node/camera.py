@@ -34,6 +34,12 @@ except ImportError:  # not on PyPI
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """QoS policies that parameters ``qos_overrides.<topic>.<subscription or publisher>.<policy>`` change."""
 
+MATCHING = {
+    "subscription": {"reliability": "best_effort", "durability": "volatile"},
+    "publisher": {"reliability": "reliable", "durability": "transient_local"},
+}
+"""Values of the policies that can keep two ends apart, with which ours goes with any other end."""
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -63,13 +69,14 @@ class Camera:
         alpha: Weight of the colors in the overlay.
 
     Attributes:
+        alpha: The same weight; may be changed at any time.
         topic: Resolved name of the topic that its images come on.
         account: Counts of its frames since `start`.
         qos_problem: Why a publisher of images could not be matched; empty when all could.
     """
 
     def __init__(self, node: Node, name: str, classes: ClassSet, *, transport: str, alpha: float) -> None:
-        self.name, self._node, self._classes, self._alpha = name, node, classes, alpha
+        self.name, self.alpha, self._node, self._classes = name, alpha, node, classes
         compressed = transport == "compressed"
         self._image_type = CompressedImage if compressed else Image
         self.topic = node.resolve_topic_name(f"{name}/image_raw/compressed" if compressed else f"{name}/image_raw")
@@ -146,7 +153,7 @@ class Camera:
         if self._color.get_subscription_count():
             self._color.publish(rgb_message(self._classes.colorize(result.mask), header))
         if self._overlay.get_subscription_count():
-            blended = overlay(image, result.mask, self._classes, self._alpha)
+            blended = overlay(image, result.mask, self._classes, self.alpha)
             self._overlay.publish(rgb_message(blended[..., ::-1], header))
         all_published = perf_counter()
 
@@ -217,9 +224,10 @@ class Camera:
 def _qos_problem(topic: str, entity: str, event: Any) -> str:
     """Say which policy keeps a subscriber and a publisher apart, and what to do."""
     policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-    if policy not in {kind.name.lower() for kind in OVERRIDABLE}:
+    if policy not in MATCHING[entity]:
         return f"incompatible QoS policy {policy}: change it at the other end"
-    return f"incompatible QoS policy {policy}: set the parameter qos_overrides.{topic}.{entity}.{policy}"
+    value = MATCHING[entity][policy]
+    return f"incompatible QoS policy {policy}: start the node with qos_overrides.{topic}.{entity}.{policy}:={value}"
 
 
 def _label_info(classes: ClassSet) -> LabelInfo:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,6 +32,7 @@ def parameter(
     choices: Sequence[str] = (),
     limits: tuple[int, int] | tuple[float, float] | None = None,
     is_topic: bool = False,
+    live: bool = False,
 ) -> Any:
     """Return a field for a dataclass of parameters.
 
@@ -40,8 +42,9 @@ def parameter(
         choices: The allowed texts.
         limits: The least and the greatest allowed number.
         is_topic: Whether the text must be a relative topic name, or the texts different ones.
+        live: Whether a configured node takes a change.
     """
-    metadata = {"description": description, "choices": choices, "limits": limits, "is_topic": is_topic}
+    metadata = {"description": description, "choices": choices, "limits": limits, "is_topic": is_topic, "live": live}
     return field(default=default, metadata=metadata)
 
 
@@ -57,31 +60,46 @@ def declare(node: Node, kind: type[DataclassInstance], *, read_only: bool = Fals
             value = node.declare_parameter(spec.name, default, _descriptor(spec, read_only)).value
         except ParameterException as error:
             raise ParameterError(f"{error}. {_wanted(spec)}") from error
-        if problem := check(kind, spec.name, value):
+        if problem := _problem(spec, value):
             raise ParameterError(problem)
 
 
 def read(node: Node, kind: type[ParametersT]) -> ParametersT:
     """Return the present values of the declared parameters of a kind."""
     values: dict[str, Any] = {}
-    for name in names(kind):
-        value = node.get_parameter(name).value
-        values[name] = tuple(value) if isinstance(value, list) else value
+    for spec in fields(kind):
+        value = node.get_parameter(spec.name).value
+        values[spec.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 
 
-def names(kind: type[DataclassInstance]) -> frozenset[str]:
-    """Return the names of all parameters of a kind."""
-    return frozenset(spec.name for spec in fields(kind))
+def refusals(kind: type[DataclassInstance], changes: Sequence[Parameter], *, configured: bool) -> list[str]:
+    """Return what speaks against changes, beyond the types, limits and read-only marks that ROS checks itself.
+
+    Args:
+        kind: Those changes that are of other parameters than its own are passed over.
+        changes: New values.
+        configured: Whether the node has read its parameters, and only takes changes to live ones.
+    """
+    specs = {spec.name: spec for spec in fields(kind)}
+    ours = [(specs[change.name], change.value) for change in changes if change.name in specs]
+    return [
+        problem
+        for spec, value in ours
+        if (problem := _too_late(spec) if configured and not spec.metadata["live"] else _problem(spec, value))
+    ]
 
 
-def check(kind: type[DataclassInstance], name: str, value: Any) -> str:
+def _too_late(spec: Field[Any]) -> str:
+    return f"{spec.name} is read when the node is configured: clean up, set it, configure again."
+
+
+def _problem(spec: Field[Any], value: Any) -> str:
     """Return what is wrong with a value beyond its type and limits, which ROS checks; empty if nothing."""
-    spec = next(spec for spec in fields(kind) if spec.name == name)
     choices, is_topic = spec.metadata["choices"], spec.metadata["is_topic"]
     topics = [value] if isinstance(value, str) else value or []  # ROS makes None of an empty list
     if (choices and value not in choices) or (is_topic and not _are_topics(topics)):
-        return f"{name} is {value!r}. {_wanted(spec)}"
+        return f"{spec.name} is {value!r}. {_wanted(spec)}"
     return ""
 
 
@@ -90,14 +108,17 @@ def _are_topics(values: Sequence[str]) -> bool:
 
 
 def _descriptor(spec: Field[Any], read_only: bool) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(description=spec.metadata["description"], read_only=read_only)
     limits, choices = spec.metadata["limits"], spec.metadata["choices"]
+    constraints = [f"one of {', '.join(choices)}"] if choices else []
+    if not read_only:
+        constraints.append("taken at once" if spec.metadata["live"] else "read when the node is configured")
+    descriptor = ParameterDescriptor(
+        description=spec.metadata["description"], read_only=read_only, additional_constraints="; ".join(constraints)
+    )
     if limits and isinstance(spec.default, int):
         descriptor.integer_range = [IntegerRange(from_value=limits[0], to_value=limits[1])]
     elif limits:
         descriptor.floating_point_range = [FloatingPointRange(from_value=limits[0], to_value=limits[1])]
-    elif choices:
-        descriptor.additional_constraints = f"one of {', '.join(choices)}"
     return descriptor
 
 

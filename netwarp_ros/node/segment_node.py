@@ -21,7 +21,7 @@ from std_srvs.srv import Trigger
 
 from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.image_messages import ImageError
-from netwarp_ros.flow.dis import PRESETS
+from netwarp_ros.flow.dis import PRESETS, DisFlow
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node import parameters
 from netwarp_ros.node.account import Balance, Drop
@@ -50,15 +50,15 @@ class SegmentParameters:
         "Precision of the network; auto is the fastest that the device is made for.",
         choices=("auto", *PRECISIONS),
     )
-    flow_preset: str = parameter("fast", "Preset of the DIS optical flow.", choices=tuple(PRESETS))
+    flow_preset: str = parameter("fast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
     input_height: int = parameter(
         0, "Height in pixels that images are scaled to for the network; 0 is that of the training.", limits=(0, 4320)
     )
     max_gap: float = parameter(
-        MAX_GAP, "Seconds between two images over which the memory starts anew.", limits=(0.001, 3600.0)
+        MAX_GAP, "Seconds between two images over which the memory starts anew.", limits=(0.001, 3600.0), live=True
     )
     host_only: bool = parameter(False, "Run the image CNN frame by frame, without memory and flow.")
-    overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0))
+    overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
 
 
 class SegmentNode(LifecycleNode):
@@ -78,6 +78,7 @@ class SegmentNode(LifecycleNode):
         self._reported: dict[str, Balance] = {}
         parameters.declare(self, SegmentParameters)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self.add_post_set_parameters_callback(self._on_parameters_set)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # On the steady clock: it must also tick where simulated time stands still.
         self._report_timer = self.create_timer(PERIOD_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -188,16 +189,18 @@ class SegmentNode(LifecycleNode):
         self.get_logger().error(problem, throttle_duration_sec=PERIOD_S)
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        ours = [change for change in changes if change.name in parameters.names(SegmentParameters)]
-        if ours and self._segmenter is not None:
-            return SetParametersResult(
-                successful=False,
-                reason=f"{ours[0].name} is read when the node is configured: clean up, set it, configure again",
-            )
-        problems = [
-            problem for change in ours if (problem := parameters.check(SegmentParameters, change.name, change.value))
-        ]
+        problems = parameters.refusals(SegmentParameters, changes, configured=self._segmenter is not None)
         return SetParametersResult(successful=not problems, reason=" ".join(problems))
+
+    def _on_parameters_set(self, changes: list[Parameter]) -> None:
+        """Let the live parameters take effect, from the next frame on."""
+        if self._segmenter is None:
+            return
+        wanted = parameters.read(self, SegmentParameters)
+        self._segmenter.flow = DisFlow(wanted.flow_preset)
+        self._segmenter.max_gap = wanted.max_gap
+        for camera in self._cameras.values():
+            camera.alpha = wanted.overlay_alpha
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         for camera in self._cameras.values():

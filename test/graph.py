@@ -67,7 +67,8 @@ class Graph:
         """Subscribe, wait for the publisher, and return the list that messages will be put in."""
         heard: list[Any] = []
         subscription = self.node.create_subscription(message_type, topic, heard.append, QoSProfile(depth=100))
-        self.until(subscription.get_publisher_count, f"publisher of {topic}")
+        # One that has soon said everything may be gone before it is counted.
+        self.until(lambda: heard or subscription.get_publisher_count(), f"publisher of {topic}")
         return heard
 
     def camera(self, topic: str = "camera/image_raw", message_type: Any = Image) -> Publisher:

@@ -60,7 +60,7 @@ setup(
     install_requires=[
         "imageio-ffmpeg",
         "numpy",
-        "opencv-contrib-python",
+        "opencv-python-headless",
         "PyYAML",
         "rich",
         "rosbags",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import os
@@ -149,6 +150,15 @@ def test_every_requirement_is_pinned(file: Path) -> None:
         line for line in lines if line and not re.fullmatch(r"[\w.-]+==[\w.]+(; python_version < \"[\d.]+\")?", line)
     ]
     assert loose == []
+
+
+def test_what_pip_installs_the_set_up_installs_too() -> None:
+    setup = ast.parse((ROOT / "setup.py").read_text())
+    (wanted,) = (
+        node.value for node in ast.walk(setup) if isinstance(node, ast.keyword) and node.arg == "install_requires"
+    )
+    names = {canonical(re.split("[<>=]", requirement)[0]) for requirement in ast.literal_eval(wanted)}
+    assert names - pins(ROOT / "requirements" / "python.txt").keys() == set()
 
 
 def test_nothing_that_the_set_up_installed_is_unpinned() -> None:

@@ -230,6 +230,41 @@ def evaluate(
 
 
 @app.command()
+def bag(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of images, or a video.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file that ends in .mcap, or a folder to make.", show_default=False)
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="LABELS", help="A folder of label maps NAME.png, named like the images.", show_default=False
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option("--rate", help="Frames per second.")] = 15.0,
+    camera: Annotated[str, typer.Option("--camera", help="What the topics begin with.")] = "camera",
+) -> None:
+    """Make a rosbag2 of frames and their label maps: topics /CAMERA/image_raw and /CAMERA/labels."""
+    from netwarp_ros.data.bag_writer import write_bag
+    from netwarp_ros.data.frames import LabelFolder, open_frames
+
+    # The first stamp is 1 s: ROS takes 0 for none.
+    frames = (
+        dataclasses.replace(frame, stamp_ns=frame.stamp_ns + 10**9)
+        for frame in _progress(open_frames(images, rate=rate), "recording")
+    )
+    count = write_bag(
+        output,
+        frames,
+        topic=f"/{camera}/image_raw",
+        labels=LabelFolder(labels) if labels else None,
+        label_topic=f"/{camera}/labels",
+        frame_id=camera,
+    )
+    Console().print(f"{count} frames in {output}", highlight=False)
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train on, and how.")],
 ) -> None:

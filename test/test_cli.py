@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from netwarp_ros import cli, plots, training
-from netwarp_ros.data.bags import write_bag
+from netwarp_ros.data.bag_writer import write_bag
+from netwarp_ros.data.bags import BagFrames, BagVideo
+from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import Frame, open_frames, stamp
 from netwarp_ros.evaluation import TRIMAP_WIDTHS
 from netwarp_ros.models import Inference, ModelSpec, NetWarpSpec, build, save_model
@@ -204,6 +206,30 @@ def test_evaluate_on_cityscapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert scores["miiou"] == scores["iiou"]["car"]
 
 
+# bag
+
+
+def test_bag_records_images_and_labels(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    cv2.imwrite(str(labels / "f1.png"), np.full((48, 64), 3, np.uint8))
+    drive = tmp_path / "drive.mcap"
+    assert run("bag", images, labels, "-o", drive, "--rate", 10) == 0
+    assert "3 frames in" in capsys.readouterr().out
+    video = BagVideo(drive, "/camera/image_raw", "/camera/labels", load_classes("camvid"))
+    assert len(video) == 1 and video.reach(0) == 1 and (video[0].label == 3).all()
+    np.testing.assert_array_equal(video[0].image, cv2.imread(str(images / "f1.png")))
+    recorded = open_frames(drive, topic="/camera/image_raw")
+    assert [frame.stamp_ns for frame in recorded] == [10**9, 1_100_000_000, 1_200_000_000]
+
+
+def test_bag_without_labels_and_for_another_camera(tmp_path: Path, images: Path) -> None:
+    assert run("bag", images, "-o", tmp_path / "drive", "--camera", "front/wide") == 0
+    recorded = open_frames(tmp_path / "drive")
+    assert isinstance(recorded, BagFrames) and recorded.topic == "/front/wide/image_raw" and len(recorded) == 3
+    assert recorded.rate == pytest.approx(15)
+
+
 # plot
 
 
@@ -300,6 +326,8 @@ def test_train_hands_over_the_configuration(
             ["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}", "--classes", "ade"],
             "no class set named 'ade'",
         ),
+        (["bag", "{images}", "absent", "-o", "x.mcap"], "no folder absent"),
+        (["bag", "{images}", "-o", "{images}"], "exists already"),
         (["train", "absent.yaml"], "absent.yaml"),
     ],
 )

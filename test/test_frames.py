@@ -12,11 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from netwarp_ros.data.bags import COMPRESSED_IMAGE, IMAGE, BagFrames, write_bag
+from netwarp_ros.data.bag_writer import write_bag
+from netwarp_ros.data.bags import BagFrames
 from netwarp_ros.data.frames import Frame, ImageFiles, LabelFolder, VideoFile, open_frames, stamp
+from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE
 
 HEIGHT, WIDTH = 48, 64
 T0 = 1_700_000_000_000_000_000
@@ -222,6 +224,52 @@ def test_write_bag_takes_frames_one_at_a_time(tmp_path: Path) -> None:
             yield frame
 
     assert write_bag(tmp_path / "drive", frames(), topic="/camera") == 3
+
+
+def test_write_bag_writes_one_file_where_a_file_is_named(tmp_path: Path) -> None:
+    write_bag(tmp_path / "drive.mcap", bag_frames(3), topic="/camera")
+    assert [path.name for path in tmp_path.iterdir()] == ["drive.mcap"]
+    assert [frame.stamp_ns for frame in open_frames(tmp_path / "drive.mcap")] == [T0, T0 + 10**8, T0 + 2 * 10**8]
+
+
+def test_labels_lie_beside_their_images(tmp_path: Path) -> None:
+    label = picture(1)[..., 0]
+    write_bag(
+        tmp_path / "drive.mcap",
+        bag_frames(2),
+        topic="/camera",
+        labels=lambda frame: label if frame.index else None,
+        label_topic="/labels",
+    )
+    with Reader(tmp_path / "drive.mcap") as reader:
+        messages = [(connection.topic, recorded_ns, data) for connection, recorded_ns, data in reader.messages()]
+    assert [(topic, recorded_ns - T0) for topic, recorded_ns, _ in messages] == [
+        ("/camera", 0),
+        ("/camera", 10**8),
+        ("/labels", 10**8),
+    ]
+    image, written = (typestore.deserialize_cdr(data, IMAGE) for _, _, data in messages[1:])
+    assert (written.encoding, written.height, written.width, written.step) == ("mono8", HEIGHT, WIDTH, WIDTH)
+    assert written.header == image.header and written.header.frame_id == "camera"
+    np.testing.assert_array_equal(written.data.reshape(label.shape), label)
+
+
+def test_a_bag_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def frames() -> Iterator[Frame]:
+        yield from bag_frames(2)
+        raise ValueError("the disk is full")
+
+    for name in ("drive", "drive.mcap"):
+        with pytest.raises(ValueError, match="the disk is full"):
+            write_bag(tmp_path / name, frames(), topic="/camera")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "drive.mcap.part" / "drive").mkdir(parents=True)
+    (tmp_path / "drive.mcap.part" / "drive" / "drive.mcap").write_bytes(b"half")
+    assert write_bag(tmp_path / "drive.mcap", bag_frames(1), topic="/camera") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["drive.mcap"]
 
 
 def test_write_bag_overwrites_nothing(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from graph import (
 )
 from sensor_msgs.msg import Image
 
-from netwarp_ros.data.bags import write_bag
+from netwarp_ros.data.bag_writer import write_bag
 from netwarp_ros.data.frames import Frame, open_frames
 from netwarp_ros.data.image_messages import to_bgr
 

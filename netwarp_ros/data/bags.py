@@ -1,34 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image topics of rosbag2 recordings, read and written without ROS, through ``rosbags``.
-
-Images are read with Jazzy's definitions of ``sensor_msgs/Image`` and ``CompressedImage``, which have been the same in
-every ROS 2, so that other topics of a bag, of whatever types, cannot get in the way.
-"""
+"""Image topics of rosbag2 recordings, read without ROS, through ``rosbags``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer
+from rosbags.rosbag2 import Reader, ReaderError
 from rosbags.serde import SerdeError
-from rosbags.typesys import Stores, get_typestore
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 from netwarp_ros.data.image_messages import samples, to_bgr
+from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, stamp_of, typestore
 from netwarp_ros.data.samples import Sample, Samples
-
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
-
-_METADATA_VERSION: Literal[9] = 9  # what Jazzy and later write; Jazzy reads none above
-_typestore = get_typestore(Stores.ROS2_JAZZY)
 
 
 class BagFrames(FrameSource):
@@ -65,9 +55,9 @@ class BagFrames(FrameSource):
             messages = reader.messages(connections=_connections(reader, self.topic))
             for index, (connection, recorded_ns, data) in enumerate(messages):
                 with _naming(f"{self.path}: image {index} of {self.topic}"):
-                    message: Any = _typestore.deserialize_cdr(data, connection.msgtype)
+                    message: Any = typestore.deserialize_cdr(data, connection.msgtype)
                     image = decode(message)
-                stamp_ns = _stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(index, self.rate)
+                stamp_ns = stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(index, self.rate)
                 yield Frame(index, stamp_ns, f"{index:06d}", image)
 
 
@@ -138,8 +128,8 @@ class BagVideo(Samples):
         with _open(self.path) as reader:
             connections = _connections(reader, topic)
             for connection, _, data in reader.messages(connections, recorded_ns, recorded_ns + 1):
-                message = _typestore.deserialize_cdr(data, connection.msgtype)
-                if _stamp_of(message, recorded_ns) == stamp_ns:
+                message = typestore.deserialize_cdr(data, connection.msgtype)
+                if stamp_of(message, recorded_ns) == stamp_ns:
                     return message
         raise ValueError("it is no longer there")
 
@@ -167,47 +157,6 @@ def decode_label(message: Any) -> np.ndarray:
     return samples(message)[..., 0].copy()
 
 
-def write_bag(path: str | Path, frames: Iterable[Frame], *, topic: str, frame_id: str = "camera") -> int:
-    """Write frames as a rosbag2 of raw ``bgr8`` images with MCAP storage, which Jazzy and later play.
-
-    Args:
-        path: Folder to make; must not exist.
-        frames: Taken one at a time; recorded at their stamps.
-        topic: For instance ``/camera/image_raw``.
-        frame_id: For the headers.
-
-    Returns:
-        Number of frames written.
-
-    Raises:
-        FileExistsError: If there is something at the path.
-    """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: remove it, or give another path")
-    types = _typestore.types
-    count = 0
-    with Writer(path, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP) as writer:
-        connection = writer.add_connection(topic, IMAGE, typestore=_typestore)
-        for frame in frames:
-            height, width = frame.image.shape[:2]
-            seconds, nanoseconds = divmod(frame.stamp_ns, 10**9)
-            message = types[IMAGE](
-                header=types["std_msgs/msg/Header"](
-                    stamp=types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds), frame_id=frame_id
-                ),
-                height=height,
-                width=width,
-                encoding="bgr8",
-                is_bigendian=0,
-                step=3 * width,
-                data=np.ascontiguousarray(frame.image).reshape(-1),
-            )
-            writer.write(connection, frame.stamp_ns, _typestore.serialize_cdr(message, IMAGE))
-            count += 1
-    return count
-
-
 def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
     """Return the stamp of each message of an image topic and when it was recorded, both in ns."""
     stamps = []
@@ -215,15 +164,9 @@ def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
         connections = _connections(reader, _choose_topic(path, reader, topic))
         for index, (connection, recorded_ns, data) in enumerate(reader.messages(connections)):
             with _naming(f"{path}: message {index} of {topic}"):
-                message = _typestore.deserialize_cdr(data, connection.msgtype)
-            stamps.append((_stamp_of(message, recorded_ns), recorded_ns))
+                message = typestore.deserialize_cdr(data, connection.msgtype)
+            stamps.append((stamp_of(message, recorded_ns), recorded_ns))
     return stamps
-
-
-def _stamp_of(message: Any, recorded_ns: int) -> int:
-    """Return the stamp of a message's header in ns; where it has none (0), the time of recording."""
-    time = message.header.stamp
-    return time.sec * 10**9 + time.nanosec or recorded_ns
 
 
 def _connections(reader: Reader, topic: str) -> list[Connection]:

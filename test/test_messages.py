@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages made without ROS are those that ROS knows."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+from rosbags.typesys import get_types_from_msg
+
+from netwarp_ros.data.classes import load_classes
+from netwarp_ros.data.messages import FRAME_TIMING, LABEL_INFO, header, label_info, stamp_of, timing_message, typestore
+
+DEFINITION = Path(__file__).parent.parent / "msg" / "FrameTiming.msg"
+
+
+def test_frame_timing_is_the_described_one() -> None:
+    described = get_types_from_msg(DEFINITION.read_text(encoding="utf-8"), FRAME_TIMING)[FRAME_TIMING]
+    assert typestore.fielddefs[FRAME_TIMING] == described
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("kind", [FRAME_TIMING, LABEL_INFO])
+def test_ros_has_the_same_types(kind: str) -> None:
+    package, _, name = kind.split("/")
+    try:
+        message = getattr(importlib.import_module(f"{package}.msg"), name)
+    except ImportError:
+        pytest.skip(f"{package} is not installed here")  # vision_msgs is not on PyPI
+    fields = message.get_fields_and_field_types()
+    assert list(fields) == [name for name, _ in typestore.fielddefs[kind][1]]
+    if hasattr(message, "_TYPE_HASH"):
+        assert str(message._TYPE_HASH) == typestore.hash_rihs01(kind)
+
+
+def test_a_stamp_of_none_is_that_of_the_recording() -> None:
+    classes = load_classes("camvid")
+    assert stamp_of(label_info(header(1_500_000_000, "camera"), classes), 7) == 1_500_000_000
+    assert stamp_of(label_info(header(0, "camera"), classes), 7) == 7
+
+
+def test_timing_has_what_was_measured_and_no_more() -> None:
+    stages = {"prepare": 1.0, "flow": 2.0, "network": 4.0}
+    timing = timing_message(header(5, "front"), 3, stages, 1, "")
+    back = typestore.deserialize_cdr(typestore.serialize_cdr(timing, FRAME_TIMING), FRAME_TIMING)
+    assert (back.sequence, back.prepare_ms, back.flow_ms, back.network_ms, back.total_ms) == (3, 1, 2, 4, 7)
+    assert (back.memory, back.reason, back.dropped) == (back.MEMORY_KEPT, "", 0)
+    for name in ("receive_ms", "wait_ms", "decode_ms", "publish_ms", "age_ms"):
+        assert math.isnan(getattr(back, name))
+
+
+def test_label_info_names_the_ids() -> None:
+    info = label_info(header(5, "front"), load_classes("camvid"))
+    back = typestore.deserialize_cdr(typestore.serialize_cdr(info, LABEL_INFO), LABEL_INFO)
+    assert [(entry.class_id, entry.class_name) for entry in back.class_map][:2] == [(0, "sky"), (1, "building")]
+    assert len(back.class_map) == 11 and back.threshold == 0

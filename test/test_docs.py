@@ -24,11 +24,13 @@ def rows(document: str) -> dict[str, str]:
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("node", ["Segment", "Replay"])
-def test_every_parameter_is_documented_with_its_default(node: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["segment_node.SegmentParameters", "diagnostics.Thresholds", "replay_node.ReplayParameters"]
+)
+def test_every_parameter_is_documented_with_its_default(kind: str) -> None:
     documented = rows("node.md")
-    module = importlib.import_module(f"netwarp_ros.node.{node.lower()}_node")
-    for parameter in fields(getattr(module, f"{node}Parameters")):
+    module, name = kind.split(".")
+    for parameter in fields(getattr(importlib.import_module(f"netwarp_ros.node.{module}"), name)):
         default, text = parameter.default, documented[parameter.name]
         if isinstance(default, tuple):
             assert tuple(ast.literal_eval(text)) == default

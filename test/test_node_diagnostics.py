@@ -1,50 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What diagnostics make of an account, without a graph."""
+"""What diagnostics make of an account and of a device, without a graph."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from graph import DiagnosticStatus
 
 from netwarp_ros.node.account import Balance, Drop
-from netwarp_ros.node.diagnostics import SILENCE_S, camera_status, idle_status
+from netwarp_ros.node.diagnostics import Thresholds, camera_status, node_status
 
 pytestmark = pytest.mark.ros
 
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 NOW = 100.0
 TOPIC = "/front/image_raw"
+FRESH = Balance(time=NOW, first_received=NOW - 50, last_received=NOW, received=1, published=1)
 
 
-def report(present: Balance, previous: Balance | None = None, qos_problem: str = "") -> DiagnosticStatus:
-    return camera_status("segmenter: front", "front", TOPIC, present, previous or Balance(), NOW, qos_problem)
+def report(
+    present: Balance, previous: Balance | None = None, qos_problem: str = "", **thresholds: float
+) -> DiagnosticStatus:
+    history = deque([previous or Balance(time=NOW - 10), present])
+    return camera_status("segmenter: front", "front", TOPIC, history, Thresholds(**thresholds), qos_problem)
+
+
+def values(status: DiagnosticStatus) -> dict[str, str]:
+    return {pair.key: pair.value for pair in status.values}
 
 
 @pytest.mark.parametrize(
     ("present", "level", "message"),
     [
-        (Balance(), DiagnosticStatus.WARN, f"no image yet on {TOPIC}"),
-        (Balance(received=1, published=1, last_received=NOW - 1), DiagnosticStatus.OK, "segmenting"),
+        (Balance(time=NOW, opened=NOW - 1), WARN, f"no image yet on {TOPIC}"),
+        (Balance(time=NOW, opened=NOW - 11), ERROR, f"no image yet on {TOPIC}"),
+        (replace(FRESH, last_received=NOW - 1), OK, "segmenting"),
+        (replace(FRESH, received=9, dropped=Counter({Drop.SUPERSEDED: 8})), OK, "segmenting"),
+        (replace(FRESH, last_received=NOW - 4), WARN, f"no image on {TOPIC} for 4 s"),
+        (replace(FRESH, last_received=NOW - 11), ERROR, f"no image on {TOPIC} for 11 s"),
         (
-            Balance(received=9, published=1, dropped=Counter({Drop.SUPERSEDED: 8}), last_received=NOW),
-            DiagnosticStatus.OK,
-            "segmenting",
-        ),
-        (
-            Balance(received=1, published=1, last_received=NOW - SILENCE_S - 1),
-            DiagnosticStatus.WARN,
-            f"no image on {TOPIC} for 4 s",
-        ),
-        (
-            Balance(received=2, dropped=Counter({Drop.MALFORMED: 2}), last_received=NOW, last_error="step is 0"),
-            DiagnosticStatus.WARN,
+            replace(FRESH, dropped=Counter({Drop.MALFORMED: 2}), last_error="step is 0"),
+            WARN,
             "2 images malformed: step is 0",
         ),
         (
-            Balance(received=1, dropped=Counter({Drop.FAILED: 1}), last_received=NOW, last_error="out of memory"),
-            DiagnosticStatus.ERROR,
+            replace(FRESH, dropped=Counter({Drop.FAILED: 1}), last_error="out of memory"),
+            ERROR,
             "1 frames failed: out of memory",
+        ),
+        (
+            replace(FRESH, dropped=Counter({Drop.MALFORMED: 1}), last_error="step is 0", last_received=NOW - 11),
+            ERROR,
+            f"no image on {TOPIC} for 11 s; 1 images malformed: step is 0",
         ),
     ],
 )
@@ -54,30 +66,72 @@ def test_level_and_message(present: Balance, level: bytes, message: str) -> None
     assert (status.name, status.hardware_id) == ("segmenter: front", "front")
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "level", "message"),
+    [
+        ({}, OK, "segmenting"),
+        ({"rate_warn": 5.0}, OK, "segmenting"),
+        ({"rate_warn": 5.1}, WARN, "5.0 masks per second"),
+        ({"rate_warn": 9.0, "rate_error": 5.1}, ERROR, "5.0 masks per second"),
+        ({"latency_warn": 0.2, "latency_error": 0.3}, OK, "segmenting"),
+        ({"latency_warn": 0.1, "latency_error": 0.2}, WARN, "150 ms from callback to mask (p95)"),
+        ({"latency_error": 0.1}, ERROR, "150 ms from callback to mask (p95)"),
+        ({"age_warn": 0.1, "age_error": 1.0}, WARN, "250 ms from stamp to mask (p95)"),
+        ({"age_error": 0.2, "rate_warn": 6.0}, ERROR, "250 ms from stamp to mask (p95); 5.0 masks per second"),
+        ({"stale_warn": 0.5}, WARN, f"no image on {TOPIC} for 1 s"),
+    ],
+)
+def test_thresholds(thresholds: dict[str, float], level: bytes, message: str) -> None:
+    lists = {"latencies_ms": deque([150.0] * 9), "ages_ms": deque([250.0] * 9)}
+    status = report(replace(FRESH, received=80, published=50, last_received=NOW - 1, **lists), **thresholds)
+    assert (status.level, status.message) == (level, message)
+
+
+def test_no_threshold_makes_silence_a_fault() -> None:
+    status = report(replace(FRESH, last_received=NOW - 99), stale_warn=0.0, stale_error=0.0)
+    assert (status.level, status.message) == (OK, "segmenting")
+
+
+def test_rates_are_those_since_the_first_report_or_the_first_image() -> None:
+    before = Balance(time=NOW - 10, received=100, published=40, first_received=NOW - 20, last_received=NOW - 10)
+    present = replace(before, time=NOW, received=400, published=140, last_received=NOW)
+    seen = values(report(present, before))
+    assert (seen["rate of images (Hz)"], seen["rate of masks (Hz)"]) == ("30.0", "10.0")
+    late = Balance(time=NOW, received=60, published=20, first_received=NOW - 2, last_received=NOW)
+    assert values(report(late))["rate of images (Hz)"] == "30.0"
+    just_now = replace(late, received=1, published=0, first_received=NOW - 0.1)
+    status = report(just_now, rate_error=5.0)
+    assert status.level == OK and "rate of images (Hz)" not in values(status)
+
+
 def test_a_failure_is_reported_once_and_its_cause_kept() -> None:
-    present = Balance(received=2, published=1, dropped=Counter({Drop.FAILED: 1}), last_received=NOW, last_error="boom")
-    assert report(present).level == DiagnosticStatus.ERROR
+    present = replace(FRESH, received=2, dropped=Counter({Drop.FAILED: 1}), last_error="boom")
+    assert report(present).level == ERROR
     later = report(present, previous=present)
-    assert later.level == DiagnosticStatus.OK
-    assert {pair.key: pair.value for pair in later.values}["last error"] == "boom"
+    assert later.level == OK
+    assert values(later)["last error"] == "boom"
 
 
 def test_a_qos_problem_explains_the_silence() -> None:
-    assert report(Balance(), qos_problem="incompatible").message == f"no image yet on {TOPIC} (incompatible)"
-    assert report(Balance(received=1, last_received=NOW), qos_problem="incompatible").message == "segmenting"
+    nothing = Balance(time=NOW, opened=NOW)
+    assert report(nothing, qos_problem="incompatible").message == f"no image yet on {TOPIC} (incompatible)"
+    assert report(FRESH, qos_problem="incompatible").message == "segmenting"
 
 
 def test_values() -> None:
     present = Balance(
+        time=NOW,
+        first_received=NOW - 5,
+        last_received=NOW,
         missed=3,
         received=10,
         published=5,
         dropped=Counter({Drop.SUPERSEDED: 4}),
         resets=Counter({"first frame": 1, "request": 2}),
         latencies_ms=deque([10.0, 20.0, 30.0]),
-        last_received=NOW,
+        ages_ms=deque([110.0, 120.0, 130.0]),
     )
-    assert {pair.key: pair.value for pair in report(present).values} == {
+    assert values(report(present)) == {
         "topic": TOPIC,
         "missed": "3",
         "received": "10",
@@ -91,11 +145,20 @@ def test_values() -> None:
         "resets": "3",
         "resets: first frame": "1",
         "resets: request": "2",
+        "rate of images (Hz)": "2.0",
+        "rate of masks (Hz)": "1.0",
         "latency p50 (ms)": "20.0",
         "latency p95 (ms)": "29.0",
         "latency p99 (ms)": "29.8",
+        "age p50 (ms)": "120.0",
+        "age p95 (ms)": "129.0",
+        "age p99 (ms)": "129.8",
         "last error": "none",
     }
+
+
+def segmenter(device: str) -> Any:
+    return SimpleNamespace(model=SimpleNamespace(name="tiny"), device=torch.device(device), precision="float16")
 
 
 @pytest.mark.parametrize(
@@ -106,5 +169,43 @@ def test_values() -> None:
     ],
 )
 def test_a_node_that_is_not_active_says_what_to_do(state: str, message: str) -> None:
-    status = idle_status("segmenter", state)
-    assert (status.level, status.message) == (DiagnosticStatus.WARN, message)
+    status = node_status("segmenter", state, None, Thresholds(), "cannot be configured: no weights")
+    assert (status.level, status.message) == (WARN, message)
+    assert values(status) == {"state": state, "last error": "cannot be configured: no weights"}
+
+
+def test_an_active_node_says_what_is_in_use() -> None:
+    status = node_status("segmenter", "active", segmenter("cpu"), Thresholds())
+    assert (status.level, status.message, status.hardware_id) == (OK, "segmenting on cpu", "cpu")
+    assert values(status) == {
+        "state": "active", "model": "tiny", "device": "cpu", "precision": "float16", "last error": "none",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("used", "level", "message"),
+    [
+        (0.5, OK, "segmenting on cuda:1"),
+        (0.95, WARN, "95 % of the GPU's memory is in use"),
+        (0.99, ERROR, "99 % of the GPU's memory is in use"),
+    ],
+)
+def test_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch, used: float, level: bytes, message: str) -> None:
+    total = 8_000_000_000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (round((1 - used) * total), total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Orin")
+    status = node_status("segmenter", "active", segmenter("cuda:1"), Thresholds())
+    assert (status.level, status.message, status.hardware_id) == (level, message, "cuda:1")
+    seen = values(status)
+    assert (seen["GPU"], seen["GPU memory (MB)"], seen["GPU memory of the node (MB)"]) == ("Orin", "8000", "300")
+    assert seen["GPU memory in use (MB)"] == f"{8000 * used:.0f}"
+
+
+def test_a_gpu_that_does_not_answer_is_an_error_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    status = node_status("segmenter", "active", segmenter("cuda:0"), Thresholds())
+    assert (status.level, status.message) == (ERROR, "CUDA does not answer: unspecified launch failure")

@@ -81,6 +81,7 @@ def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, t
         with pytest.raises(LifecycleError, match="failed to configure, and is unconfigured"):
             lifecycle.configure()
         assert f"no weights file {absent}" in program.said
+        graph.diagnosis("segmenter", lambda status, values: f"no weights file {absent}" in values["last error"])
 
         assert give(model).successful
         lifecycle.configure()
@@ -93,6 +94,9 @@ def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, t
         lifecycle.activate()
         seen = graph.diagnosis("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.WARN)
         assert seen["message"] == "no image yet on /camera/image_raw"
+        seen = graph.diagnosis("segmenter", lambda status, values: status.level == DiagnosticStatus.OK)
+        precision = Segmenter(model).precision
+        assert (seen["message"], seen["model"], seen["precision"]) == ("segmenting on cpu", model.stem, precision)
         viewer = Viewer(graph)
         viewer.see(image_message(moving_images(1)[0], SECOND))
 

@@ -15,13 +15,13 @@ from rcl_interfaces.msg import ParameterType
 
 from netwarp_ros.node.parameters import ParameterError, declare, read
 from netwarp_ros.node.replay_node import ReplayParameters
-from netwarp_ros.node.segment_node import SegmentParameters
+from netwarp_ros.node.segment_node import KINDS, SegmentParameters
 from netwarp_ros.resources import resource
 
 pytestmark = [pytest.mark.ros, pytest.mark.usefixtures("ros_domain")]
 
 
-@pytest.mark.parametrize("kind", [SegmentParameters, ReplayParameters])
+@pytest.mark.parametrize("kind", [*KINDS, ReplayParameters])
 def test_declared_defaults_are_those_of_the_dataclass(kind: type) -> None:
     with open_graph() as graph:
         declare(graph.node, kind)
@@ -32,8 +32,8 @@ def test_the_file_of_parameters_holds_the_defaults() -> None:
     file = yaml.safe_load(resource("segmenter.yaml").read_text())
     assert list(file) == ["/**"]
     values = file["/**"]["ros__parameters"]
-    assert SegmentParameters(**{**values, "cameras": tuple(values["cameras"])}) == SegmentParameters()
-    assert list(values) == [field.name for field in dataclasses.fields(SegmentParameters)]
+    values["cameras"] = tuple(values["cameras"])
+    assert values == {field.name: field.default for kind in KINDS for field in dataclasses.fields(kind)}
 
 
 def test_arguments_of_the_launch_file_are_parameters_and_have_no_defaults_of_their_own() -> None:

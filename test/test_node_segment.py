@@ -20,6 +20,7 @@ import pytest
 from graph import (
     FRAME_ID,
     SECOND,
+    DiagnosticStatus,
     Graph,
     Program,
     Viewer,
@@ -281,6 +282,16 @@ def test_parameters_that_are_taken_at_once_change_the_next_frame(graph: Graph, m
     graph.until(lambda: overlays and overlays[-1].header == header(SECOND + 4 * PERIOD), "overlay")
     np.testing.assert_array_equal(array_of(overlays[-1]), overlay(images[4], mask, classes, 0.9)[..., ::-1])
     assert set_parameters(graph, flow_preset="fast", max_gap=0.5, overlay_alpha=0.5) == ""
+
+
+def test_thresholds_of_the_diagnostics_are_taken_at_once(graph: Graph) -> None:
+    viewer = Viewer(graph)
+    viewer.see(image_message(moving_images(1)[0], SECOND))
+    graph.diagnosis("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.OK)
+    assert set_parameters(graph, age_error=1.0, stale_warn=0.0, stale_error=0.0) == ""
+    seen = graph.diagnosis("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.ERROR)
+    assert "ms from stamp to mask (p95)" in seen["message"]  # the stamp is of 1970
+    assert set_parameters(graph, age_error=0.0, stale_warn=3.0, stale_error=10.0) == ""
 
 
 def test_changes_that_cannot_be_made_are_refused_with_a_reason(graph: Graph) -> None:

@@ -159,6 +159,7 @@ class Camera:
 
         balance = self.account.balance()
         total_ms = 1e3 * (mask_published - arrival.received)
+        age_ms = arrival.receive_ms + total_ms
         self._timing.publish(
             FrameTiming(
                 header=header,
@@ -171,13 +172,15 @@ class Camera:
                 network_ms=result.stages_ms["network"],
                 publish_ms=1e3 * (all_published - segmented),
                 total_ms=total_ms,
-                age_ms=arrival.receive_ms + total_ms,
+                age_ms=age_ms,
                 dropped=balance.dropped.total() + balance.missed,
                 memory=result.memory,
                 reason=result.reason,
             )
         )
-        self.account.publish(total_ms, "" if result.reason == Reset.HOST_ONLY else result.reason)
+        self.account.publish(
+            total_ms, arrival.receive_ms + total_ms, "" if result.reason == Reset.HOST_ONLY else result.reason
+        )
 
     def _receive(self, message: Image | CompressedImage, info: Mapping[str, int | None]) -> None:
         received, now_ns = perf_counter(), self._node.get_clock().now().nanoseconds

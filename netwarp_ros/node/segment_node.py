@@ -7,9 +7,9 @@ mailbox with one slot for each camera.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from threading import Thread
-from time import monotonic
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
@@ -26,7 +26,7 @@ from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node import parameters
 from netwarp_ros.node.account import Balance, Drop
 from netwarp_ros.node.camera import Arrival, Camera
-from netwarp_ros.node.diagnostics import PERIOD_S, camera_status, idle_status
+from netwarp_ros.node.diagnostics import PERIOD_S, RATE_REPORTS, Thresholds, camera_status, node_status
 from netwarp_ros.node.mailbox import Mailbox
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.node.process import ros_process
@@ -61,6 +61,10 @@ class SegmentParameters:
     overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
 
 
+KINDS = (SegmentParameters, Thresholds)
+"""The node's parameters."""
+
+
 class SegmentNode(LifecycleNode):
     """Configured, it has a model and its topics; active, it segments.
 
@@ -75,8 +79,10 @@ class SegmentNode(LifecycleNode):
         self._cameras: dict[str, Camera] = {}
         self._mailbox: Mailbox[Arrival] = Mailbox([])
         self._worker: Thread | None = None
-        self._reported: dict[str, Balance] = {}
-        parameters.declare(self, SegmentParameters)
+        self._history: dict[str, deque[Balance]] = {}
+        self._last_error = ""
+        for kind in KINDS:
+            parameters.declare(self, kind)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._on_parameters_set)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -104,7 +110,7 @@ class SegmentNode(LifecycleNode):
                 self._cameras[name] = camera
                 camera.advertise()
         except Exception as error:  # rclpy would lose its message
-            self.get_logger().error(f"cannot be configured: {error}")
+            self._fail(f"cannot be configured: {error}")
             self._free()
             return TransitionCallbackReturn.FAILURE
         self.get_logger().info(
@@ -117,12 +123,12 @@ class SegmentNode(LifecycleNode):
         """Take images in, with new memories and new counts."""
         assert self._segmenter is not None
         self._mailbox = Mailbox(self._cameras)
-        self._reported.clear()
         try:
             for camera in self._cameras.values():
                 camera.start(self._segmenter.stream(), self._mailbox)
+                self._history[camera.name] = deque([camera.account.balance()], RATE_REPORTS + 1)
         except Exception as error:
-            self.get_logger().error(f"cannot be activated: {error}")
+            self._fail(f"cannot be activated: {error}")
             self._stop()
             return TransitionCallbackReturn.FAILURE
         self._worker = Thread(target=self._work, name="segmenter")
@@ -185,11 +191,16 @@ class SegmentNode(LifecycleNode):
                 if self.context.ok():  # after a signal nothing can be published: that is no error
                     self._complain(camera, f"an image on {camera.topic} failed: {type(error).__name__}: {error}")
 
+    def _fail(self, problem: str) -> None:
+        self._last_error = problem
+        self.get_logger().error(problem)
+
     def _complain(self, camera: Camera, problem: str) -> None:
         self.get_logger().error(problem, throttle_duration_sec=PERIOD_S)
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        problems = parameters.refusals(SegmentParameters, changes, configured=self._segmenter is not None)
+        configured = self._segmenter is not None
+        problems = [text for kind in KINDS for text in parameters.refusals(kind, changes, configured=configured)]
         return SetParametersResult(successful=not problems, reason=" ".join(problems))
 
     def _on_parameters_set(self, changes: list[Parameter]) -> None:
@@ -215,26 +226,16 @@ class SegmentNode(LifecycleNode):
 
     def _report(self) -> None:
         node = self.get_fully_qualified_name().removeprefix("/")
-        report = DiagnosticArray()
+        thresholds = parameters.read(self, Thresholds)
+        state = "active" if self._worker else "inactive" if self._segmenter else "unconfigured"
+        report = DiagnosticArray(status=[node_status(node, state, self._segmenter, thresholds, self._last_error)])
         report.header.stamp = self.get_clock().now().to_msg()
-        if self._worker is None:
-            state = "inactive" if self._segmenter is not None else "unconfigured"
-            report.status = [idle_status(node, state)]
-        else:
-            for camera in self._cameras.values():
-                balance = camera.account.balance()
-                report.status.append(
-                    camera_status(
-                        f"{node}: {camera.name}",
-                        camera.name,
-                        camera.topic,
-                        balance,
-                        self._reported.get(camera.name, Balance()),
-                        monotonic(),
-                        camera.qos_problem,
-                    )
-                )
-                self._reported[camera.name] = balance
+        for camera in self._cameras.values() if state == "active" else ():
+            name, history = f"{node}: {camera.name}", self._history[camera.name]
+            history.append(camera.account.balance())
+            report.status.append(
+                camera_status(name, camera.name, camera.topic, history, thresholds, camera.qos_problem)
+            )
         self._diagnostics.publish(report)
 
 

@@ -163,8 +163,8 @@ def test_pixels_are_those_of_rosbags_image(encoding: str) -> None:
     assert np.abs(decoded.astype(int) - expected).max() <= tolerance
 
 
-# CRC-32 of what cv_bridge 1.16.2, with OpenCV 4.6, makes of the same samples. It cannot be asked here: PyPI has none, and
-# those of distributions are built against another NumPy.
+# CRC-32 of what cv_bridge 1.16.2, with OpenCV 4.6, makes of the same samples. Asking it here is not possible: PyPI has
+# none, and those of distributions are built against another NumPy.
 CV_BRIDGE = {
     "bayer_bggr16": 0x7590C834,
     "bayer_bggr8": 0x3CBA5675,

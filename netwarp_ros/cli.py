@@ -73,7 +73,12 @@ RateOption = Annotated[
     typer.Option("--rate", help="Frames per second, in place of recorded stamps; 15 for images.", show_default=False),
 ]
 TopicOption = Annotated[
-    str | None, typer.Option("--topic", help="Image topic of a bag, where it has several.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--topic",
+        help="Image topic of a bag that has several; may be given more than once, for several cameras.",
+        show_default=False,
+    ),
 ]
 
 
@@ -107,7 +112,7 @@ def segment(
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: give 0 to 1")
-    frames = open_frames(recording, rate=rate, topic=topic)
+    frames = open_frames(recording, rate=rate, topics=topic or [])
     inference = _inference(window, scales, flip)
     segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
     classes = load_classes(segmenter.model.spec.classes)
@@ -198,7 +203,7 @@ def evaluate(
         label_of: Labels = samples.label
         instances, sizes = samples.instances, INSTANCE_SIZES
     elif images and labels and not cityscapes:
-        frames, label_of = open_frames(images, rate=rate, topic=topic), LabelFolder(labels)
+        frames, label_of = open_frames(images, rate=rate, topics=topic or []), LabelFolder(labels)
         instances, sizes = None, None
     else:
         raise ValueError("give both --images and --labels, or --cityscapes")

@@ -1,64 +1,160 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image topics of rosbag2 recordings, read without ROS, through ``rosbags``."""
+"""Images and label maps of rosbag2 recordings, read without ROS."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader, ReaderError
 from rosbags.serde import SerdeError
 
+from netwarp_ros.data.bag_reader import BagReader, Topic
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 from netwarp_ros.data.image_messages import samples, to_bgr
 from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, stamp_of, typestore
 from netwarp_ros.data.samples import Sample, Samples
 
+_IMAGES = (IMAGE, COMPRESSED_IMAGE)
+
 
 class BagFrames(FrameSource):
-    """The images of one topic of a rosbag2, in the order they were recorded.
+    """The images of one or more topics of a rosbag2, in the order they were recorded.
 
-    Stamps are those of the message headers; where a header has none (0), the time of recording stands in.
+    Stamps are those of the message headers; where a header has none (0), the time of recording stands in. An image that
+    cannot be read is noted and left out; it keeps its number.
 
     Args:
         path: The bag's folder, or a ``.mcap`` or ``.db3`` file.
-        topic: Topic of type ``sensor_msgs/Image`` or ``CompressedImage``; may be left out where the bag has only one.
-        rate: Frames per second to stamp the frames by, from 0 on, in place of the recorded stamps.
+        topics: Topics of type ``sensor_msgs/Image`` or ``CompressedImage``; may be left out where the bag has only one.
+        rate: Frames per second to stamp each topic's frames by, from 0 on, in place of the recorded stamps.
+        leave_out: Topics that are not meant where none is named.
 
     Raises:
-        ValueError: If the bag cannot be read, or has no such topic, or several and none was named.
+        ValueError: If the bag cannot be read, or has no such topic, or several and none was named. Taking the frames,
+            if none of the images can be read.
     """
 
-    def __init__(self, path: Path, *, topic: str | None = None, rate: float | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        topics: Sequence[str] = (),
+        rate: float | None = None,
+        leave_out: Collection[str] = (),
+    ) -> None:
+        super().__init__()
         self.path = path
-        with _open(path) as reader:
-            self.topic = _choose_topic(path, reader, topic)
-            self._count = sum(connection.msgcount for connection in _connections(reader, self.topic))
-            seconds = reader.duration * 1e-9
+        with BagReader(path, self.damage.append) as bag:
+            self.cameras = topics or [_only_topic(path, bag.topics, leave_out)]
+            for topic in self.cameras:
+                _check_topic(path, bag.topics, topic)
+            self._count = sum(bag.topics[topic].count for topic in self.cameras)
+            seconds, count = bag.duration_ns * 1e-9, self._count / len(self.cameras)
         if not self._count:
-            raise ValueError(f"{path} holds no message on its image topic {self.topic}")
+            raise ValueError(f"{path} holds no message on its image topic {', '.join(self.cameras)}")
         self._keeps_stamps = rate is None
         # The bag's duration spans the intervals between the images, one fewer than there are images.
-        self.rate = rate or ((self._count - 1) / seconds if self._count > 1 and seconds > 0 else DEFAULT_RATE)
+        self.rate = rate or ((count - 1) / seconds if count > 1 and seconds > 0 else DEFAULT_RATE)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Frame]:
-        with _open(self.path) as reader:
-            messages = reader.messages(connections=_connections(reader, self.topic))
-            for index, (connection, recorded_ns, data) in enumerate(messages):
-                with _naming(f"{self.path}: image {index} of {self.topic}"):
-                    message: Any = typestore.deserialize_cdr(data, connection.msgtype)
-                    image = decode(message)
-                stamp_ns = stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(index, self.rate)
-                yield Frame(index, stamp_ns, f"{index:06d}", image)
+        self.damage = []
+        counts: Counter[str] = Counter()
+        last_ns: dict[str, int] = {}
+        late: Counter[str] = Counter()
+        with BagReader(self.path, self.report) as bag:
+            for index, (topic, kind, recorded_ns, data) in enumerate(bag.messages(self.cameras)):
+                number, counts[topic] = counts[topic], counts[topic] + 1
+                try:
+                    with _naming(f"{self.path}: image {number} of {topic}"):
+                        message = _deserialize(kind, data)
+                        image = decode(message)
+                except ValueError as error:
+                    self.report(str(error))
+                    continue
+                stamp_ns = stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(number, self.rate)
+                late[topic] += stamp_ns <= last_ns.get(topic, -1)
+                last_ns[topic] = stamp_ns
+                yield Frame(
+                    index,
+                    stamp_ns,
+                    f"{index:06d}",
+                    image,
+                    topic,
+                    message.header.frame_id,
+                    getattr(message, "encoding", "") or message.format,
+                    recorded_ns if self._keeps_stamps else stamp_ns,
+                )
+        if not last_ns:
+            raise ValueError(f"none of the {self._count} images in {self.path} can be read. {self.damage[0]}")
+        for topic, count in (+late).items():
+            self.report(
+                f"{self.path}: {count} of the {counts[topic]} images of {topic} have a stamp that is not later than "
+                "the one before"
+            )
+
+
+class BagLabels:
+    """Label maps on topics of a rosbag2, found by the stamps of frames; kept in memory, compressed.
+
+    Args:
+        path: The bag's folder, or a ``.mcap`` or ``.db3`` file; that of the images, or another.
+        topics: The topic of label maps, ``sensor_msgs/Image`` of encoding ``mono8``, by the camera that they are for.
+
+    Raises:
+        ValueError: If the bag cannot be read, or has no such topic.
+    """
+
+    def __init__(self, path: str | Path, topics: Mapping[str, str]) -> None:
+        self.path, self.topics = Path(path), topics
+        self.damage: list[str] = []
+        self._labels: dict[tuple[str, int], bytes] = {}
+        self._taken: set[tuple[str, int]] = set()
+        with BagReader(self.path, self.damage.append) as bag:
+            for topic in topics.values():
+                _check_topic(self.path, bag.topics, topic)
+                if bag.topics[topic].kind != IMAGE:
+                    raise ValueError(f"{path}: {topic} is compressed; label maps are sensor_msgs/Image, of mono8")
+            for index, (topic, kind, recorded_ns, data) in enumerate(bag.messages(set(topics.values()))):
+                try:
+                    with _naming(f"{self.path}: label map {index}, on {topic},"):
+                        stamp_ns = stamp_of(_deserialize(kind, data), recorded_ns)
+                except ValueError as error:
+                    self.damage.append(str(error))
+                    continue
+                self._labels[topic, stamp_ns] = zlib.compress(data, level=1)
+
+    def __call__(self, frame: Frame) -> np.ndarray | None:
+        """Return the label map of a frame, ``(H, W)`` uint8, or None where it has none.
+
+        Raises:
+            ValueError: If it is no label map, or not of the frame's size.
+        """
+        key = self.topics[frame.camera], frame.stamp_ns
+        if key not in self._labels:
+            return None
+        self._taken.add(key)
+        with _naming(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
+            message = _deserialize(IMAGE, zlib.decompress(self._labels[key]))
+            return _label_for(message, frame.image.shape[:2])
+
+    def unmatched(self) -> list[str]:
+        """Tell of each topic how many of its label maps no frame has asked for."""
+        count = Counter(topic for topic, _ in self._labels)
+        left = Counter(topic for topic, _ in self._labels.keys() - self._taken)
+        return [
+            f"{self.path}: {left[topic]} of the {count[topic]} label maps of {topic} have the stamp of no image"
+            for topic in left
+        ]
 
 
 class BagVideo(Samples):
@@ -116,19 +212,16 @@ class BagVideo(Samples):
             return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
         label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
         with _naming(label_name):
-            label = decode_label(self._message(self.label_topic, stamp_ns, self._labels[stamp_ns]))
-            (height, width), size = label.shape, image.shape[:2]
-            if (height, width) != size:
-                raise ValueError(f"it is {width}x{height}, but its image is {size[1]}x{size[0]}")
+            message = self._message(self.label_topic, stamp_ns, self._labels[stamp_ns])
+            label = _label_for(message, image.shape[:2])
         self.classes.check(label, label_name)
         return Sample(name, image, label)
 
     def _message(self, topic: str, stamp_ns: int, recorded_ns: int) -> Any:
         """Read the message of this stamp that was recorded then."""
-        with _open(self.path) as reader:
-            connections = _connections(reader, topic)
-            for connection, _, data in reader.messages(connections, recorded_ns, recorded_ns + 1):
-                message = typestore.deserialize_cdr(data, connection.msgtype)
+        with BagReader(self.path, _refuse) as bag:
+            for _, kind, _, data in bag.messages_at(topic, recorded_ns):
+                message = _deserialize(kind, data)
                 if stamp_of(message, recorded_ns) == stamp_ns:
                     return message
         raise ValueError("it is no longer there")
@@ -157,20 +250,31 @@ def decode_label(message: Any) -> np.ndarray:
     return samples(message)[..., 0].copy()
 
 
+def _deserialize(kind: str, data: bytes) -> Any:
+    """Return an image message."""
+    if kind not in _IMAGES:
+        raise ValueError(f"it is of {kind}")
+    return typestore.deserialize_cdr(data, kind)
+
+
+def _label_for(message: Any, size: tuple[int, ...]) -> np.ndarray:
+    """Decode the label map of an image of a height and width."""
+    label = decode_label(message)
+    if label.shape != size:
+        raise ValueError(f"it is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
+    return label
+
+
 def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
     """Return the stamp of each message of an image topic and when it was recorded, both in ns."""
     stamps = []
-    with _open(path) as reader:
-        connections = _connections(reader, _choose_topic(path, reader, topic))
-        for index, (connection, recorded_ns, data) in enumerate(reader.messages(connections)):
+    with BagReader(path, _refuse) as bag:
+        _check_topic(path, bag.topics, topic)
+        for index, (_, kind, recorded_ns, data) in enumerate(bag.messages([topic])):
             with _naming(f"{path}: message {index} of {topic}"):
-                message = typestore.deserialize_cdr(data, connection.msgtype)
+                message = _deserialize(kind, data)
             stamps.append((stamp_of(message, recorded_ns), recorded_ns))
     return stamps
-
-
-def _connections(reader: Reader, topic: str) -> list[Connection]:
-    return [connection for connection in reader.connections if connection.topic == topic]
 
 
 @contextmanager
@@ -182,25 +286,28 @@ def _naming(message: str) -> Iterator[None]:
         raise ValueError(f"{message} cannot be read: {error}") from error
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Reader]:
-    """Open a bag; what makes it unreadable, on opening or later, becomes a ValueError that names it."""
-    try:
-        with Reader(path) as reader:
-            yield reader
-    except (ReaderError, OSError) as error:
-        raise ValueError(f"{path} is not a readable rosbag2: {error}") from error
+def _refuse(damage: str) -> None:
+    raise ValueError(f"{damage}; to be trained on, a bag must be sound")
 
 
-def _choose_topic(path: Path, reader: Reader, wanted: str | None) -> str:
-    topics = sorted({c.topic for c in reader.connections if c.msgtype in (IMAGE, COMPRESSED_IMAGE)})
-    if not topics:
-        others = ", ".join(sorted(f"{c.topic} ({c.msgtype})" for c in reader.connections)) or "no topic at all"
-        raise ValueError(f"{path} has no topic of sensor_msgs/Image or CompressedImage; it has {others}")
-    if wanted is None and len(topics) == 1:
-        return topics[0]
-    if wanted is None:
-        raise ValueError(f"{path} has {len(topics)} image topics, {', '.join(topics)}: name the topic to take")
+def _only_topic(path: Path, topics: Mapping[str, Topic], leave_out: Collection[str]) -> str:
+    """Return the one image topic of a bag that there is, beside those left out."""
+    images = sorted(name for name, topic in topics.items() if topic.kind in _IMAGES and name not in leave_out)
+    if not images:
+        others = ", ".join(sorted(f"{name} ({topic.kind})" for name, topic in topics.items())) or "no topic at all"
+        raise ValueError(f"{path} has no topic of sensor_msgs/Image or CompressedImage to take; it has {others}")
+    if len(images) > 1:
+        raise ValueError(f"{path} has {len(images)} image topics, {', '.join(images)}: name the topic to take")
+    return images[0]
+
+
+def _check_topic(path: Path, topics: Mapping[str, Topic], wanted: str) -> None:
+    """Check that a bag has an image topic of a name."""
+    images = ", ".join(sorted(name for name, topic in topics.items() if topic.kind in _IMAGES)) or "none"
     if wanted not in topics:
-        raise ValueError(f"{path} has no image topic {wanted!r}: choose one of {', '.join(topics)}")
-    return wanted
+        raise ValueError(f"{path} has no image topic {wanted!r}: choose one of {images}")
+    if topics[wanted].kind not in _IMAGES:
+        raise ValueError(
+            f"{path}: {wanted} is of {topics[wanted].kind}, and not of sensor_msgs/Image or CompressedImage: choose "
+            f"one of {images}"
+        )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,20 @@ class Frame:
         stamp_ns: When it was taken, in ns.
         name: What files made from it are called: the stem of an image file, else the index in six digits.
         image: ``(H, W, 3)`` uint8, BGR.
+        camera: Where it comes from, in a recording of several: its topic. Each camera is a stream of its own.
+        frame_id: Name of the camera's optical frame.
+        encoding: What the image was before it became BGR.
+        recorded_ns: When it was recorded, in ns; None where that was not noted.
     """
 
     index: int
     stamp_ns: int
     name: str
     image: np.ndarray
+    camera: str = ""
+    frame_id: str = ""
+    encoding: str = "bgr8"
+    recorded_ns: int | None = None
 
 
 class FrameSource(ABC):
@@ -44,9 +52,15 @@ class FrameSource(ABC):
 
     Attributes:
         rate: Frames per second, as declared by the recording or given for it.
+        cameras: Where its frames come from.
+        damage: What could not be read in the latest iteration, and why, one sentence for each.
     """
 
     rate: float
+    cameras: Sequence[str] = ("",)
+
+    def __init__(self) -> None:
+        self.damage: list[str] = []
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]: ...
@@ -54,6 +68,11 @@ class FrameSource(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of frames; of a video it is what its container claims, 0 where it claims nothing."""
+
+    def report(self, damage: str) -> None:
+        """Note what cannot be read, and log it."""
+        self.damage.append(damage)
+        _log.warning("%s", damage)
 
 
 class ImageFiles(FrameSource):
@@ -68,6 +87,7 @@ class ImageFiles(FrameSource):
     """
 
     def __init__(self, paths: Sequence[Path], rate: float = DEFAULT_RATE) -> None:
+        super().__init__()
         self.paths, self.rate = list(paths), rate
         seen: dict[str, Path] = {}
         for path in self.paths:
@@ -84,9 +104,7 @@ class ImageFiles(FrameSource):
         """
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not paths:
-            bags = sorted(path.name for path in folder.iterdir() if path.suffix in BAG_SUFFIXES)
-            hint = f"; it is a bag without metadata.yaml: give {folder / bags[0]} instead" if bags else ""
-            raise FileNotFoundError(f"{folder} holds no image ({' '.join(IMAGE_SUFFIXES)}){hint}")
+            raise FileNotFoundError(f"{folder} holds no image ({' '.join(IMAGE_SUFFIXES)})")
         return cls(paths, rate)
 
     def __len__(self) -> int:
@@ -109,6 +127,7 @@ class VideoFile(FrameSource):
     """
 
     def __init__(self, path: Path, rate: float | None = None) -> None:
+        super().__init__()
         self.path = path
         capture = self._open()
         declared = capture.get(cv2.CAP_PROP_FPS)
@@ -122,6 +141,7 @@ class VideoFile(FrameSource):
 
     def __iter__(self) -> Iterator[Frame]:
         capture, index, last_ns = self._open(), 0, -1
+        self.damage = []
         try:
             while True:
                 read, image = capture.read()
@@ -140,7 +160,7 @@ class VideoFile(FrameSource):
         if index == 0:
             raise ValueError(f"{self.path} holds no frame that OpenCV can decode: convert it to MP4 or MKV")
         if index < self._count:
-            _log.warning("%s ended after %d of the %d frames it claims to hold", self.path, index, self._count)
+            self.report(f"{self.path} ended after {index} of the {self._count} frames it claims to hold")
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self.path))
@@ -152,7 +172,9 @@ class VideoFile(FrameSource):
         return capture
 
 
-def open_frames(path: str | Path, *, rate: float | None = None, topic: str | None = None) -> FrameSource:
+def open_frames(
+    path: str | Path, *, rate: float | None = None, topics: Sequence[str] = (), leave_out: Collection[str] = ()
+) -> FrameSource:
     """Open a recording.
 
     Args:
@@ -160,28 +182,39 @@ def open_frames(path: str | Path, *, rate: float | None = None, topic: str | Non
             ``.mcap`` or ``.db3`` file of it).
         rate: Frames per second to stamp the frames by, from 0 on, in place of recorded stamps; for images, which have
             none, it is `DEFAULT_RATE` unless given.
-        topic: Image topic of a bag; needed where it has several.
+        topics: Image topics of a bag; needed where it has several.
+        leave_out: Topics that are not meant where none is named, such as those of label maps.
 
     Raises:
         FileNotFoundError: If there is nothing at the path, or no image in the folder.
-        ValueError: If it cannot be read, the rate is not > 0, or the topic does not fit.
+        ValueError: If it cannot be read, the rate is not > 0, or a topic does not fit.
     """
     path = Path(path)
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"rate is {rate}: give frames per second > 0")
     if not path.exists():
         raise FileNotFoundError(f"nothing at {path}: give a folder of images, an image, a video or a bag")
-    if path.suffix in BAG_SUFFIXES or (path / "metadata.yaml").is_file():
+    if is_bag(path):
         from netwarp_ros.data.bags import BagFrames  # what reads bags is needed for nothing else
 
-        return BagFrames(path, topic=topic, rate=rate)
-    if topic is not None:
-        raise ValueError(f"topic is {topic!r}, but {path} is no bag: leave it out")
+        return BagFrames(path, topics=topics, rate=rate, leave_out=leave_out)
+    if topics:
+        raise ValueError(f"the topic {topics[0]} is named, but {path} is no bag: leave it out")
     if path.is_dir():
         return ImageFiles.in_folder(path, rate or DEFAULT_RATE)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles([path], rate or DEFAULT_RATE)
     return VideoFile(path, rate)
+
+
+def is_bag(path: Path) -> bool:
+    """Tell whether a path is that of a rosbag2: a file of one, or a folder of them, be it without metadata."""
+    if not path.is_dir():
+        return path.suffix in BAG_SUFFIXES
+    if (path / "metadata.yaml").is_file():
+        return True
+    suffixes = {file.suffix.lower() for file in path.iterdir()}
+    return not suffixes.isdisjoint(BAG_SUFFIXES) and suffixes.isdisjoint(IMAGE_SUFFIXES)
 
 
 class LabelFolder:

@@ -210,6 +210,7 @@ class SampleFrames(FrameSource):
     def __init__(self, samples: Samples, length: int, rate: float = DEFAULT_RATE) -> None:
         if length < 1:
             raise ValueError(f"length is {length}: give at least 1 frame")
+        super().__init__()
         self.samples, self.rate = samples, rate
         self._before = [min(length - 1, samples.reach(index)) for index in range(len(samples))]
         self._labelled: dict[int, tuple[int, np.ndarray]] = {}

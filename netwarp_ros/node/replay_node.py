@@ -68,7 +68,9 @@ class ReplayNode(Node):
         if not self.settings.path:
             raise ValueError("path is empty. Give a folder of images, an image, a video or a rosbag2.")
         self.frames = open_frames(
-            self.settings.path, rate=self.settings.rate or None, topic=self.settings.topic or None
+            self.settings.path,
+            rate=self.settings.rate or None,
+            topics=[self.settings.topic] if self.settings.topic else [],
         )
         self._publisher = self.create_publisher(
             Image,

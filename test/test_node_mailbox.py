@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from threading import Thread
 
+from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.node.account import LATENCY_FRAMES, Account, Drop
-from netwarp_ros.node.mailbox import Mailbox
 
 
 def test_the_newest_wins_its_slot() -> None:

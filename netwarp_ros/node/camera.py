@@ -19,10 +19,10 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.image_messages import to_bgr
+from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.account import Account, Drop
 from netwarp_ros.node.images import mask_message, rgb_message
-from netwarp_ros.node.mailbox import Mailbox
 from netwarp_ros.overlay import overlay
 from netwarp_ros.segmenter import Reset, Stream
 

@@ -22,12 +22,12 @@ from std_srvs.srv import Trigger
 from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.image_messages import ImageError
 from netwarp_ros.flow.dis import PRESETS, DisFlow
+from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node import parameters
 from netwarp_ros.node.account import Balance, Drop
 from netwarp_ros.node.camera import Arrival, Camera
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_REPORTS, Thresholds, camera_status, node_status
-from netwarp_ros.node.mailbox import Mailbox
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.node.process import ros_process
 from netwarp_ros.segmenter import MAX_GAP, PRECISIONS, Segmenter

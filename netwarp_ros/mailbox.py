@@ -16,10 +16,10 @@ class Mailbox(Generic[T]):
     For any number of threads that put and one that takes.
 
     Args:
-        cameras: Names of the cameras.
+        cameras: Names of the cameras, in the order of their first turns; others come behind them with their first item.
     """
 
-    def __init__(self, cameras: Iterable[str]) -> None:
+    def __init__(self, cameras: Iterable[str] = ()) -> None:
         self._slots: dict[str, T | None] = dict.fromkeys(cameras)  # the camera served last is last
         self._changed = Condition()
         self._closed = False
@@ -29,7 +29,7 @@ class Mailbox(Generic[T]):
         with self._changed:
             if self._closed:
                 return item
-            displaced, self._slots[camera] = self._slots[camera], item
+            displaced, self._slots[camera] = self._slots.get(camera), item
             self._changed.notify()
             return displaced
 

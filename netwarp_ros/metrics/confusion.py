@@ -25,6 +25,8 @@ class ConfusionMatrix:
     Example:
         >>> matrix = ConfusionMatrix(num_classes=2, void=255)
         >>> matrix.update(prediction=np.array([[0, 0, 1]]), label=np.array([[0, 1, 1]]))
+        array([[1, 0],
+               [1, 1]])
         >>> matrix.iou()
         array([50., 50.])
         >>> matrix.miou()
@@ -40,13 +42,16 @@ class ConfusionMatrix:
         self.void = void
         self.counts = np.zeros((num_classes, num_classes), np.int64)
 
-    def update(self, prediction: np.ndarray, label: np.ndarray, where: np.ndarray | None = None) -> None:
+    def update(self, prediction: np.ndarray, label: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         """Count the pixels of one frame.
 
         Args:
             prediction: ``(H, W)`` class ids, integers.
             label: ``(H, W)`` class ids, integers, or void.
             where: ``(H, W)`` bool; only pixels where it is True are counted. All, by default.
+
+        Returns:
+            The counts of this frame alone, ``(K, K)`` int64.
 
         Raises:
             ValueError: If shapes or types differ from these, or an id to be counted is neither a class nor void.
@@ -64,16 +69,16 @@ class ConfusionMatrix:
         self._check_range(labelled, "label", f" and {self.void} for void")
         self._check_range(predicted, "prediction", "")
         cells = np.bincount(labelled * self.num_classes + predicted, minlength=self.num_classes**2)
-        self.counts += cells.reshape(self.counts.shape)
+        counts = cells.reshape(self.counts.shape)
+        self.counts += counts
+        return counts
 
     def iou(self) -> np.ndarray:
         """Return the intersection over union of each class, ``(K,)`` in per cent.
 
         It is TP / (TP + FP + FN); nan for a class that is in neither labels nor predictions.
         """
-        intersection = self.counts.diagonal()
-        union = self.counts.sum(axis=0) + self.counts.sum(axis=1) - intersection
-        return 100 * np.divide(intersection, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+        return iou(self.counts)
 
     def miou(self) -> float:
         """Return the mean IoU over the classes that occur in the labels, in per cent; nan before any pixel.
@@ -88,6 +93,20 @@ class ConfusionMatrix:
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_classes):
             wrong = ids[(ids < 0) | (ids >= self.num_classes)][0]
             raise ValueError(f"{name} holds the id {wrong}: classes are 0 to {self.num_classes - 1}{also}")
+
+
+def iou(counts: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each class in per cent, nan for a class without pixels.
+
+    Args:
+        counts: ``(..., K, K)``: one or more confusion matrices, as `ConfusionMatrix.counts` is.
+
+    Returns:
+        ``(..., K)`` float64.
+    """
+    intersection = np.diagonal(counts, axis1=-2, axis2=-1)
+    union = counts.sum(axis=-2) + counts.sum(axis=-1) - intersection
+    return 100 * np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
 def check_ids(ids: np.ndarray, name: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ class TemporalConsistency:
 
     def update(
         self, present: np.ndarray, previous: np.ndarray, flow: np.ndarray, where: np.ndarray | None = None
-    ) -> None:
+    ) -> np.ndarray:
         """Count the pixels of one pair of frames.
 
         Args:
@@ -44,15 +45,40 @@ class TemporalConsistency:
             where: ``(H, W)`` bool; only pixels where it is True are counted. All, by default. Those whose flow leads
                 out of the image never are.
 
+        Returns:
+            The counts of this pair alone, ``(K, K)`` int64.
+
         Raises:
             ValueError: If shapes or types differ from these, or an id is no class.
         """
         warped, inside = warp_nearest(previous, flow)
-        self.matrix.update(warped, present, where=inside if where is None else inside & where)
+        return self.matrix.update(warped, present, where=inside if where is None else inside & where)
 
     def miou(self) -> float:
         """Return the consistency in per cent, over the classes that occur in the present predictions; nan if none."""
         return self.matrix.miou()
+
+    def flicker(self) -> np.ndarray:
+        """Return how much each class flickers, ``(K,)`` in per cent; nan for a class that is never predicted.
+
+        Of the pixels that are of the class in a frame or in the one before it, motion taken out, it is the part that is
+        not in both: 100 less the IoU of the class.
+        """
+        return 100 - self.matrix.iou()
+
+
+class _Run(NamedTuple):
+    """A video as far as it was taken.
+
+    Attributes:
+        label: ``(H, W)``, of the last frame.
+        constant: ``(H, W)`` int32, for how many frames each pixel has had that label.
+        correct: ``(H, W)`` int32, for how many of the last of them it was predicted right.
+    """
+
+    label: np.ndarray
+    constant: np.ndarray
+    correct: np.ndarray
 
 
 class VideoConsistency:
@@ -77,40 +103,40 @@ class VideoConsistency:
         self._windows = {length: [0.0, 0] for length in sorted(lengths)}
         if not self._windows or min(self._windows) <= 1:
             raise ValueError(f"lengths is {list(self._windows)}: give at least one, each > 1 frame")
-        self.restart()
+        self._runs: dict[str, _Run] = {}
 
-    def restart(self) -> None:
-        """Let no window span the frames so far and the next: they are of another video, or some are not labelled."""
-        self._label: np.ndarray | None = None
+    def restart(self, video: str = "") -> None:
+        """Let no window of a video span its frames so far and the next: there is a gap, or some are not labelled."""
+        self._runs.pop(video, None)
 
-    def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Take the next frame of the video.
+    def update(self, prediction: np.ndarray, label: np.ndarray, video: str = "") -> None:
+        """Take the next frame of a video.
 
         Args:
             prediction: ``(H, W)`` class ids, integers.
             label: ``(H, W)`` class ids, integers, or void.
+            video: Which one, where several come by turns.
 
         Raises:
             ValueError: If types differ from these, or the size from that of the frame before.
         """
         check_ids(prediction, "prediction")
         check_ids(label, "label")
-        if self._label is None:
-            self._label = np.full_like(label, self._void)
-            self._constant, self._right = np.zeros((2, *label.shape), np.int32)
+        run = self._runs.get(video)
+        if run is None:
+            run = _Run(np.full_like(label, self._void), *np.zeros((2, *label.shape), np.int32))
         for ids, name in ((prediction, "prediction"), (label, "label")):
-            if ids.shape != self._label.shape:
-                raise ValueError(f"{name} is {ids.shape}, but the frame before is {self._label.shape}: give one size")
-        # For how many frames each pixel has had its label now, and for how many of the last of them it was right.
+            if ids.shape != run.label.shape:
+                raise ValueError(f"{name} is {ids.shape}, but the frame before is {run.label.shape}: give one size")
         labelled, right = label != self._void, (prediction == label) & (label != self._void)
-        kept = label == self._label
-        self._constant = np.where(labelled, np.where(kept, self._constant, 0) + 1, 0)
-        self._right = np.where(right, np.where(kept, self._right, 0) + 1, 0)
-        self._label = label.copy()
+        kept = label == run.label
+        constant = np.where(labelled, np.where(kept, run.constant, 0) + 1, 0)
+        correct = np.where(right, np.where(kept, run.correct, 0) + 1, 0)
+        self._runs[video] = _Run(label.copy(), constant, correct)
         for length, window in self._windows.items():
-            constant = int(np.count_nonzero(self._constant >= length))
-            if constant:
-                window[0] += int(np.count_nonzero(self._right >= length)) / constant
+            count = int(np.count_nonzero(constant >= length))
+            if count:
+                window[0] += int(np.count_nonzero(correct >= length)) / count
                 window[1] += 1
 
     def score(self) -> dict[int, float]:

@@ -40,19 +40,27 @@ class TrimapIoU:
         if not self.matrices or min(self.matrices) <= 0:
             raise ValueError(f"widths is {list(self.matrices)}: give at least one, each > 0 pixels")
 
-    def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
+    def update(
+        self, prediction: np.ndarray, label: np.ndarray, distance: np.ndarray | None = None
+    ) -> dict[int, np.ndarray]:
         """Count the pixels of one frame.
 
         Args:
             prediction: ``(H, W)`` class ids, integers.
             label: ``(H, W)`` class ids, integers, or void.
+            distance: What `boundary_distance` gives of the label, where it is known already.
+
+        Returns:
+            The counts of this frame alone by width, each ``(K, K)`` int64.
 
         Raises:
             ValueError: As `ConfusionMatrix.update`.
         """
-        distance = boundary_distance(label)
-        for width, matrix in self.matrices.items():
-            matrix.update(prediction, label, where=distance <= width)
+        if distance is None:
+            distance = boundary_distance(label)
+        return {
+            width: matrix.update(prediction, label, where=distance <= width) for width, matrix in self.matrices.items()
+        }
 
     def miou(self) -> dict[int, float]:
         """Return the mean IoU in per cent by width; nan where no pixel was counted."""

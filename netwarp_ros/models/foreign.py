@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from netwarp_ros.models.hosts import PSPNet101, SwiftNetLite0
+from netwarp_ros.models.hosts.swiftnet import InvertedBottleneck
 from netwarp_ros.models.hosts.vgg import DilatedVGG16
 from netwarp_ros.models.weights import WeightsError
 
@@ -183,8 +184,7 @@ def _vgg_names(host: DilatedVGG16) -> dict[str, str]:
 def _efficientnet_names(host: SwiftNetLite0) -> dict[str, str]:
     """efficientnet_lite_pytorch's EfficientNet, which counts its blocks through all stages."""
     table = {"_conv_stem": "backbone.stem.0", "_bn0": "backbone.stem.1"}
-    stages = enumerate(host.backbone.stages)
-    blocks = [f"backbone.stages.{stage}.{block}" for stage, blocks in stages for block in range(len(blocks))]
+    blocks = [name for name, module in host.named_modules() if isinstance(module, InvertedBottleneck)]
     for index, ours in enumerate(blocks):
         for number, part in enumerate(("expand", "depthwise", "project")):
             table[f"_blocks.{index}._{part}_conv"] = f"{ours}.{part}.0"

@@ -40,7 +40,7 @@ from netwarp_ros.node.images import bgr_message
 from netwarp_ros.node.lifecycle import LifecycleClient
 
 SIZE = (64, 48)
-DEADLINE_S = 60.0
+DEADLINE_S = 100.0
 FRAME_ID = "camera_optical_frame"
 SECOND = 10**9
 

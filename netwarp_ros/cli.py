@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+SHOWN = 10
+"""How many notes on damage are shown."""
 
 benchmark_app = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
@@ -151,7 +155,20 @@ def evaluate(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="Folder of label maps NAME.png, named like the images.", show_default=False),
+        typer.Option(
+            "--labels",
+            help="Folder of label maps NAME.png, named like the images, or a bag; without, no scores against labels.",
+            show_default=False,
+        ),
+    ] = None,
+    label_topic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label-topic",
+            help="Topic of mono8 label maps with the stamps of the images, in the bag of the labels or the images; one "
+            "for each --topic, in their order.",
+            show_default=False,
+        ),
     ] = None,
     cityscapes: Annotated[
         Path | None,
@@ -171,6 +188,17 @@ def evaluate(
         ),
     ] = None,
     stills: Annotated[bool, typer.Option("--stills", help="Start anew at each image.")] = False,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Take a recording at its rate, as the node does: newest image wins.")
+    ] = False,
+    with_host: Annotated[
+        bool | None,
+        typer.Option(
+            "--host/--no-host",
+            help="Run the image CNN beside it, and tell where they disagree; by default where there are no labels.",
+            show_default=False,
+        ),
+    ] = None,
     trimap: Annotated[
         str, typer.Option("--trimap", metavar="W,W,...", help="Widths of the trimap bands in pixels.")
     ] = "1,2,4,8,16,32",
@@ -188,41 +216,66 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to this file.", show_default=False)
     ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write a line for each frame to this file.", show_default=False)
+    ] = None,
 ) -> None:
-    """Score a model on labelled frames, taken as one stream in the order of their names."""
+    """Score a model on recorded frames, taken as one stream for each camera; with labels, or without."""
+    import torch
+
+    from netwarp_ros.benchmarks.ops import environment
+    from netwarp_ros.data.bags import BagLabels, open_labels
     from netwarp_ros.data.cityscapes import INSTANCE_SIZES, Cityscapes
     from netwarp_ros.data.classes import load_classes
-    from netwarp_ros.data.frames import LabelFolder, open_frames
+    from netwarp_ros.data.frames import open_frames
     from netwarp_ros.data.samples import SampleFrames
+    from netwarp_ros.evaluation import Moment
     from netwarp_ros.evaluation import evaluate as evaluate_frames
+    from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
+    from netwarp_ros.provenance import describe_input, versions
+    from netwarp_ros.results import write_csv, write_json
 
     widths = _widths(trimap)
     frames: FrameSource
+    label_of: Labels | None
     if cityscapes and not (images or labels):
         frames = samples = SampleFrames(Cityscapes(cityscapes, split), clip, rate or 17.0)
-        label_of: Labels = samples.label
-        instances, sizes = samples.instances, INSTANCE_SIZES
-    elif images and labels and not cityscapes:
-        frames, label_of = open_frames(images, rate=rate, topics=topic or []), LabelFolder(labels)
-        instances, sizes = None, None
+        label_of, instances, sizes = samples.label, samples.instances, INSTANCE_SIZES
+    elif images and not cityscapes:
+        frames = open_frames(images, rate=rate, topics=topic or [], leave_out=label_topic or [])
+        label_of, instances, sizes = open_labels(frames, images, labels, label_topic or []), None, None
     else:
-        raise ValueError("give both --images and --labels, or --cityscapes")
+        raise ValueError("give --images, with --labels or without, or --cityscapes")
     inference = _inference(window, scales, flip)
     segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
     class_set = load_classes(classes or segmenter.model.spec.classes)
+    for file in filter(None, (json_file, csv_file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if with_host is None:
+        with_host = label_of is None and segmenter.temporal and not realtime
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(frames) or None)
+
+        def watch(moment: Moment) -> None:
+            progress.advance(task)
+
+        report = evaluate_frames(
+            frames, label_of, segmenter, class_set, stills=stills, realtime=realtime, host=with_host,
+            widths=widths, instances=instances, sizes=sizes, watch=watch,
+        )  # fmt: skip
+    damage = list(frames.damage)
+    if isinstance(label_of, BagLabels):
+        damage += label_of.damage + label_of.unmatched()
+    _print_report(report, damage)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-    report = evaluate_frames(
-        _progress(frames, "evaluating"), label_of, segmenter, class_set,
-        stills=stills, widths=widths, instances=instances, sizes=sizes,
-    )  # fmt: skip
-    _print_report(report)
-    if json_file:
+        weights = find_weights(model or DEFAULT_MODEL)
+        inputs = {"images": images, "labels": labels, "cityscapes": cityscapes, "model": weights}
         settings = {
             "model": segmenter.model.name,
             "classes": class_set.name,
             "host_only": host_only,
             "stills": stills,
+            "realtime": realtime,
             "flow": flow,
             "device": str(segmenter.device),
             "precision": segmenter.precision,
@@ -230,8 +283,20 @@ def evaluate(
             "window": window,
             "scales": inference.scales,
             "flip": flip,
+            "cameras": frames.cameras,
         }
-        json_file.write_text(json.dumps({**report.to_json(), "settings": settings}, indent=2, allow_nan=False) + "\n")
+        write_json(
+            json_file,
+            {
+                **report.to_json(),
+                "damage": damage,
+                "settings": settings,
+                "inputs": {name: describe_input(path) for name, path in inputs.items() if path},
+                "environment": {**environment(torch.device(device)), "versions": versions()},
+            },
+        )
+    if csv_file:
+        write_csv(csv_file, report.records)
 
 
 @app.command()
@@ -506,27 +571,41 @@ def _progress(frames: FrameSource, what: str) -> Iterable[Frame]:
     return track(frames, what, total=len(frames) or None, console=Console(stderr=True), transient=True)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Report, damage: Sequence[str]) -> None:
     console = Console()
-    scores = Table("class", "IoU %", title=f"{report.frames} frames, {report.labelled} with labels")
-    for name, value in report.iou.items():
-        scores.add_row(name, f"{value:.1f}")
-    scores.add_section()
-    scores.add_row("mean (mIoU)", f"{report.miou:.2f}")
-    if report.iiou:
-        scores.add_row("mean instance IoU (iIoU)", f"{report.miiou:.2f}")
-    for width, value in report.tiou.items():
-        scores.add_row(f"trimap, width {width}", f"{value:.2f}")
-    scores.add_row("temporal consistency", f"{report.tc:.2f}")
-    scores.add_row("temporal consistency, unmasked", f"{report.tc_unmasked:.2f}")
-    for length, value in report.vc.items():
-        scores.add_row(f"video consistency, {length} frames", f"{value:.2f}")
-    console.print(scores)
+    both = [report, report.host] if report.host else [report]
+    titles = ["", "host's "][: len(both)]
+    classes = Table("class", title=f"{report.frames} frames, {report.labelled} with labels")
+    columns = [scores.iou for scores in both if report.labelled] + [scores.flicker for scores in both]
+    for title in [f"{title}IoU %" for title in titles if report.labelled] + [f"{title}flicker %" for title in titles]:
+        classes.add_column(title)
+    for name in report.iou:
+        classes.add_row(name, *(_shown(column[name], 1) for column in columns))
+    console.print(classes)
+
+    measures = Table("measure", *(f"{title}%" for title in titles))
+    for name in report.measures():
+        measures.add_row(name, *(_shown(scores.measures()[name], 2) for scores in both))
+    if report.host:
+        measures.add_row("disagreement with the host", _shown(report.disagreement, 2))
+    console.print(measures)
 
     timing = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=f"{report.fps:.1f} frames per second")
     for stage, values in report.stages_ms.items():
         timing.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
+    if report.latency_ms:
+        timing.caption = f"{sum(report.dropped.values())} frames dropped in real time"
+        for name, values in (("arrival to mask", report.latency_ms), ("age of the mask", report.age_ms)):
+            timing.add_row(name, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
     console.print(timing)
+    if damage:
+        console.print(f"{len(damage)} notes on what was read:", *damage[:SHOWN], sep="\n  ", markup=False)
+        if len(damage) > SHOWN:
+            console.print(f"  and {len(damage) - SHOWN} more", markup=False)
+
+
+def _shown(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":  # torchrun -m netwarp_ros.cli

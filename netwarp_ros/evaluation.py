@@ -4,25 +4,29 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from netwarp_ros.data.classes import ClassSet
-from netwarp_ros.data.frames import Frame
+from netwarp_ros.data.frames import Frame, ahead
 from netwarp_ros.metrics import (
     ConfusionMatrix,
     InstanceIoU,
     TemporalConsistency,
     TrimapIoU,
     VideoConsistency,
+    boundary_distance,
     flows_agree,
 )
-from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.realtime import Realtime
+from netwarp_ros.results import FrameRecord, Report, Scores
+from netwarp_ros.segmenter import Segmenter, Stream
 
 TRIMAP_WIDTHS = (1, 2, 4, 8, 16, 32)
 """Half widths in pixels of the bands for which trimap IoU is reported; the paper's tables are at 2."""
@@ -35,144 +39,132 @@ Labels = Callable[[Frame], np.ndarray | None]
 
 
 @dataclass(frozen=True)
-class Report:
-    """What an evaluation found; scores in per cent, void pixels not counted, nan where nothing was to be scored.
+class Moment:
+    """One frame with all that was made of it.
 
     Attributes:
-        frames: Frames segmented.
-        labelled: Those of them that had a label.
-        miou: Mean IoU over the classes that occur in the labels.
-        iou: IoU by class name.
-        miiou: Mean instance IoU over the classes that have objects in the labels; nan where objects are not told apart.
-        iiou: Instance IoU by class name, of the classes that have one.
-        tiou: Mean IoU within the trimap, by its width in pixels.
-        tc: Temporal consistency of the predictions (see `TemporalConsistency`), over pixels whose flow is trusted; nan
-            where the frames are no stream.
-        tc_unmasked: The same over all pixels whose flow stays within the image.
-        vc: Video consistency (see `VideoConsistency`) by number of frames; nan where not as many are labelled in a row.
-        stages_ms: Durations by stage of the segmenter, and their ``total``, as p50, p95 and p99 over the frames.
-        fps: Frames per second of the segmenter alone, without reading and scoring.
-        resets: How often the memory started anew, by reason.
+        record: What became of it.
+        frame: The frame.
+        mask: ``(H, W)`` uint8 class ids.
+        host_mask: What the host makes of it, or None where it is not run.
+        label: Its label map, or None.
     """
 
-    frames: int
-    labelled: int
-    miou: float
-    iou: Mapping[str, float]
-    miiou: float
-    iiou: Mapping[str, float]
-    tiou: Mapping[int, float]
-    tc: float
-    tc_unmasked: float
-    vc: Mapping[int, float]
-    stages_ms: Mapping[str, Mapping[str, float]]
-    fps: float
-    resets: Mapping[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold: its keys are texts, and None stands for nan."""
-        return {
-            "frames": self.frames,
-            "labelled": self.labelled,
-            "miou": _number(self.miou),
-            "iou": {name: _number(value) for name, value in self.iou.items()},
-            "miiou": _number(self.miiou),
-            "iiou": dict(self.iiou),
-            "tiou": {str(width): _number(value) for width, value in self.tiou.items()},
-            "tc": _number(self.tc),
-            "tc_unmasked": _number(self.tc_unmasked),
-            "vc": {str(length): _number(value) for length, value in self.vc.items()},
-            "stages_ms": {stage: dict(percentiles) for stage, percentiles in self.stages_ms.items()},
-            "fps": _number(self.fps),
-            "resets": dict(self.resets),
-        }
+    record: FrameRecord
+    frame: Frame
+    mask: np.ndarray
+    host_mask: np.ndarray | None
+    label: np.ndarray | None
 
 
 def evaluate(
     frames: Iterable[Frame],
-    labels: Labels,
+    labels: Labels | None,
     segmenter: Segmenter,
     classes: ClassSet,
     *,
     stills: bool = False,
+    realtime: bool = False,
+    host: bool = False,
     widths: Iterable[int] = TRIMAP_WIDTHS,
     instances: Labels | None = None,
     sizes: Mapping[int, float] | None = None,
+    watch: Callable[[Moment], None] = lambda moment: None,
 ) -> Report:
-    """Segment frames in their order, as one stream, and score the masks.
+    """Segment frames in their order, those of each camera as one stream, and score the masks.
 
     Args:
-        frames: The recording; one frame at a time is held.
-        labels: Gives the label maps. Frames without one take part in all but the scores against labels.
+        frames: The recording; a few frames at a time are held, for they are read ahead.
+        labels: Gives the label maps; frames without one take part in all but the scores against labels. None where
+            there are none at all.
         segmenter: Warmed up here, at the size of the first frame.
         classes: What the ids of labels and predictions mean.
         stills: Start anew at each image, as for pictures that are no stream; there is no temporal consistency then.
+        realtime: Take the recording at its own rate, as the node would: a frame that comes while another is in work is
+            displaced by the next one. Otherwise every frame is taken, however long that takes.
+        host: Run the host by itself on the same frames, too, and score its masks.
         widths: Of the trimap, in pixels.
         instances: Gives which object each pixel of a labelled frame is of, as `InstanceIoU.update` takes it.
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
+        watch: Is shown every frame when it is scored.
 
     Raises:
-        ValueError: If the model was not trained on these classes, no frame has a label, or a label map does not fit.
+        ValueError: If the model was not trained on these classes, there is no frame, labels are to be had but no frame
+            has one, a label map does not fit, or the host is to be run in real time.
     """
     trained_on = segmenter.model.spec.classes
     if trained_on != classes.name:
         raise ValueError(f"model {segmenter.model.name} has the classes of {trained_on}, not of {classes.name}")
-    confusion = ConfusionMatrix(len(classes), classes.void)
-    trimap = TrimapIoU(len(classes), classes.void, widths)
-    instance = InstanceIoU(len(classes), classes.void, sizes)
-    consistency, unmasked = TemporalConsistency(len(classes)), TemporalConsistency(len(classes))
-    video = VideoConsistency(classes.void, VIDEO_LENGTHS)
-    stream = segmenter.stream()
-    durations: dict[str, list[float]] = defaultdict(list)
-    previous: _Judged | None = None
-    count = labelled = 0
+    if realtime and host:
+        raise ValueError("in real time there is no time for the host: leave out one of the two")
+    segmenters = [segmenter, _host_of(segmenter)] if host else [segmenter]
+    scoring = _Scoring(classes, list(widths), sizes, len(segmenters), segmenter.max_gap)
+    streams: dict[str, list[Stream]] = {}
+    records: list[FrameRecord] = []
+    wall = _Stopwatch()
 
-    for count, frame in enumerate(frames, start=1):
-        if count == 1:
-            height, width = frame.image.shape[:2]
-            segmenter.warm_up(width, height)
-        if stills:
-            stream.reset()
-        result = stream.segment(frame.image, frame.stamp_ns)
-        for stage, milliseconds in (*result.stages_ms.items(), ("total", sum(result.stages_ms.values()))):
-            durations[stage].append(milliseconds)
-        present = _Judged(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), result.mask)
-        if previous is not None and present.follows(previous, segmenter.max_gap):
-            _compare(consistency, unmasked, present, previous)
-        else:
-            video.restart()
-        previous = None if stills else present
-        label = labels(frame)
-        if label is None:
-            video.restart()
-        else:
-            labelled += 1
-            objects = instances(frame) if instances else None
-            try:
-                confusion.update(result.mask, label)
-                trimap.update(result.mask, label)
-                video.update(result.mask, label)
-                if objects is not None:
-                    instance.update(result.mask, label, objects)
-            except ValueError as error:
-                raise ValueError(f"the label of {frame.name} does not fit: {error}") from error
+    coming = ahead(_read(frames, labels, instances))
+    clock = Realtime(coming, camera=lambda taken: taken.frame.camera, arrival_ns=lambda taken: taken.frame.arrival_ns)
+    for taken, wait_ms in clock if realtime else ((taken, 0.0) for taken in coming):
+        frame = taken.frame
+        wall.lap("reading")
+        if not records:
+            for each in segmenters:
+                each.warm_up(frame.image.shape[1], frame.image.shape[0])
+            wall.restart()
+        if frame.camera not in streams:
+            streams[frame.camera] = [each.stream() for each in segmenters]
+        results = []
+        for stream in streams[frame.camera]:
+            if stills:
+                stream.reset()
+            results.append(stream.segment(frame.image, frame.stamp_ns, frame.frame_id, frame.encoding))
+        total_ms, age_ms = sum(results[0].stages_ms.values()), math.nan
+        if realtime:
+            clock.work(total_ms)
+            age_ms = (frame.arrival_ns - frame.stamp_ns) * 1e-6 + wait_ms + total_ms
+        wall.lap("segmenting")
+        masks = [result.mask for result in results]
+        record = FrameRecord(
+            name=frame.name,
+            camera=frame.camera,
+            stamp_ns=frame.stamp_ns,
+            stages_ms=results[0].stages_ms,
+            reason=results[0].reason,
+            wait_ms=wait_ms,
+            age_ms=age_ms,
+            disagreement=100 * float(np.mean(masks[0] != masks[1])) if host else math.nan,
+            **scoring.score(taken, masks, stills=stills),
+        )
+        records.append(record)
+        watch(Moment(record, frame, masks[0], masks[1] if host else None, taken.label))
+        wall.lap("scoring")
 
-    if not labelled:
-        raise ValueError(f"none of the {count} frames has a label: labels must be named like the images, NAME.png")
+    if not records:
+        raise ValueError("there is no frame to evaluate")
+    labelled = sum(record.confusion is not None for record in records)
+    if labels and not labelled:
+        raise ValueError(
+            f"none of the {len(records)} frames has a label: labels must be named like the images, NAME.png, or have "
+            "their stamps"
+        )
+    durations = {stage: [record.stages_ms[stage] for record in records] for stage in records[0].stages_ms}
+    durations["total"] = [record.total_ms for record in records]
+    scores = scoring.scores()
     return Report(
-        frames=count,
+        **vars(scores[0]),
+        frames=len(records),
         labelled=labelled,
-        miou=confusion.miou(),
-        iou=dict(zip(classes.names, confusion.iou().tolist(), strict=True)),
-        miiou=instance.miou(),
-        iiou={k: v for k, v in zip(classes.names, instance.iou().tolist(), strict=True) if not math.isnan(v)},
-        tiou=trimap.miou(),
-        tc=consistency.miou(),
-        tc_unmasked=unmasked.miou(),
-        vc=video.score(),
+        host=scores[1] if host else None,
+        disagreement=float(np.mean([record.disagreement for record in records])),
         stages_ms={stage: percentiles(values) for stage, values in durations.items()},
-        fps=1e3 * count / sum(durations["total"]),
-        resets=dict(stream.resets),
+        fps=1e3 * len(records) / sum(durations["total"]),
+        resets=dict(sum((of_camera[0].resets for of_camera in streams.values()), Counter())),
+        dropped=dict(clock.dropped),
+        latency_ms=percentiles(record.wait_ms + record.total_ms for record in records) if realtime else {},
+        age_ms=percentiles(record.age_ms for record in records) if realtime else {},
+        wall_s=dict(wall.laps),
+        records=records,
     )
 
 
@@ -197,13 +189,57 @@ def judging_flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
     return estimator.calc(present, previous, np.empty((*present.shape, 2), np.float32))
 
 
+class _Taken(NamedTuple):
+    """A frame, its label map, and which object each of its pixels is of; None where it has none."""
+
+    frame: Frame
+    label: np.ndarray | None
+    objects: np.ndarray | None
+
+
+def _read(frames: Iterable[Frame], labels: Labels | None, instances: Labels | None) -> Iterator[_Taken]:
+    """Read the frames, and of each what it is labelled with."""
+    for frame in frames:
+        yield _Taken(frame, labels and labels(frame), instances and instances(frame))
+
+
+def _host_of(segmenter: Segmenter) -> Segmenter:
+    """Return a segmenter that runs the same host, on the same device and in the same way, without NetWarp."""
+    return Segmenter(
+        segmenter.model,
+        flow=segmenter.flow,
+        device=str(segmenter.device),
+        precision=segmenter.precision,
+        input_height=segmenter.input_height,
+        host_only=True,
+        inference=segmenter.inference,
+    )
+
+
+class _Stopwatch:
+    """Adds up what the time goes to, in s."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = defaultdict(float)
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap, or restart, to a name's."""
+        now = perf_counter()
+        self.laps[name] += now - self._last
+        self._last = now
+
+
 @dataclass(frozen=True)
 class _Judged:
-    """A frame as temporal consistency sees it."""
+    """A frame as temporal consistency sees it: its stamp, its grey image, and the mask of each network."""
 
     stamp_ns: int
     grey: np.ndarray
-    mask: np.ndarray
+    masks: Sequence[np.ndarray]
 
     def follows(self, previous: _Judged, max_gap: float) -> bool:
         """Tell whether it is of the same stream, no later than max_gap seconds after the previous frame."""
@@ -211,13 +247,94 @@ class _Judged:
         return self.grey.shape == previous.grey.shape and 0 < seconds <= max_gap
 
 
-def _compare(masked: TemporalConsistency, unmasked: TemporalConsistency, present: _Judged, previous: _Judged) -> None:
-    """Count a pair of frames, where the flow is trusted and wherever it leads."""
-    reverse = judging_flow(present.grey, previous.grey)
-    forward = judging_flow(previous.grey, present.grey)
-    masked.update(present.mask, previous.mask, reverse, where=flows_agree(reverse, forward))
-    unmasked.update(present.mask, previous.mask, reverse)
+class _Scoring:
+    """Scores the masks that one or more networks make of the same frames.
+
+    Args:
+        classes: What the ids mean.
+        widths: Of the trimap.
+        sizes: Average sizes of objects, as `InstanceIoU` takes them.
+        networks: How many there are.
+        max_gap: Seconds between two frames of a camera over which they are not compared.
+    """
+
+    def __init__(
+        self,
+        classes: ClassSet,
+        widths: Sequence[int],
+        sizes: Mapping[int, float] | None,
+        networks: int,
+        max_gap: float,
+    ) -> None:
+        self._judges = [_Judge(classes, widths, sizes) for _ in range(networks)]
+        self._max_gap = max_gap
+        self._previous: dict[str, _Judged] = {}
+
+    def score(self, taken: _Taken, masks: Sequence[np.ndarray], *, stills: bool) -> dict[str, Any]:
+        """Count the pixels of a frame; return those of the first network, by their names in `FrameRecord`."""
+        frame, label, objects = taken
+        present = _Judged(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), masks)
+        previous = self._previous.pop(frame.camera, None)
+        counts: list[dict[str, Any]] = [{} for _ in masks]
+        if previous and present.follows(previous, self._max_gap):
+            reverse = judging_flow(present.grey, previous.grey)
+            trusted = flows_agree(reverse, judging_flow(previous.grey, present.grey))
+            for judge, mask, before, counted in zip(self._judges, masks, previous.masks, counts, strict=True):
+                counted["consistency"] = _small(judge.consistency.update(mask, before, reverse, where=trusted))
+                counted["unmasked"] = _small(judge.unmasked.update(mask, before, reverse))
+        if not stills:
+            self._previous[frame.camera] = present
+
+        for judge in self._judges:
+            if label is None or "consistency" not in counts[0]:
+                judge.video.restart(frame.camera)
+        if label is not None:
+            try:
+                distance = boundary_distance(label)
+                for judge, mask, counted in zip(self._judges, masks, counts, strict=True):
+                    counted["confusion"] = _small(judge.confusion.update(mask, label))
+                    trimap = judge.trimap.update(mask, label, distance)
+                    counted["trimap"] = {width: _small(of_width) for width, of_width in trimap.items()}
+                    judge.video.update(mask, label, frame.camera)
+                    if objects is not None:
+                        judge.instance.update(mask, label, objects)
+            except ValueError as error:
+                raise ValueError(f"the label of {frame.name} does not fit: {error}") from error
+        return counts[0]
+
+    def scores(self) -> list[Scores]:
+        """Return what each network scored."""
+        return [judge.scores() for judge in self._judges]
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+class _Judge:
+    """The measures of one network's masks."""
+
+    def __init__(self, classes: ClassSet, widths: Sequence[int], sizes: Mapping[int, float] | None) -> None:
+        self.names = classes.names
+        self.confusion = ConfusionMatrix(len(classes), classes.void)
+        self.trimap = TrimapIoU(len(classes), classes.void, widths)
+        self.instance = InstanceIoU(len(classes), classes.void, sizes)
+        self.consistency, self.unmasked = TemporalConsistency(len(classes)), TemporalConsistency(len(classes))
+        self.video = VideoConsistency(classes.void, VIDEO_LENGTHS)
+
+    def scores(self) -> Scores:
+        return Scores(
+            miou=self.confusion.miou(),
+            iou=self._by_name(self.confusion.iou()),
+            miiou=self.instance.miou(),
+            iiou={name: value for name, value in self._by_name(self.instance.iou()).items() if not math.isnan(value)},
+            tiou=self.trimap.miou(),
+            tc=self.consistency.miou(),
+            tc_unmasked=self.unmasked.miou(),
+            flicker=self._by_name(self.consistency.flicker()),
+            vc=self.video.score(),
+        )
+
+    def _by_name(self, values: np.ndarray) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+
+def _small(counts: np.ndarray) -> np.ndarray:
+    """Return the counts of one frame in half the memory: there is a record of every frame."""
+    return counts.astype(np.int32)

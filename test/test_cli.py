@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import inspect
 import json
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,10 +21,11 @@ import torch
 from torch import nn
 
 from netwarp_ros import cli, plots, training
-from netwarp_ros.data.bag_writer import write_bag
+from netwarp_ros.data.bag_writer import BagWriter, write_bag
 from netwarp_ros.data.bags import BagFrames, BagVideo
 from netwarp_ros.data.classes import load_classes
-from netwarp_ros.data.frames import Frame, open_frames, stamp
+from netwarp_ros.data.frames import Frame, LabelFolder, open_frames, stamp
+from netwarp_ros.data.messages import header, image_message
 from netwarp_ros.evaluation import TRIMAP_WIDTHS
 from netwarp_ros.models import Inference, ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.models import weights as weights_module
@@ -230,6 +233,150 @@ def test_bag_without_labels_and_for_another_camera(tmp_path: Path, images: Path)
     assert recorded.rate == pytest.approx(15)
 
 
+# evaluate on bags, and without labels
+
+
+@pytest.fixture
+def labels(tmp_path: Path, model: Path, images: Path) -> Path:
+    """The model's own masks, a quarter of each replaced."""
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for index, mask in enumerate(masks_of(model, images)):
+        mask[:12] = index
+        cv2.imwrite(str(folder / f"f{index}.png"), mask)
+    return folder
+
+
+def scores_of(model: Path, *arguments: object) -> dict[str, Any]:
+    """Evaluate, and return what the JSON file beside the model holds."""
+    file = model.with_name("scores.json")
+    assert run("evaluate", "--model", model, *arguments, "--json", file) == 0
+    return json.loads(file.read_text())
+
+
+def without_times(scores: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same wherever the same frames come from."""
+    kept = {key: scores[key] for key in ("frames", "labelled", "miou", "iou", "tiou", "tc", "flicker", "vc", "host")}
+    records = ("stamp_ns", "confusion", "tiou", "tc", "tc_unmasked", "disagreement", "reason")
+    first_ns = scores["per_frame"][0]["stamp_ns"]
+    frames = [{key: record[key] for key in records} for record in scores["per_frame"]]
+    return {**kept, "per_frame": [{**frame, "stamp_ns": frame["stamp_ns"] - first_ns} for frame in frames]}
+
+
+def test_a_bag_and_its_folder_score_the_same(tmp_path: Path, model: Path, images: Path, labels: Path) -> None:
+    bag = tmp_path / "drive.mcap"
+    run("bag", images, labels, "-o", bag)
+    folder = scores_of(model, "--images", images, "--labels", labels, "--host")
+    expected = without_times(folder)
+    assert 0 < expected["miou"] < 100 and expected["host"]["miou"] != expected["miou"]
+    topic = ["--label-topic", "/camera/labels"]
+    for options in (["--images", bag, *topic], ["--images", bag, "--labels", bag, *topic]):
+        assert without_times(scores_of(model, *options, "--host")) == expected
+    (tmp_path / "numbered").mkdir()
+    for index in range(3):
+        shutil.copy(labels / f"f{index}.png", tmp_path / "numbered" / f"{index:06d}.png")
+    options = ["--images", bag, "--topic", "/camera/image_raw", "--labels", tmp_path / "numbered"]
+    assert without_times(scores_of(model, *options, "--host")) == expected
+
+
+def test_the_json_says_where_it_comes_from(tmp_path: Path, model: Path, images: Path, labels: Path) -> None:
+    scores = scores_of(model, "--images", images, "--labels", labels)
+    assert set(scores["inputs"]) == {"images", "labels", "model"}
+    assert scores["inputs"]["model"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    lines = "".join(f"{hashlib.sha256((images / f'f{i}.png').read_bytes()).hexdigest()}  f{i}.png\n" for i in range(3))
+    assert scores["inputs"]["images"]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    assert scores["environment"]["versions"]["opencv"] == cv2.__version__
+    assert sum(scores["wall_s"].values()) > 0
+    file = model.with_name("scores.json")
+    assert len([line for line in file.read_text().splitlines() if '"name": "f' in line]) == 3  # a line for each frame
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_evaluate_without_labels(tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = scores_of(model, "--images", images, "--csv", tmp_path / "deep" / "frames.csv")
+    assert (scores["frames"], scores["labelled"], scores["miou"]) == (3, 0, None)
+    assert scores["host"]["tc"] > 0 and scores["disagreement"] > 0
+    assert "disagreement with the host" in capsys.readouterr().out
+    with (tmp_path / "deep" / "frames.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["name"], row["reason"], row["miou"]) for row in rows] == [
+        ("f0", "first frame", ""),
+        ("f1", "", ""),
+        ("f2", "", ""),
+    ]
+    assert float(rows[1]["total_ms"]) > 0 and rows[0]["tc"] == "" and 0 < float(rows[1]["tc"]) <= 100
+    alone = scores_of(model, "--images", images, "--no-host")
+    assert alone["host"] is None and alone["disagreement"] is None and alone["tc"] == scores["tc"]
+    host = scores_of(model, "--images", images, "--host-only")
+    assert host["host"] is None and host["tc"] == scores["host"]["tc"]
+
+
+def test_evaluate_in_real_time(model: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = scores_of(model, "--images", images, "--realtime", "--rate", 0.001)
+    assert scores["frames"] == 3 and scores["dropped"] == {} and scores["settings"]["realtime"] is True
+    assert 0 < scores["latency_ms"]["p50"] == pytest.approx(scores["age_ms"]["p50"], abs=0.01)
+    assert "0 frames dropped in real time" in capsys.readouterr().out
+
+
+def test_evaluate_several_cameras_and_says_what_it_could_not_use(
+    tmp_path: Path, model: Path, images: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drive = tmp_path / "drive.mcap"
+    label_of = LabelFolder(labels)
+    with BagWriter(drive) as bag:
+        for frame in open_frames(images, rate=15):
+            common = header(10**9 + frame.stamp_ns, "camera")
+            for camera in ("/left", "/right"):
+                bag.write(f"{camera}/image_raw", image_message(frame.image, "bgr8", common), frame.stamp_ns)
+                bag.write(f"{camera}/labels", image_message(label_of(frame), "mono8", common), frame.stamp_ns)
+        bag.write("/left/image_raw", image_message(frame.image, "cmyk8", common), frame.stamp_ns)
+        bag.write("/left/labels", image_message(label_of(frame), "mono8", header(9, "camera")), frame.stamp_ns)
+    cameras = ["--topic", "/left/image_raw", "--topic", "/right/image_raw"]
+    topics = ["--label-topic", "/left/labels", "--label-topic", "/right/labels"]
+    scores = scores_of(model, "--images", drive, *cameras, *topics)
+    alone = scores_of(model, "--images", images, "--labels", labels)
+    assert (scores["frames"], scores["labelled"]) == (6, 6) and scores["resets"] == {"first frame": 2}
+    assert scores["iou"] == alone["iou"] and scores["tc"] == alone["tc"] and scores["vc"] == alone["vc"]
+    assert [record["camera"] for record in scores["per_frame"]] == ["/left/image_raw", "/right/image_raw"] * 3
+    assert len(scores["damage"]) == 2
+    assert "image 3 of /left/image_raw cannot be read: encoding is 'cmyk8'" in scores["damage"][0]
+    assert "1 of the 4 label maps of /left/labels have the stamp of no image" in scores["damage"][1]
+    assert "2 notes on what was read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "{bag}"], "2 image topics, /camera/image_raw, /camera/labels: name the topic"),
+        (["--images", "{bag}", "--topic", "/camera/image_raw", "--labels", "{bag}"], "{bag} is a bag: name the topic"),
+        (
+            ["--images", "{bag}", "--topic", "/camera/image_raw", "--label-topic", "/masks"],
+            "no image topic '/masks': choose one of /camera/image_raw, /camera/labels",
+        ),
+        (
+            ["--images", "{bag}", "--label-topic", "/camera/labels", "--label-topic", "/b"],
+            "2 topics of label maps are named (/camera/labels, /b) for 1 cameras (/camera/image_raw): name one",
+        ),
+        (["--images", "{images}", "--label-topic", "/l"], "of label maps is named, but {images} is no bag"),
+        (["--images", "{images}", "--topic", "/l"], "the topic /l is named, but {images} is no bag"),
+        (["--images", "{images}", "--realtime", "--host"], "in real time there is no time for the host"),
+    ],
+)
+def test_what_does_not_fit_a_bag_is_told(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    model: Path,
+    images: Path,
+    labels: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run("bag", images, labels, "-o", tmp_path / "drive.mcap")
+    places = {"bag": tmp_path / "drive.mcap", "images": images}
+    assert run("evaluate", "--model", model, *(argument.format(**places) for argument in arguments)) == 2
+    assert message.format(**places) in capsys.readouterr().err.splitlines()[-1]
+
+
 # plot
 
 
@@ -318,7 +465,7 @@ def test_train_hands_over_the_configuration(
             "trimap is '2,0': give widths",
         ),
         (["evaluate", "--images", "{images}", "--labels", "{images}", "--trimap", "a"], "trimap is 'a': give widths"),
-        (["evaluate", "--images", "{images}"], "give both --images and --labels, or --cityscapes"),
+        (["evaluate", "--labels", "{images}"], "give --images, with --labels or without"),
         (["evaluate", "--cityscapes", "absent"], "unpack gtFine_trainvaltest.zip"),
         (["plot", "trimap", "absent.json", "-o", "out.png"], "absent.json"),
         (["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}"], "holds class ids"),

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,9 +16,10 @@ from torch import nn
 
 from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.data.frames import Frame, stamp
-from netwarp_ros.evaluation import Report, evaluate, judging_flow, percentiles
+from netwarp_ros.evaluation import Moment, evaluate, judging_flow, percentiles
+from netwarp_ros.metrics import miou
 from netwarp_ros.models import Model, ModelSpec, augment
-from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.segmenter import Result, Segmenter, Stream
 
 CAMVID = load_classes("camvid")
 SPEC = ModelSpec(host="ddrnet23slim", classes="camvid", host_arguments={"num_classes": 11}, input_height=48)
@@ -196,7 +197,7 @@ def test_percentiles_by_hand() -> None:
 def test_no_label_at_all_is_an_error(segmenter: Segmenter) -> None:
     with pytest.raises(ValueError, match="none of the 2 frames has a label"):
         evaluate(frames(2), labels_from({}), segmenter, CAMVID)
-    with pytest.raises(ValueError, match="none of the 0 frames has a label"):
+    with pytest.raises(ValueError, match="there is no frame to evaluate"):
         evaluate([], labels_from({}), segmenter, CAMVID)
 
 
@@ -212,28 +213,137 @@ def test_other_classes_than_the_models_are_refused(segmenter: Segmenter) -> None
         evaluate(frames(1), labels_from({}), segmenter, cityscapes)
 
 
-def test_report_as_json_has_no_nan() -> None:
-    nan = float("nan")
-    iou, stages = {"sky": nan, "road": 50.0}, {"flow": {"p50": 1.0}}
-    report = Report(
-        1, 1, 50.0, iou, nan, {"road": 40.0}, {2: nan}, nan, 80.0, {8: 70.0, 16: nan}, stages, 9.0, {"gap": 1}
-    )
-    text = json.dumps(report.to_json(), allow_nan=False)
-    assert json.loads(text) == {
-        "frames": 1,
-        "labelled": 1,
-        "miou": 50,
-        "iou": {"sky": None, "road": 50},
-        "miiou": None,
-        "iiou": {"road": 40},
-        "tiou": {"2": None},
-        "tc": None,
-        "tc_unmasked": 80,
-        "vc": {"8": 70, "16": None},
-        "stages_ms": {"flow": {"p50": 1}},
-        "fps": 9,
-        "resets": {"gap": 1},
+# Without labels
+
+
+def test_without_labels_there_is_what_needs_none(segmenter: Segmenter) -> None:
+    recording = frames(4)
+    told = evaluate(recording, labels_from(masks_of(segmenter, recording)), segmenter, CAMVID)
+    untold = evaluate(recording, None, segmenter, CAMVID)
+    assert (untold.frames, untold.labelled) == (4, 0)
+    assert all(math.isnan(value) for value in (untold.miou, *untold.iou.values(), *untold.tiou.values()))
+    for key in ("tc", "tc_unmasked", "flicker", "resets"):
+        assert untold.to_json()[key] == told.to_json()[key]
+    assert set(untold.measures()) == {"temporal consistency", "temporal consistency, unmasked"}
+
+
+def test_the_host_is_judged_on_the_same_frames(segmenter: Segmenter) -> None:
+    recording = frames(5)
+    labels = labels_from(masks_of(segmenter, recording))
+    host = Segmenter(segmenter.model, precision="float32", host_only=True)
+    seen: list[Moment] = []
+    report = evaluate(recording, labels, segmenter, CAMVID, host=True, watch=seen.append)
+    alone = evaluate(recording, labels, host, CAMVID)
+    assert report.miou == 100 and report.host is not None
+    assert report.host.to_json() == {key: alone.to_json()[key] for key in report.host.to_json()}
+    theirs, ours = masks_of(host, recording), masks_of(segmenter, recording)
+    differing = [100 * np.mean(theirs[name] != ours[name]) for name in ours]
+    assert [record.disagreement for record in report.records] == pytest.approx(differing)
+    assert differing[0] == 0 and report.disagreement == pytest.approx(np.mean(differing)) and report.disagreement > 0
+    for moment, record, frame in zip(seen, report.records, recording, strict=True):
+        assert moment.record is record and moment.frame is frame
+        np.testing.assert_array_equal(moment.mask, ours[frame.name])
+        np.testing.assert_array_equal(moment.host_mask, theirs[frame.name])
+        np.testing.assert_array_equal(moment.label, ours[frame.name])
+    assert math.isnan(alone.disagreement) and alone.host is None
+
+
+# Frame by frame
+
+
+def test_records_add_up_to_the_scores(segmenter: Segmenter) -> None:
+    recording = frames(4)
+    labels = masks_of(segmenter, recording)
+    labels["000001"][:16] = 3
+    del labels["000002"]
+    report = evaluate(recording, labels_from(labels), segmenter, CAMVID, widths=[2, 4])
+    assert [record.name for record in report.records] == [frame.name for frame in recording]
+    assert [record.confusion is None for record in report.records] == [False, False, True, False]
+    assert [record.consistency is None for record in report.records] == [True, False, False, False]
+    assert [record.reason for record in report.records] == ["first frame", "", "", ""]
+    assert report.records[0].miou == 100 and report.records[1].miou < 100 and math.isnan(report.records[2].miou)
+    labelled = [record for record in report.records if record.confusion is not None]
+    assert miou(sum(record.confusion for record in labelled)) == report.miou
+    for width, score in report.tiou.items():
+        assert miou(sum(record.trimap[width] for record in labelled)) == score
+    assert miou(sum(record.consistency for record in report.records[1:])) == report.tc
+    assert miou(sum(record.unmasked for record in report.records[1:])) == report.tc_unmasked
+
+
+def test_each_camera_is_a_stream_of_its_own(segmenter: Segmenter) -> None:
+    left, right = frames(4), [dataclasses.replace(frame, image=frame.image[::-1].copy()) for frame in frames(4)]
+    by_turns = [
+        dataclasses.replace(frame, camera=camera, name=f"{camera} {frame.name}")
+        for pair in zip(left, right, strict=True)
+        for frame, camera in zip(pair, ("left", "right"), strict=True)
+    ]
+    labels = {
+        f"{camera} {name}": mask
+        for camera, recording in (("left", left), ("right", right))
+        for name, mask in masks_of(segmenter, recording).items()
     }
+    report = evaluate(by_turns, labels_from(labels), segmenter, CAMVID)
+    assert report.miou == 100 and report.resets == {"first frame": 2}
+    alone = [evaluate(recording, None, segmenter, CAMVID).records for recording in (left, right)]
+    for index, record in enumerate(report.records):
+        expected = alone[index % 2][index // 2].consistency
+        assert (record.consistency is None) == (expected is None)
+        if expected is not None:
+            np.testing.assert_array_equal(record.consistency, expected)
+
+
+def test_a_change_of_frame_id_or_encoding_starts_anew_as_in_the_node(segmenter: Segmenter) -> None:
+    first, second, third = frames(3)
+    recording = [
+        dataclasses.replace(first, frame_id="front"),
+        dataclasses.replace(second, frame_id="rear"),
+        dataclasses.replace(third, frame_id="rear", encoding="rgb8"),
+    ]
+    report = evaluate(recording, None, segmenter, CAMVID)
+    assert [record.reason for record in report.records] == ["first frame", "change of frame_id", "change of encoding"]
+
+
+# In real time
+
+
+class SlowSegmenter(Segmenter):
+    """Claims to take 150 ms for a frame."""
+
+    def stream(self) -> Stream:
+        return SlowStream(self)
+
+
+class SlowStream(Stream):
+    def segment(self, *arguments: Any) -> Result:
+        result = super().segment(*arguments)
+        return dataclasses.replace(result, stages_ms={"prepare": 0.0, "flow": 50.0, "network": 100.0})
+
+
+def test_in_real_time_frames_are_lost_to_newer_ones(segmenter: Segmenter) -> None:
+    recording = [
+        dataclasses.replace(frame, stamp_ns=frame.index * 10**8, recorded_ns=frame.index * 10**8 + 5 * 10**6)
+        for frame in frames(6)
+    ]  # 10 Hz, each recorded 5 ms after it was taken
+    slow = SlowSegmenter(segmenter.model, precision="float32")
+    report = evaluate(recording, None, slow, CAMVID, realtime=True)
+    assert [record.name for record in report.records] == ["000000", "000001", "000003", "000004", "000005"]
+    assert [record.wait_ms for record in report.records] == pytest.approx([0, 50, 0, 50, 100])
+    assert report.dropped == {"": 1}
+    assert [record.age_ms for record in report.records] == pytest.approx([155, 205, 155, 205, 255])
+    assert report.latency_ms["p50"] == pytest.approx(200) and report.age_ms["p50"] == pytest.approx(205)
+
+
+def test_a_fast_segmenter_loses_nothing_in_real_time(segmenter: Segmenter) -> None:
+    recording = [dataclasses.replace(frame, stamp_ns=frame.index * 10**12) for frame in frames(3)]
+    report = evaluate(recording, None, segmenter, CAMVID, realtime=True)
+    assert report.frames == 3 and report.dropped == {} and [record.wait_ms for record in report.records] == [0, 0, 0]
+    at_leisure = evaluate(recording, None, segmenter, CAMVID)
+    assert at_leisure.latency_ms == at_leisure.age_ms == {} and math.isnan(at_leisure.records[0].age_ms)
+
+
+def test_there_is_no_time_for_the_host_in_real_time(segmenter: Segmenter) -> None:
+    with pytest.raises(ValueError, match="in real time there is no time for the host"):
+        evaluate(frames(1), None, segmenter, CAMVID, realtime=True, host=True)
 
 
 def test_the_judging_flow_is_reverse_flow_in_pixels() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import cv2
@@ -17,7 +18,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from netwarp_ros.data.bag_writer import write_bag
 from netwarp_ros.data.bags import BagFrames, BagLabels
-from netwarp_ros.data.frames import Frame, ImageFiles, LabelFolder, VideoFile, open_frames, stamp
+from netwarp_ros.data.frames import Frame, ImageFiles, LabelFolder, VideoFile, ahead, open_frames, stamp
 from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE
 
 HEIGHT, WIDTH = 48, 64
@@ -450,3 +451,46 @@ def test_a_label_folder_must_hold_labels(tmp_path: Path) -> None:
 def test_image_files_keep_the_order_they_are_given_in(tmp_path: Path) -> None:
     folder = write_images(tmp_path, "a.png", "b.png")
     assert [frame.name for frame in ImageFiles([folder / "b.png", folder / "a.png"])] == ["b", "a"]
+
+
+# Reading ahead
+
+
+def test_items_are_taken_ahead_and_come_in_their_order() -> None:
+    taken: list[int] = []
+    asked = Event()
+
+    def source() -> Iterator[int]:
+        for index in range(9):
+            taken.append(index)
+            if index == 3:
+                asked.set()
+            yield index
+
+    items = ahead(source(), 3)
+    assert next(items) == 0
+    assert asked.wait(10)  # while the first is in work, three more are taken
+    assert list(items) == [1, 2, 3, 4, 5, 6, 7, 8] and taken == list(range(9))
+    assert list(ahead([])) == []
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("the disk is gone")
+
+    items = ahead(source())
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(ValueError, match="the disk is gone"):
+        next(items)
+
+
+def test_nothing_more_is_taken_once_nobody_asks() -> None:
+    taken: list[int] = []
+    items = ahead((taken.append(index) or index for index in range(1000)), 2)  # type: ignore[func-returns-value]
+    next(items)
+    items.close()
+    count = len(taken)
+    assert count <= 4
+    assert len(taken) == count

@@ -20,6 +20,7 @@ from netwarp_ros.metrics import (
     boundary_distance,
     confusion,
     flows_agree,
+    iou,
     warp_nearest,
 )
 
@@ -110,8 +111,18 @@ def test_frames_add_up(pair: tuple[np.ndarray, np.ndarray]) -> None:
     prediction, label = pair
     parts = ConfusionMatrix(K, VOID)
     for row in range(len(label)):
-        parts.update(prediction[row : row + 1], label[row : row + 1])
+        of_row = parts.update(prediction[row : row + 1], label[row : row + 1])
+        np.testing.assert_array_equal(of_row, matrix_of(prediction[row : row + 1], label[row : row + 1]).counts)
     np.testing.assert_array_equal(parts.counts, matrix_of(prediction, label).counts)
+
+
+def test_iou_of_several_matrices_is_that_of_each() -> None:
+    matrices = np.random.default_rng(0).integers(0, 9, (2, 5, K, K))
+    matrices[0, 0, 1] = matrices[0, 0, :, 1] = 0
+    scores = iou(matrices)
+    assert scores.shape == (2, 5, K) and math.isnan(scores[0, 0, 1])
+    for index in np.ndindex(2, 5):
+        np.testing.assert_array_equal(scores[index], iou(matrices[index]))
 
 
 def test_before_any_pixel_there_is_no_score() -> None:
@@ -283,8 +294,18 @@ def test_consistency_by_hand() -> None:
     still = TemporalConsistency(2)
     still.update(present, previous, flow_of(0, 0, (1, 4)))
     assert still.miou() == pytest.approx(100 / 3)  # of each class one pixel agrees, and two more have it once
-    still.update(present, previous, flow_of(0, 0, (1, 4)), where=np.array([[True, False, True, False]]))
+    of_pair = still.update(present, previous, flow_of(0, 0, (1, 4)), where=np.array([[True, False, True, False]]))
+    np.testing.assert_array_equal(of_pair, [[1, 0], [0, 1]])
     np.testing.assert_array_equal(still.matrix.counts, [[2, 1], [1, 2]])
+
+
+def test_flicker_by_hand() -> None:
+    previous = np.array([[0, 0, 0, 0, 1, 1]], np.uint8)
+    present = np.array([[0, 0, 0, 1, 1, 1]], np.uint8)
+    consistency = TemporalConsistency(3)
+    consistency.update(present, previous, flow_of(0, 0, (1, 6)))
+    # One of the four pixels that are 0 in one of the two is not in both; one of the three that are 1.
+    assert consistency.flicker() == pytest.approx([25, 100 / 3, math.nan], nan_ok=True)
 
 
 @given(shapes.flatmap(masks))
@@ -351,6 +372,24 @@ def test_video_consistency_by_hand() -> None:
 
 def test_steady_but_wrong_is_not_consistent_with_the_labels() -> None:
     assert consistency_of([[1, 1]] * 3, [[0, 1]] * 3, 2) == {2: 50}
+
+
+def test_videos_that_come_by_turns_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    recordings = {name: [rng.integers(0, 2, (2, 4, 5)) for _ in range(6)] for name in ("left", "right")}
+    by_turns, alone = VideoConsistency(VOID, [2, 3]), VideoConsistency(VOID, [2, 3])
+    for pair in zip(*recordings.values(), strict=True):
+        for name, (prediction, label) in zip(recordings, pair, strict=True):
+            by_turns.update(prediction, label, name)
+    for recording in recordings.values():
+        alone.restart()
+        for prediction, label in recording:
+            alone.update(prediction, label)
+    assert by_turns.score() == pytest.approx(alone.score())
+    by_turns.restart("left")
+    by_turns.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "left")
+    with pytest.raises(ValueError, match=r"\(9, 9\), but the frame before is \(4, 5\)"):
+        by_turns.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "right")
 
 
 def test_no_window_spans_a_restart() -> None:

@@ -16,7 +16,7 @@ from rosbags.serde import SerdeError
 
 from netwarp_ros.data.bag_reader import BagReader, Topic
 from netwarp_ros.data.classes import ClassSet
-from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, stamp
+from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, LabelFolder, is_bag, stamp
 from netwarp_ros.data.image_messages import samples, to_bgr
 from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, stamp_of, typestore
 from netwarp_ros.data.samples import Sample, Samples
@@ -155,6 +155,40 @@ class BagLabels:
             f"{self.path}: {left[topic]} of the {count[topic]} label maps of {topic} have the stamp of no image"
             for topic in left
         ]
+
+
+def open_labels(
+    frames: FrameSource, images: Path, labels: Path | None, topics: Sequence[str]
+) -> LabelFolder | BagLabels | None:
+    """Open the label maps of a recording.
+
+    Args:
+        frames: The recording.
+        images: Its path.
+        labels: A folder of label maps, or a bag; where it is left out, the recording's own bag is meant.
+        topics: The topic of label maps for each of the recording's cameras, in a bag.
+
+    Returns:
+        What gives the label map of a frame; None where neither labels nor topics are given.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no label map in it.
+        ValueError: If the topics do not fit.
+    """
+    path = labels or images
+    if not topics:
+        if labels and is_bag(labels):
+            raise ValueError(f"{labels} is a bag: name the topic of its label maps")
+        return LabelFolder(labels) if labels else None
+    if not is_bag(path):
+        raise ValueError(f"the topic {topics[0]} of label maps is named, but {path} is no bag: leave it out")
+    if len(topics) != len(frames.cameras):
+        cameras = ", ".join(camera or str(images) for camera in frames.cameras)
+        raise ValueError(
+            f"{len(topics)} topics of label maps are named ({', '.join(topics)}) for {len(frames.cameras)} cameras "
+            f"({cameras}): name one for each, in their order"
+        )
+    return BagLabels(path, dict(zip(frames.cameras, topics, strict=True)))
 
 
 class BagVideo(Samples):

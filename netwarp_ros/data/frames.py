@@ -6,9 +6,12 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -18,6 +21,8 @@ DEFAULT_RATE = 15.0
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 BAG_SUFFIXES = (".mcap", ".db3")
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +50,11 @@ class Frame:
     frame_id: str = ""
     encoding: str = "bgr8"
     recorded_ns: int | None = None
+
+    @property
+    def arrival_ns(self) -> int:
+        """When it came, as far as that is known: when it was recorded, or else taken."""
+        return self.stamp_ns if self.recorded_ns is None else self.recorded_ns
 
 
 class FrameSource(ABC):
@@ -283,6 +293,19 @@ def read_label(
     if label.shape != size:
         raise ValueError(f"{path} is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
     return label
+
+
+def ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
+    """Take items in a thread of its own, so many ahead of whoever takes them from here; an error comes in its turn."""
+    iterator, end = iter(items), object()
+    reader = ThreadPoolExecutor(1)
+    try:
+        coming = deque(reader.submit(next, iterator, end) for _ in range(count))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(reader.submit(next, iterator, end))
+            yield cast(T, item)
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 def stamp(index: int, rate: float) -> int:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from netwarp_ros.metrics.confusion import ConfusionMatrix, iou
+from netwarp_ros.metrics.confusion import ConfusionMatrix, iou, miou
 from netwarp_ros.metrics.consistency import TemporalConsistency, VideoConsistency, flows_agree, warp_nearest
 from netwarp_ros.metrics.instance import InstanceIoU
 from netwarp_ros.metrics.trimap import TrimapIoU, boundary_distance
@@ -17,5 +17,6 @@ __all__ = [
     "boundary_distance",
     "flows_agree",
     "iou",
+    "miou",
     "warp_nearest",
 ]

@@ -86,8 +86,7 @@ class ConfusionMatrix:
         A class that is only ever predicted is no term of the mean: its pixels already count against the classes they
         were labelled as.
         """
-        labelled = self.counts.sum(axis=1) > 0
-        return float(self.iou()[labelled].mean()) if labelled.any() else float("nan")
+        return miou(self.counts)
 
     def _check_range(self, ids: np.ndarray, name: str, also: str) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_classes):
@@ -107,6 +106,16 @@ def iou(counts: np.ndarray) -> np.ndarray:
     intersection = np.diagonal(counts, axis1=-2, axis2=-1)
     union = counts.sum(axis=-2) + counts.sum(axis=-1) - intersection
     return 100 * np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def miou(counts: np.ndarray) -> float:
+    """Return the mean IoU over the classes that occur in the labels, in per cent; nan where there is no pixel.
+
+    Args:
+        counts: ``(K, K)``, as `ConfusionMatrix.counts` is.
+    """
+    labelled = counts.sum(axis=1) > 0
+    return float(iou(counts)[labelled].mean()) if labelled.any() else float("nan")
 
 
 def check_ids(ids: np.ndarray, name: str) -> None:

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as JSON: nothing that JSON cannot hold, and matrices that come back as they were."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netwarp_ros.results import FrameRecord, Report, Scores, dense, sparse, write_csv, write_json
+
+NAN = math.nan
+
+
+def scores(**changes: Any) -> dict[str, Any]:
+    values = {
+        "miou": 50.0,
+        "iou": {"sky": NAN, "road": 50.0},
+        "miiou": NAN,
+        "iiou": {"road": 40.0},
+        "tiou": {2: NAN},
+        "tc": NAN,
+        "tc_unmasked": 80.0,
+        "flicker": {"sky": NAN, "road": 12.0},
+        "vc": {8: 70.0, 16: NAN},
+    }
+    return {**values, **changes}
+
+
+def record(name: str = "f0", **changes: Any) -> FrameRecord:
+    return FrameRecord(name=name, camera="", stamp_ns=7, stages_ms={"flow": 1.00049, "network": 2.0}, **changes)
+
+
+def report(records: list[FrameRecord], host: Scores | None = None) -> Report:
+    return Report(
+        **scores(),
+        frames=len(records),
+        labelled=1,
+        host=host,
+        disagreement=NAN,
+        stages_ms={"flow": {"p50": 1.0}},
+        fps=9.0,
+        resets={"gap": 1},
+        dropped={},
+        latency_ms={},
+        age_ms={"p50": NAN},
+        wall_s={"reading": 0.5},
+        records=records,
+    )
+
+
+def test_a_report_as_json_has_no_nan(tmp_path: Path) -> None:
+    counts = np.array([[0, 5], [7, 0]], np.int32)
+    records = [
+        record("f0", reason="first frame", confusion=counts, trimap={2: counts}),
+        record("f1", consistency=counts, unmasked=counts, disagreement=3.5, wait_ms=1.0, age_ms=4.0),
+    ]
+    file = tmp_path / "deep" / "scores.json"
+    write_json(file, {**report(records, Scores(**scores(miou=40.0))).to_json(), "settings": {"model": "small"}})
+    plain = {
+        "miou": 50,
+        "iou": {"sky": None, "road": 50},
+        "miiou": None,
+        "iiou": {"road": 40},
+        "tiou": {"2": None},
+        "tc": None,
+        "tc_unmasked": 80,
+        "flicker": {"sky": None, "road": 12},
+        "vc": {"8": 70, "16": None},
+    }
+    common = {"camera": "", "stamp_ns": 7, "stages_ms": {"flow": 1.0, "network": 2.0}}
+    assert json.loads(file.read_text()) == {
+        "frames": 2,
+        "labelled": 1,
+        **plain,
+        "host": {**plain, "miou": 40},
+        "disagreement": None,
+        "stages_ms": {"flow": {"p50": 1}},
+        "fps": 9,
+        "resets": {"gap": 1},
+        "dropped": {},
+        "latency_ms": {},
+        "age_ms": {"p50": None},
+        "wall_s": {"reading": 0.5},
+        "settings": {"model": "small"},
+        "per_frame": [
+            {
+                "name": "f0",
+                **common,
+                "reason": "first frame",
+                "wait_ms": 0,
+                "age_ms": None,
+                "disagreement": None,
+                "confusion": [1, 5, 2, 7],
+                "tiou": {"2": [1, 5, 2, 7]},
+                "tc": None,
+                "tc_unmasked": None,
+            },
+            {
+                "name": "f1",
+                **common,
+                "reason": "",
+                "wait_ms": 1,
+                "age_ms": 4,
+                "disagreement": 3.5,
+                "confusion": None,
+                "tiou": {},
+                "tc": [1, 5, 2, 7],
+                "tc_unmasked": [1, 5, 2, 7],
+            },
+        ],
+    }
+
+
+def test_a_report_without_frames_is_json_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "scores.json", report([]).to_json())
+    assert json.loads((tmp_path / "scores.json").read_text())["per_frame"] == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "frames.csv"
+    file.write_text("old")
+    broken = [record("f0"), FrameRecord("f1", "", 0, {})]
+    with pytest.raises(KeyError):
+        write_csv(file, broken)
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    write_csv(file, broken[:1])
+    assert file.read_text().splitlines() == [
+        "name,camera,stamp_ns,reason,flow_ms,network_ms,total_ms,wait_ms,age_ms,miou,tc,disagreement",
+        "f0,,7,,1.000,2.000,3.000,0.000,,,,",
+    ]
+
+
+def test_matrices_come_back_as_they_were() -> None:
+    counts = np.random.default_rng(0).integers(0, 3, (5, 5))
+    np.testing.assert_array_equal(dense(json.loads(json.dumps(sparse(counts))), 5), counts)
+    np.testing.assert_array_equal(dense([], 5), np.zeros((5, 5)))
+    assert sparse(np.zeros((2, 2), np.int32)) == [] and sparse(None) is None
+    for wrong in ([1], [25, 3], [-1, 3], [3, -1]):
+        with pytest.raises(ValueError, match=r"reshape|are no counts of 5 classes"):
+            dense(wrong, 5)

@@ -234,7 +234,7 @@ def parameter_groups(network: VideoCNN, config: OptimiserConfig) -> list[dict[st
     factors = {
         "host.backbone.": ("backbone_rate", config.backbone_rate),
         "netwarps.": ("netwarp_rate", config.netwarp_rate),
-        "flow_cnn.": ("netwarp_rate", config.netwarp_rate),
+        "flow_cnn.": ("flow_cnn_rate", config.flow_cnn_rate),
     }
     groups = defaultdict(list)
     seen = set()

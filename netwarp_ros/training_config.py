@@ -209,7 +209,8 @@ class OptimiserConfig:
         power: Of that fall: 1 is linear, 0.9 with ``decay_from`` 0 is the "poly" schedule of PSPNet.
         weight_decay: Of convolution weights; norms, biases, w1 and w2 have none.
         backbone_rate: Factor on the rate of the host's submodule ``backbone``.
-        netwarp_rate: Factor on the rate of w1, w2 and Λ.
+        netwarp_rate: Factor on the rate of w1 and w2.
+        flow_cnn_rate: Factor on the rate of Λ, which a rate that suits w1 and w2 can ruin.
         clip: Largest norm of the gradient.
         average: Decay per step of the moving average of the weights, which is what is kept in the end.
     """
@@ -223,6 +224,7 @@ class OptimiserConfig:
     weight_decay: float = _within(0.0, 1.0, default=0.02)
     backbone_rate: float = _within(0.0, 1000.0, default=1.0)
     netwarp_rate: float = _within(0.0, 1000.0, default=1.0)
+    flow_cnn_rate: float = _within(0.0, 1000.0, default=1.0)
     clip: float = _within(0.0, default=5.0)
     average: float = _within(0.0, 1.0, default=0.998)
 

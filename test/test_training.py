@@ -289,7 +289,7 @@ def test_frames_without_labels_do_not_count(tmp_path: Path, camvid: Path) -> Non
 
 
 def test_parts_of_the_network_have_rates_and_decay_of_their_own(tmp_path: Path, camvid: Path) -> None:
-    optimiser = {"backbone_rate": 0.25, "netwarp_rate": 10, "weight_decay": 0.1}
+    optimiser = {"backbone_rate": 0.25, "netwarp_rate": 10, "flow_cnn_rate": 3, "weight_decay": 0.1}
     config = configure(tmp_path, camvid, **video(camvid), optimiser=optimiser)
     network, _ = build_network(config, open_sources(config.data, config.augment)[0].classes, 64)
     names = {parameter: name for name, parameter in network.named_parameters()}
@@ -301,7 +301,8 @@ def test_parts_of_the_network_have_rates_and_decay_of_their_own(tmp_path: Path, 
     assert found.keys() == set(names.values())
     assert found["host.backbone.0.weight"] == (0.25, 0.1) and found["host.backbone.1.weight"] == (0.25, 0.0)
     assert found["host.features.0.weight"] == (1.0, 0.1) and found["host.classifier.bias"] == (1.0, 0.0)
-    assert found["netwarps.0.w1"] == found["netwarps.0.w2"] == (10, 0.0) and found["flow_cnn.conv1.weight"] == (10, 0.1)
+    assert found["netwarps.0.w1"] == found["netwarps.0.w2"] == (10, 0.0)
+    assert found["flow_cnn.conv1.weight"] == (3, 0.1) and found["flow_cnn.conv1.bias"] == (3, 0.0)
     network.host.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match=r"optimiser\.backbone_rate is 0\.25, but no such part"):
         parameter_groups(network, config.optimiser)

@@ -300,6 +300,65 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    first: Annotated[
+        Path, typer.Argument(metavar="A.json", help="What `evaluate --json` wrote, or a folder of such, one a bag.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="The same of the same frames, by another model.")],
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            metavar="MEASURE",
+            help="What B must not be worse in, such as miou, iou.road, tiou.2, tc, total_ms; may be given more than "
+            "once. By default miou, and tc where there are no labels.",
+            show_default=False,
+        ),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", min=0.0, help="How much worse it may be, in per cent or milliseconds.")
+    ] = 0.0,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals, in per cent.")] = 95.0,
+    draws: Annotated[int, typer.Option("--draws", help="How often frames, or bags, are drawn.")] = 2000,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the differences to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Tell how far two evaluations differ; exit status 1 says that B is worse than A for sure."""
+    from netwarp_ros.comparison import compare as compare_units
+    from netwarp_ros.comparison import gated, read_pair
+    from netwarp_ros.data.output import replacing
+
+    units = read_pair(first, second)
+    differences = compare_units(*units, draws=draws, confidence=confidence)
+    failed = [difference for difference in gated(differences, gate or []) if difference.is_worse(margin)]
+    table = Table(
+        "measure", "A", "B", "B − A", f"{confidence:g} % from", "to", "B is",
+        title=f"{len(units[0].names)} {'bags' if first.is_dir() else 'frames'}",
+    )  # fmt: skip
+    for difference in differences:
+        verdict = "worse" if difference.is_worse() else "better" if difference.is_better() else ""
+        values = (difference.first, difference.second)
+        changes = (difference.second - difference.first, difference.low, difference.high)
+        table.add_row(
+            difference.measure, *(f"{value:.2f}" for value in values), *(f"{value:+.2f}" for value in changes), verdict
+        )
+    Console().print(table)
+    if json_file:
+        found = {
+            "differences": [difference.to_json() for difference in differences],
+            "failed": [difference.measure for difference in failed],
+        }
+        with replacing(json_file) as temporary:
+            temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if failed:
+        measures = ", ".join(difference.measure for difference in failed)
+        by = f" by more than {margin:g}" if margin else ""
+        sys.stderr.write(f"netwarp: {second} is worse than {first}{by} in {measures}\n")
+        raise typer.Exit(1)
+
+
+@app.command()
 def bag(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of images, or a video.")],
     output: Annotated[

@@ -210,6 +210,23 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        ValueError: If the file is no such JSON.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not all(
+            isinstance(results[key], kind) for key, kind in (("per_frame", list), ("iou", dict), ("tiou", dict))
+        ):
+            raise TypeError
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} has no scores frame by frame: give what `netwarp evaluate --json` wrote") from error
+    return results
+
+
 def write_csv(path: Path, records: Sequence[FrameRecord]) -> None:
     """Write a line for each frame: times in ms, scores in per cent, and nothing where there is no score."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

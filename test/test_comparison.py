@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparisons: intervals that hold what they should, differences that add up, and pairs that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netwarp_ros import cli
+from netwarp_ros.comparison import Difference, Units, compare, gated, read_pair
+from netwarp_ros.metrics import iou, miou
+from netwarp_ros.results import sparse
+
+CLASSES = ("sky", "road")
+
+
+def frames(
+    count: int, right: float, *, seed: int = 0, labelled: bool = True, took_ms: float = 10.0
+) -> list[dict[str, Any]]:
+    """Frames of 100 pixels of each class, of which so many are right, but for some noise."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for index in range(count):
+        hits = np.clip(rng.normal(100 * right, 5, 2).round(), 0, 100).astype(int)
+        counts = np.array([[hits[0], 100 - hits[0]], [100 - hits[1], hits[1]]])
+        records.append(
+            {
+                "name": f"f{index}",
+                "camera": "",
+                "stages_ms": {"network": took_ms + index, "flow": 1.0},
+                "confusion": sparse(counts) if labelled else None,
+                "tiou": {"2": sparse(counts)} if labelled else {},
+                "tc": sparse(counts) if index else None,
+                "tc_unmasked": sparse(counts) if index else None,
+            }
+        )
+    return records
+
+
+def write(path: Path, records: list[dict[str, Any]], classes: tuple[str, ...] = CLASSES) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    widths = {width: 1.0 for record in records for width in record["tiou"]}
+    path.write_text(json.dumps({"iou": dict.fromkeys(classes), "tiou": widths, "per_frame": records}))
+    return path
+
+
+def measured(differences: list[Difference]) -> dict[str, Difference]:
+    return {difference.measure: difference for difference in differences}
+
+
+def test_values_are_those_of_all_frames_together(tmp_path: Path) -> None:
+    first, second = read_pair(write(tmp_path / "a.json", frames(9, 0.8)), write(tmp_path / "b.json", frames(9, 0.9)))
+    found = measured(compare(first, second))
+    assert set(found) == {"miou", "iou.sky", "iou.road", "tiou.2", "tc", "tc_unmasked", "total_ms"}
+    for units, name in ((first, "first"), (second, "second")):
+        counts = units.counts["iou"].sum(axis=0)
+        assert getattr(found["miou"], name) == pytest.approx(miou(counts))
+        assert getattr(found["iou.road"], name) == pytest.approx(iou(counts)[1])
+    assert found["total_ms"].first == pytest.approx(15) and found["total_ms"].low == found["total_ms"].high == 0
+    assert found["miou"].first < found["miou"].second
+    assert found["miou"].is_better() and not found["miou"].is_worse()
+
+
+def test_an_interval_equals_a_plain_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    first, second = (
+        Units([""] * 30, CLASSES, {"iou": rng.integers(1, 50, (30, 2, 2)).astype(float)}, np.ones((30, 2)))
+        for _ in range(2)
+    )
+    drawn = []
+    for _ in range(4000):
+        chosen = rng.integers(0, 30, 30)
+        scores = [miou(units.counts["iou"][chosen].sum(axis=0)) for units in (first, second)]
+        drawn.append(scores[1] - scores[0])
+    expected = np.percentile(drawn, [5, 95])
+    found = measured(compare(first, second, draws=4000, confidence=90))["miou"]
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.15)
+    assert found == measured(compare(first, second, draws=4000, confidence=90))["miou"]  # the same draws
+
+
+def test_the_same_results_do_not_differ(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", frames(5, 0.8))
+    for difference in compare(*read_pair(file, file)):
+        assert (difference.low, difference.high) == (0, 0) and difference.first == difference.second
+        assert not difference.is_worse() and not difference.is_better()
+
+
+def test_pairs_are_kept_together(tmp_path: Path) -> None:
+    """Frames differ more among themselves than the two results do, and yet the difference is sure."""
+    easy, hard = frames(20, 0.9), frames(20, 0.4)
+    mixed = [(easy if index % 2 else hard)[index] for index in range(20)]
+    better = json.loads(json.dumps(mixed))
+    for record in better:
+        counts = record["confusion"]
+        record["confusion"] = [
+            value + (1 if place in (1, 7) else -1 if place in (3, 5) else 0) for place, value in enumerate(counts)
+        ]
+    found = measured(compare(*read_pair(write(tmp_path / "a.json", mixed), write(tmp_path / "b.json", better))))
+    assert found["miou"].low > 0 and found["miou"].second - found["miou"].first < 3
+
+
+def test_bags_are_drawn_where_folders_are_given(tmp_path: Path) -> None:
+    for name, right in (("a", 0.8), ("b", 0.85)):
+        for bag in range(4):
+            write(tmp_path / name / f"drive{bag}.json", frames(3 + bag, right, seed=bag))
+    first, second = read_pair(tmp_path / "a", tmp_path / "b")
+    assert first.names == [f"drive{bag}.json" for bag in range(4)]
+    assert first.counts["iou"].shape == (4, 2, 2) and first.counts["iou"][3].sum() == 6 * 200
+    assert first.times[:, 1].tolist() == [3, 4, 5, 6]
+    assert measured(compare(first, second))["miou"].is_better()
+    (tmp_path / "a" / "drive0.json").unlink()
+    with pytest.raises(ValueError, match=r"must hold JSON files of the same names, but there is drive0\.json in one"):
+        read_pair(tmp_path / "a", tmp_path / "b")
+
+
+def test_without_labels_consistency_is_compared(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.json", frames(9, 0.8, labelled=False)) for name in ("a", "b")]
+    differences = compare(*read_pair(*files))
+    assert [difference.measure for difference in differences] == ["tc", "tc_unmasked", "total_ms"]
+    assert [difference.measure for difference in gated(differences, [])] == ["tc"]
+    with pytest.raises(ValueError, match="there is no miou in both results: choose one of tc, tc_unmasked, total_ms"):
+        gated(differences, ["miou"])
+
+
+def test_what_is_worse_depends_on_the_measure() -> None:
+    slower, lower = Difference("total_ms", 10, 12, 1, 3), Difference("miou", 70, 68, -3, -1)
+    for difference in (slower, lower):
+        assert difference.is_worse() and difference.is_worse(0.9) and not difference.is_worse(1.1)
+        assert not difference.is_better()
+    unsure = Difference("miou", 70, 68, -3, 0.1)
+    assert not unsure.is_worse() and not unsure.is_better()
+    assert Difference("total_ms", 10, 8, -3, -1).is_better()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"records": frames(4, 0.8)}, "a.json has 5 frames, .*b.json has 4: give results on the same frames"),
+        ({"records": frames(6, 0.8)[1:]}, "a frame is f0 in .*a.json, but f1 in .*b.json"),
+        (
+            {"records": frames(5, 0.8), "classes": ("sky", "tree")},
+            "a.json has the classes sky, road, .*b.json sky, tree",
+        ),
+        ({"records": frames(5, 0.8, labelled=False)}, "f0 has another label in .*a.json than in .*b.json"),
+        ({"records": [{"name": "f0", "tiou": {}}] * 5}, "b.json has frames that cannot be read: 'confusion'"),
+    ],
+)
+def test_results_that_are_no_pair_are_told(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+    first, second = write(tmp_path / "a.json", frames(5, 0.8)), write(tmp_path / "b.json", **other)
+    with pytest.raises(ValueError, match=message):
+        read_pair(first, second)
+
+
+@pytest.mark.parametrize("content", ["no json", "[1]", "{}", '{"iou": {}, "tiou": {}, "per_frame": 3}'])
+def test_a_file_without_scores_frame_by_frame_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.json has no scores frame by frame: give what"):
+        read_pair(tmp_path / "a.json", tmp_path / "a.json")
+
+
+def test_there_must_be_something_to_draw_from(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", frames(1, 0.8))
+    with pytest.raises(ValueError, match="there is 1 to draw from"):
+        compare(*read_pair(file, file))
+    file = write(tmp_path / "a.json", frames(3, 0.8))
+    with pytest.raises(ValueError, match="confidence is 100"):
+        compare(*read_pair(file, file), confidence=100)
+
+
+# The command
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def test_the_exit_status_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = write(tmp_path / "good.json", frames(9, 0.9)), write(tmp_path / "bad.json", frames(9, 0.8, took_ms=1))
+    assert run("compare", bad, good, "--json", tmp_path / "deep" / "found.json") == 0
+    shown = capsys.readouterr()
+    assert "miou" in shown.out and "better" in shown.out and shown.err == ""
+    found = json.loads((tmp_path / "deep" / "found.json").read_text())
+    assert found["failed"] == []
+    assert found["differences"][0]["measure"] == "miou" and found["differences"][0]["difference"] > 0
+
+    assert run("compare", good, bad, "--json", tmp_path / "found.json") == 1
+    assert f"netwarp: {bad} is worse than {good} in miou" in capsys.readouterr().err
+    assert json.loads((tmp_path / "found.json").read_text())["failed"] == ["miou"]
+    assert run("compare", good, bad, "--margin", 50) == 0
+    assert run("compare", good, bad, "--gate", "total_ms") == 0
+    assert run("compare", bad, good, "--gate", "total_ms", "--gate", "tc") == 1
+    assert run("compare", good, bad, "--gate", "iou.tree") == 2
+    assert run("compare", good, tmp_path / "absent.json") == 2

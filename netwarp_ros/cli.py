@@ -6,15 +6,14 @@ Each command imports what it needs when it runs, so that ``netwarp --help`` does
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -91,7 +90,10 @@ def segment(
     recording: Annotated[
         Path, typer.Argument(metavar="INPUT", help="A folder of images, an image, a video, or a rosbag2.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for what is written, or a bag, OUT.mcap.", show_default=False),
+    ],
     model: ModelOption = None,
     host_only: HostOnlyOption = False,
     device: DeviceOption = "cpu",
@@ -103,49 +105,58 @@ def segment(
     flip: FlipOption = False,
     rate: RateOption = None,
     topic: TopicOption = None,
-    video: Annotated[bool, typer.Option("--video/--no-video", help="Write overlay.mp4.")] = True,
+    video: Annotated[
+        bool | None,
+        typer.Option(
+            "--video/--no-video", help="Write overlay.mp4, or OUT.mp4; by default for a folder.", show_default=False
+        ),
+    ] = None,
     alpha: Annotated[float, typer.Option("--alpha", help="Weight of the colours in it, 0 to 1.")] = 0.5,
 ) -> None:
-    """Segment a recording: masks/NAME.png (class ids), timing.csv and overlay.mp4."""
-    import cv2
+    """Segment a recording: masks/NAME.png (class ids), timing.csv and overlay.mp4; or a bag of masks and timings.
 
+    A run that was killed goes on where it was.
+    """
     from netwarp_ros.data.classes import load_classes
     from netwarp_ros.data.frames import open_frames
     from netwarp_ros.evaluation import percentiles
-    from netwarp_ros.overlay import VideoWriter, overlay
+    from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
+    from netwarp_ros.provenance import describe_input
+    from netwarp_ros.segmentation import film_names, segment_recording, write_film, write_masks
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: give 0 to 1")
+    is_bag = output.suffix == ".mcap"
+    if is_bag and output.exists():
+        raise FileExistsError(f"{output} exists already: remove it, or give another path")
     frames = open_frames(recording, rate=rate, topics=topic or [])
     inference = _inference(window, scales, flip)
     segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
     classes = load_classes(segmenter.model.spec.classes)
-    masks = output / "masks"
-    masks.mkdir(parents=True, exist_ok=True)
-    stream = segmenter.stream()
-    totals = []
-    with contextlib.ExitStack() as files:
-        timing = csv.writer(files.enter_context((output / "timing.csv").open("w", encoding="utf-8", newline="")))
-        timing.writerow(
-            ["index", "name", "stamp_ns", "prepare_ms", "flow_ms", "network_ms", "total_ms", "memory", "reason"]
-        )
-        film = files.enter_context(VideoWriter(output / "overlay.mp4", frames.rate)) if video else None
-        for frame in _progress(frames, "segmenting"):
-            result = stream.segment(frame.image, frame.stamp_ns)
-            mask_file = masks / f"{frame.name}.png"
-            if not cv2.imwrite(str(mask_file), result.mask):
-                raise OSError(f"{mask_file} cannot be written")
-            if film:
-                film.write(overlay(frame.image, result.mask, classes, alpha))
-            stages = [result.stages_ms[stage] for stage in ("prepare", "flow", "network")]
-            totals.append(sum(stages))
-            timing.writerow(
-                [frame.index, frame.name, frame.stamp_ns]
-                + [f"{value:.3f}" for value in (*stages, totals[-1])]
-                + [result.memory.name.lower(), result.reason]
-            )
-    middle, late = (percentiles(totals)[key] for key in ("p50", "p99"))
-    Console().print(f"{len(totals)} masks in {masks}, {middle:.1f} ms a frame (p99 {late:.1f} ms)", highlight=False)
+    origin = {
+        "recording": str(recording.resolve()),
+        "cameras": list(frames.cameras),
+        "frames": len(frames),
+        "rate": rate,
+        "weights": describe_input(find_weights(model or DEFAULT_MODEL))["sha256"],
+        **_settings(segmenter, flow, host_only),
+    }
+    folder = output.with_name(f"{output.name}.unfinished") if is_bag else output
+    segmented = segment_recording(
+        frames, segmenter, folder, origin, lambda taken: _progress(taken, "segmenting", len(frames))
+    )
+    if video or (video is None and not is_bag):
+        for camera, name in film_names(frames.cameras, output.stem if is_bag else "overlay").items():
+            write_film((output.parent if is_bag else output) / name, frames, folder, camera, classes, alpha)
+    if is_bag:
+        write_masks(output, folder, segmented.rows, classes)
+        shutil.rmtree(folder)
+    totals = percentiles(row.total_ms for row in segmented.rows)
+    Console().print(
+        f"{len(segmented.rows)} masks in {output if is_bag else output / 'masks'}, {totals['p50']:.1f} ms a frame "
+        f"(p99 {totals['p99']:.1f} ms), {segmented.share:.0f} % of the time in flow and network",
+        highlight=False,
+    )
 
 
 @app.command()
@@ -271,19 +282,11 @@ def evaluate(
         weights = find_weights(model or DEFAULT_MODEL)
         inputs = {"images": images, "labels": labels, "cityscapes": cityscapes, "model": weights}
         settings = {
-            "model": segmenter.model.name,
+            **_settings(segmenter, flow, host_only),
             "classes": class_set.name,
-            "host_only": host_only,
             "stills": stills,
             "realtime": realtime,
-            "flow": flow,
-            "device": str(segmenter.device),
-            "precision": segmenter.precision,
-            "input_height": segmenter.input_height,
-            "window": window,
-            "scales": inference.scales,
-            "flip": flip,
-            "cameras": frames.cameras,
+            "cameras": list(frames.cameras),
         }
         write_json(
             json_file,
@@ -377,10 +380,11 @@ def bag(
     from netwarp_ros.data.bag_writer import write_bag
     from netwarp_ros.data.frames import LabelFolder, open_frames
 
+    source = open_frames(images, rate=rate)
     # The first stamp is 1 s: ROS takes 0 for none.
     frames = (
         dataclasses.replace(frame, stamp_ns=frame.stamp_ns + 10**9)
-        for frame in _progress(open_frames(images, rate=rate), "recording")
+        for frame in _progress(source, "recording", len(source))
     )
     count = write_bag(
         output,
@@ -614,6 +618,21 @@ def _segmenter(
     )
 
 
+def _settings(segmenter: Segmenter, flow: str, host_only: bool) -> dict[str, Any]:
+    """Return what a segmenter was made of, as JSON can hold it."""
+    return {
+        "model": segmenter.model.name,
+        "host_only": host_only,
+        "flow": flow,
+        "device": str(segmenter.device),
+        "precision": segmenter.precision,
+        "input_height": segmenter.input_height,
+        "window": segmenter.inference.window,
+        "scales": list(segmenter.inference.scales),
+        "flip": segmenter.inference.flip,
+    }
+
+
 def _widths(text: str) -> list[int]:
     """Read a list of whole numbers > 0, separated by commas."""
     try:
@@ -625,9 +644,9 @@ def _widths(text: str) -> list[int]:
     return widths
 
 
-def _progress(frames: FrameSource, what: str) -> Iterable[Frame]:
-    """Show progress on standard error while the frames are taken."""
-    return track(frames, what, total=len(frames) or None, console=Console(stderr=True), transient=True)
+def _progress(frames: Iterable[Frame], what: str, count: int) -> Iterable[Frame]:
+    """Show progress on standard error while the frames are taken; a count of 0 is one that is not known."""
+    return track(frames, what, total=count or None, console=Console(stderr=True), transient=True)
 
 
 def _print_report(report: Report, damage: Sequence[str]) -> None:

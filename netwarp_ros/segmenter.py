@@ -8,13 +8,14 @@ one camera: the memory of its previous frame, and the rules by which that memory
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import cv2
 import numpy as np
@@ -138,9 +139,12 @@ class Segmenter:
         """Name of the precision in use."""
         return str(self.dtype).removeprefix("torch.")
 
-    def stream(self) -> Stream:
-        """Return a new stream: one for each camera."""
-        return Stream(self)
+    def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
+        """Return a new stream: one for each camera; with the `Stream.state` of another, one that goes on from there."""
+        stream = Stream(self)
+        if state is not None:
+            stream.restore(state)
+        return stream
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
         """Segment two black frames, so that the first real ones do not pay for what PyTorch does once per shape."""
@@ -210,6 +214,33 @@ class Stream:
     def reset(self) -> None:
         """Forget the previous frame, on request."""
         self._previous, self._pending = None, Reset.REQUEST
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next frame depends on, as tensors and plain values, such as `torch.load` trusts."""
+        state: dict[str, Any] = {"pending": str(self._pending), "previous": None}
+        state["resets"] = {str(reason): count for reason, count in self.resets.items()}
+        if self._previous is not None:
+            memory, flow = self._previous.memory, self._previous.flow
+            passes = memory.passes if isinstance(memory, InferenceMemory) else (memory,)
+            state["previous"] = {
+                **vars(self._previous),
+                "grey": torch.from_numpy(self._previous.grey),
+                "flow": None if flow is None else torch.from_numpy(flow),
+                "memory": [each._asdict() for each in passes],
+                "memory_shape": memory.shape if isinstance(memory, InferenceMemory) else None,
+            }
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of another stream, of a segmenter like this one."""
+        self.resets, self._pending, self._previous = Counter(state["resets"]), Reset(state["pending"]), None
+        if state["previous"] is not None:
+            previous = dict(state["previous"])
+            passes, shape = tuple(Memory(**each) for each in previous["memory"]), previous.pop("memory_shape")
+            previous["memory"] = InferenceMemory(self.segmenter.inference, shape, passes) if shape else passes[0]
+            previous["grey"] = previous["grey"].cpu().numpy()
+            previous["flow"] = None if previous["flow"] is None else previous["flow"].cpu().numpy()
+            self._previous = _Previous(**previous)
 
     def segment(self, image: np.ndarray, stamp_ns: int, frame_id: str = "", encoding: str = "bgr8") -> Result:
         """Segment the next frame.

@@ -22,7 +22,7 @@ from torch import nn
 
 from netwarp_ros import cli, plots, training
 from netwarp_ros.data.bag_writer import BagWriter, write_bag
-from netwarp_ros.data.bags import BagFrames, BagVideo
+from netwarp_ros.data.bags import BagFrames, BagLabels, BagVideo
 from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import Frame, LabelFolder, open_frames, stamp
 from netwarp_ros.data.messages import header, image_message
@@ -124,6 +124,24 @@ def test_segment_a_bag(tmp_path: Path, model: Path, images: Path) -> None:
     for index, expected in enumerate(masks_of(model, images)):
         mask = cv2.imread(str(tmp_path / "out" / "masks" / f"{index:06d}.png"), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(mask, expected)
+
+
+def test_segment_to_a_bag(tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("bag", images, "-o", tmp_path / "drive.mcap", "--camera", "front")
+    out = tmp_path / "out.mcap"
+    assert run("segment", tmp_path / "drive.mcap", "-o", out, "--model", model, "--video") == 0
+    assert f"3 masks in {out}" in capsys.readouterr().out.replace("\n", "")
+    names = {"drive.mcap", "images", "model", "out.mcap", "out.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    masks = BagLabels(out, {"/front/image_raw": "/front/segmentation/mask"})
+    for frame, expected in zip(open_frames(tmp_path / "drive.mcap"), masks_of(model, images), strict=True):
+        np.testing.assert_array_equal(masks(frame), expected)
+    assert len(list(open_frames(tmp_path / "out.mp4"))) == 3
+    # The masks of one model are labels for another.
+    options = ["--images", tmp_path / "drive.mcap", "--labels", out, "--label-topic", "/front/segmentation/mask"]
+    assert scores_of(model, *options)["miou"] == 100
+    assert run("segment", tmp_path / "drive.mcap", "-o", out, "--model", model) == 2
+    assert f"{out} exists already" in capsys.readouterr().err
 
 
 def test_host_only_uses_no_memory(tmp_path: Path, model: Path, images: Path) -> None:

@@ -66,7 +66,7 @@ def standard_cases(device: torch.device) -> list[Case]:
         + [Case("paper, scattered", paper, torch.float32, layout, scattered=5.0) for layout in layouts]
         + [
             Case(name, shape, dtype, "channels_last")
-            for name, shape in (("head.refine", (1, 64, 90, 120)), ("fusion", (1, 128, 45, 60)))
+            for name, shape in (("up8", (1, 128, 45, 60)), ("up4", (1, 64, 90, 120)), ("up2", (1, 32, 180, 240)))
             for dtype in (torch.float32, half)
         ]
     )

@@ -206,7 +206,8 @@ def evaluate(
         bool | None,
         typer.Option(
             "--host/--no-host",
-            help="Run the image CNN beside it, and tell where they disagree; by default where there are no labels.",
+            help="Run the image CNN beside it, and tell where they disagree; by default where there are no labels, or "
+            "for a report.",
             show_default=False,
         ),
     ] = None,
@@ -230,6 +231,10 @@ def evaluate(
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Write a line for each frame to this file.", show_default=False)
     ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a report to this file, a page that needs no other.", show_default=False),
+    ] = None,
 ) -> None:
     """Score a model on recorded frames, taken as one stream for each camera; with labels, or without."""
     import torch
@@ -244,8 +249,11 @@ def evaluate(
     from netwarp_ros.evaluation import evaluate as evaluate_frames
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
     from netwarp_ros.provenance import describe_input, versions
+    from netwarp_ros.report import Moments, check_requirements, write_page
     from netwarp_ros.results import write_csv, write_json
 
+    if html_file:
+        check_requirements()
     widths = _widths(trimap)
     frames: FrameSource
     label_of: Labels | None
@@ -260,15 +268,18 @@ def evaluate(
     inference = _inference(window, scales, flip)
     segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
     class_set = load_classes(classes or segmenter.model.spec.classes)
-    for file in filter(None, (json_file, csv_file)):
+    for file in filter(None, (json_file, csv_file, html_file)):
         file.parent.mkdir(parents=True, exist_ok=True)
     if with_host is None:
-        with_host = label_of is None and segmenter.temporal and not realtime
+        with_host = (label_of is None or html_file is not None) and segmenter.temporal and not realtime
+    moments = Moments(class_set, labelled=label_of is not None, host=with_host)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("evaluating", total=len(frames) or None)
 
         def watch(moment: Moment) -> None:
             progress.advance(task)
+            if html_file:
+                moments.see(moment)
 
         report = evaluate_frames(
             frames, label_of, segmenter, class_set, stills=stills, realtime=realtime, host=with_host,
@@ -278,28 +289,32 @@ def evaluate(
     if isinstance(label_of, BagLabels):
         damage += label_of.damage + label_of.unmatched()
     _print_report(report, damage)
-    if json_file:
-        weights = find_weights(model or DEFAULT_MODEL)
-        inputs = {"images": images, "labels": labels, "cityscapes": cityscapes, "model": weights}
-        settings = {
+    if csv_file:
+        write_csv(csv_file, report.records)
+    if not (json_file or html_file):
+        return
+    inputs = {
+        "images": images,
+        "labels": labels,
+        "cityscapes": cityscapes,
+        "model": find_weights(model or DEFAULT_MODEL),
+    }
+    context = {
+        "damage": damage,
+        "settings": {
             **_settings(segmenter, flow, host_only),
             "classes": class_set.name,
             "stills": stills,
             "realtime": realtime,
             "cameras": list(frames.cameras),
-        }
-        write_json(
-            json_file,
-            {
-                **report.to_json(),
-                "damage": damage,
-                "settings": settings,
-                "inputs": {name: describe_input(path) for name, path in inputs.items() if path},
-                "environment": {**environment(torch.device(device)), "versions": versions()},
-            },
-        )
-    if csv_file:
-        write_csv(csv_file, report.records)
+        },
+        "inputs": {name: describe_input(path) for name, path in inputs.items() if path},
+        "environment": {**environment(torch.device(device)), "versions": versions()},
+    }
+    if json_file:
+        write_json(json_file, {**report.to_json(), **context})
+    if html_file:
+        write_page(html_file, report, class_set, moments, context)
 
 
 @app.command()

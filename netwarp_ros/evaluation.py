@@ -25,7 +25,7 @@ from netwarp_ros.metrics import (
     flows_agree,
 )
 from netwarp_ros.realtime import Realtime
-from netwarp_ros.results import FrameRecord, Report, Scores
+from netwarp_ros.results import FrameRecord, Report, Scores, mean_iou
 from netwarp_ros.segmenter import Segmenter, Stream
 
 TRIMAP_WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -248,13 +248,13 @@ class _Judged:
 
 
 class _Scoring:
-    """Scores the masks that one or more networks make of the same frames.
+    """Scores the masks that a network, and perhaps its host, make of the same frames.
 
     Args:
         classes: What the ids mean.
         widths: Of the trimap.
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
-        networks: How many there are.
+        networks: How many there are: 1, or 2 with the host.
         max_gap: Seconds between two frames of a camera over which they are not compared.
     """
 
@@ -271,7 +271,7 @@ class _Scoring:
         self._previous: dict[str, _Judged] = {}
 
     def score(self, taken: _Taken, masks: Sequence[np.ndarray], *, stills: bool) -> dict[str, Any]:
-        """Count the pixels of a frame; return those of the first network, by their names in `FrameRecord`."""
+        """Score the masks of a frame; return what `FrameRecord` holds of it, by its names there."""
         frame, label, objects = taken
         present = _Judged(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), masks)
         previous = self._previous.pop(frame.camera, None)
@@ -300,7 +300,12 @@ class _Scoring:
                         judge.instance.update(mask, label, objects)
             except ValueError as error:
                 raise ValueError(f"the label of {frame.name} does not fit: {error}") from error
-        return counts[0]
+        host = counts[1] if len(counts) > 1 else {}
+        return {
+            **counts[0],
+            "host_miou": mean_iou(host.get("confusion")),
+            "host_tc": mean_iou(host.get("consistency")),
+        }
 
     def scores(self) -> list[Scores]:
         """Return what each network scored."""

@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures drawn from what ``netwarp evaluate --json`` wrote; they need matplotlib, which nothing else does."""
+"""Figures of what an evaluation found; they need matplotlib, which nothing else does."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netwarp_ros.data.output import replacing
+from netwarp_ros.results import FrameRecord
+from netwarp_ros.segmenter import Reset
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = ("#0b6e99", "#e07a1f", "#5a9e4b", "#a0457e", "#707070")
+_RESET = "#c62828"
 
 
 def trimap_curves(files: Sequence[Path]) -> dict[str, dict[int, float]]:
@@ -41,24 +55,91 @@ def plot_trimap(files: Sequence[Path], output: Path) -> None:
     Raises:
         ValueError: As `trimap_curves`; if matplotlib is missing, or does not know the format.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("plots need matplotlib, which is not installed here: pip install matplotlib") from error
+    figure = trimap_figure(trimap_curves(files))
+    with replacing(output) as temporary:
+        figure.savefig(temporary, dpi=150)
 
-    curves = trimap_curves(files)
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+
+def trimap_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Draw trimap IoU in per cent over band width in pixels; the first curve stands out.
+
+    Raises:
+        ValueError: If matplotlib is missing.
+    """
+    figure = _figure(5, 3.5)
     axes = figure.add_subplot()
-    for name, curve in curves.items():
+    for (name, curve), color in zip(curves.items(), cycle(_COLORS)):
         widths = sorted(curve)
-        axes.plot(widths, [curve[width] for width in widths], marker="o", label=name)
+        axes.plot(widths, [curve[width] for width in widths], marker="o", color=color, label=name)
     axes.set_xscale("log", base=2)
     ticks = sorted({width for curve in curves.values() for width in curve})
     axes.set_xticks(ticks, [str(width) for width in ticks])
     axes.set_xlabel("trimap width in pixels")
     axes.set_ylabel("mean IoU in %")
-    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    _tidy(axes)
+    return figure
+
+
+def timeline_figure(records: Sequence[FrameRecord]) -> Figure:
+    """Draw what became of the frames over the time of their stamps: durations, scores, and where memories began anew.
+
+    Args:
+        records: Of one or more cameras, each of which is a line of its own.
+
+    Raises:
+        ValueError: If matplotlib is missing.
+    """
+    disagreement = _series(records, "disagreement")
+    name = "NetWarp" if disagreement else "mask"
+    panels = [
+        (title, lines)
+        for title, lines in (
+            ("ms", {"work": _series(records, "total_ms"), "age": _series(records, "age_ms")}),
+            ("mean IoU in %", {name: _series(records, "miou"), "host": _series(records, "host_miou")}),
+            ("consistency in %", {name: _series(records, "tc"), "host": _series(records, "host_tc")}),
+            ("disagreement in %", {"with the host": disagreement}),
+        )
+        if any(lines.values())
+    ]
+    first_ns = min(record.stamp_ns for record in records)
+    figure = _figure(10, 1.8 * len(panels) + 0.4)
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, lines) in zip(all_axes, panels, strict=True):
+        for (name, cameras), color in zip(lines.items(), _COLORS, strict=False):
+            for number, points in enumerate(cameras):
+                seconds = [(stamp_ns - first_ns) * 1e-9 for stamp_ns, _ in points]
+                values = [value for _, value in points]
+                axes.plot(seconds, values, color=color, linewidth=1, label=None if number else name)
+        for record in records:
+            if record.reason and record.reason != Reset.HOST_ONLY:
+                axes.axvline((record.stamp_ns - first_ns) * 1e-9, color=_RESET, linewidth=0.8, linestyle=":")
+        axes.set_ylabel(title)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, borderpad=0)
+        _tidy(axes)
+    all_axes[-1].set_xlabel("time in s")
+    figure.align_ylabels()
+    return figure
+
+
+def _series(records: Sequence[FrameRecord], name: str) -> list[list[tuple[int, float]]]:
+    """Return stamp and value of the frames that have one, camera by camera; nothing where none has."""
+    cameras: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        value = getattr(record, name)
+        if not math.isnan(value):
+            cameras.setdefault(record.camera, []).append((record.stamp_ns, value))
+    return list(cameras.values())
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("plots need matplotlib, which is not installed here: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)

@@ -79,6 +79,8 @@ class FrameRecord:
         trimap: The same within the trimap, by its width.
         consistency: This prediction and the one before it, over pixels whose flow is trusted; None without one.
         unmasked: The same over all pixels whose flow stays within the image.
+        host_miou: What `miou` is for the host; nan without it.
+        host_tc: What `tc` is for the host; nan without it.
     """
 
     name: str
@@ -93,6 +95,8 @@ class FrameRecord:
     trimap: Mapping[int, np.ndarray] = field(default_factory=dict)
     consistency: np.ndarray | None = None
     unmasked: np.ndarray | None = None
+    host_miou: float = math.nan
+    host_tc: float = math.nan
 
     @property
     def total_ms(self) -> float:
@@ -102,12 +106,12 @@ class FrameRecord:
     @property
     def miou(self) -> float:
         """Mean IoU of the frame by itself, in per cent; nan without a label."""
-        return math.nan if self.confusion is None else miou(self.confusion)
+        return mean_iou(self.confusion)
 
     @property
     def tc(self) -> float:
         """Temporal consistency with the frame before, in per cent; nan without one."""
-        return math.nan if self.consistency is None else miou(self.consistency)
+        return mean_iou(self.consistency)
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold; matrices as `sparse` makes them."""
@@ -124,6 +128,8 @@ class FrameRecord:
             "tiou": {str(width): sparse(counts) for width, counts in self.trimap.items()},
             "tc": sparse(self.consistency),
             "tc_unmasked": sparse(self.unmasked),
+            "host_miou": _plain(self.host_miou),
+            "host_tc": _plain(self.host_tc),
         }
 
 
@@ -177,6 +183,11 @@ class Report(Scores):
             "wall_s": _plain(self.wall_s),
             "per_frame": [record.to_json() for record in self.records],
         }
+
+
+def mean_iou(counts: np.ndarray | None) -> float:
+    """Return the mean IoU of a matrix of counts in per cent; nan where there is none."""
+    return math.nan if counts is None else miou(counts)
 
 
 def sparse(counts: np.ndarray | None) -> list[int] | None:

@@ -329,6 +329,16 @@ def test_evaluate_without_labels(tmp_path: Path, model: Path, images: Path, caps
     assert host["host"] is None and host["tc"] == scores["host"]["tc"]
 
 
+def test_evaluate_writes_a_report(tmp_path: Path, model: Path, images: Path, labels: Path) -> None:
+    arguments = ["evaluate", "--model", model, "--images", images, "--labels", labels]
+    assert run(*arguments, "--html", tmp_path / "deep" / "report.html", "--json", tmp_path / "scores.json") == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["host"] is not None  # a report shows the host
+    page = (tmp_path / "deep" / "report.html").read_text()
+    for part in (f"<b>{scores['miou']:.2f} %</b>", scores["inputs"]["model"]["sha256"], "Best, by mean IoU gained"):
+        assert part in page
+
+
 def test_evaluate_in_real_time(model: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = scores_of(model, "--images", images, "--realtime", "--rate", 0.001)
     assert scores["frames"] == 3 and scores["dropped"] == {} and scores["settings"]["realtime"] is True

@@ -239,6 +239,8 @@ def test_the_host_is_judged_on_the_same_frames(segmenter: Segmenter) -> None:
     theirs, ours = masks_of(host, recording), masks_of(segmenter, recording)
     differing = [100 * np.mean(theirs[name] != ours[name]) for name in ours]
     assert [record.disagreement for record in report.records] == pytest.approx(differing)
+    for record, other in zip(report.records, alone.records, strict=True):
+        assert (record.host_miou, record.host_tc) == pytest.approx((other.miou, other.tc), nan_ok=True)
     assert differing[0] == 0 and report.disagreement == pytest.approx(np.mean(differing)) and report.disagreement > 0
     for moment, record, frame in zip(seen, report.records, recording, strict=True):
         assert moment.record is record and moment.frame is frame

@@ -57,7 +57,7 @@ def test_a_report_as_json_has_no_nan(tmp_path: Path) -> None:
     counts = np.array([[0, 5], [7, 0]], np.int32)
     records = [
         record("f0", reason="first frame", confusion=counts, trimap={2: counts}),
-        record("f1", consistency=counts, unmasked=counts, disagreement=3.5, wait_ms=1.0, age_ms=4.0),
+        record("f1", consistency=counts, unmasked=counts, disagreement=3.5, wait_ms=1.0, age_ms=4.0, host_miou=30.0),
     ]
     file = tmp_path / "deep" / "scores.json"
     write_json(file, {**report(records, Scores(**scores(miou=40.0))).to_json(), "settings": {"model": "small"}})
@@ -99,6 +99,8 @@ def test_a_report_as_json_has_no_nan(tmp_path: Path) -> None:
                 "tiou": {"2": [1, 5, 2, 7]},
                 "tc": None,
                 "tc_unmasked": None,
+                "host_miou": None,
+                "host_tc": None,
             },
             {
                 "name": "f1",
@@ -111,6 +113,8 @@ def test_a_report_as_json_has_no_nan(tmp_path: Path) -> None:
                 "tiou": {},
                 "tc": [1, 5, 2, 7],
                 "tc_unmasked": [1, 5, 2, 7],
+                "host_miou": 30,
+                "host_tc": None,
             },
         ],
     }

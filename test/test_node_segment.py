@@ -42,8 +42,10 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from netwarp_ros.cli import main as netwarp
+from netwarp_ros.data.bag_writer import write_bag
 from netwarp_ros.data.classes import load_classes
-from netwarp_ros.data.frames import open_frames
+from netwarp_ros.data.frames import Frame, open_frames
+from netwarp_ros.evaluation import Moment, evaluate
 from netwarp_ros.flow import DisFlow
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.overlay import overlay
@@ -113,6 +115,25 @@ def test_each_image_gives_one_mask_with_its_header_equal_to_that_of_netwarp_segm
         assert 0 < stages <= timing.total_ms
         assert timing.age_ms == pytest.approx(timing.receive_ms + timing.total_ms)
     assert len(viewer.masks) == 6
+
+
+def test_a_replayed_bag_gives_the_masks_that_are_evaluated(graph: Graph, model: Path, tmp_path: Path) -> None:
+    images = enumerate(moving_images(6))
+    frames = [Frame(index, 100 * SECOND + index * SECOND // 4, "", image) for index, image in images]
+    write_bag(tmp_path / "drive.mcap", frames, topic="/camera/image_raw")
+    masks = graph.hear(Image, "camera/segmentation/mask")
+    replay = node_command("replay_node", path=tmp_path / "drive.mcap", stamp="recorded", **lossless("camera"))
+    with running(replay, tmp_path / "log"):
+        graph.until(lambda: len(masks) == 6, "six masks")
+
+    segmenter = Segmenter(model)
+    moments: list[Moment] = []
+    classes = load_classes(segmenter.model.spec.classes)
+    evaluate(open_frames(tmp_path / "drive.mcap"), None, segmenter, classes, watch=moments.append)
+    for mask, moment, frame in zip(masks, moments, frames, strict=True):
+        assert mask.header.stamp == header(frame.stamp_ns).stamp
+        np.testing.assert_array_equal(array_of(mask), moment.mask)
+    assert [moment.record.reason for moment in moments] == [Reset.FIRST] + [""] * 5
 
 
 def wrong_step(message: Image) -> None:

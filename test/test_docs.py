@@ -13,6 +13,7 @@ import pytest
 
 from netwarp_ros import training_config
 from netwarp_ros.data.camvid import COLORS
+from netwarp_ros.results import Report
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,12 @@ def test_every_key_of_a_recipe_is_documented_with_its_default() -> None:
             if key.default_factory is MISSING and key.name not in ("model", "data", "validation"):  # no section
                 shown = {MISSING: "needed", (): "[]"}.get(key.default, str(key.default))
                 assert documented[key.name] == (shown.lower() if key.default in (True, False, None) else shown), key
+
+
+def test_every_key_of_results_is_documented() -> None:
+    told = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("evaluation.md", "metrics.md"))
+    keys = [field.name for field in fields(Report) if field.name != "records"]
+    assert [key for key in (*keys, "per_frame", "damage", "settings", "inputs") if f"`{key}`" not in told] == []
 
 
 def test_the_32_classes_of_camvid_are_documented_with_their_colours() -> None:

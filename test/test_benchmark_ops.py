@@ -52,7 +52,7 @@ def test_the_command_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first["gb_s"] == pytest.approx(first["bytes"] / first["time_ms"] / 1e6)
 
 
-def test_the_paper_and_the_default_model_are_among_the_cases() -> None:
+def test_the_paper_and_the_shipped_models_are_among_the_cases() -> None:
     for device, half in (("cpu", torch.bfloat16), ("cuda", torch.float16)):
         cases = ops.standard_cases(torch.device(device))
         assert {(case.shape, case.dtype) for case in cases} == {

@@ -57,7 +57,7 @@ class Case:
 
 
 def standard_cases(device: torch.device) -> list[Case]:
-    """Return the paper's shape, with good and with bad flow, and those of the default model at 480x360."""
+    """Return the paper's shape, with good and with bad flow, and those of the shipped models at 480x360."""
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     paper = (1, 1024, 128, 128)
     layouts = ("contiguous", "channels_last")

@@ -25,7 +25,7 @@ from netwarp_ros.data.frames import Frame
 from netwarp_ros.data.messages import IMAGE, LABEL_INFO, header, image_message, typestore
 
 _METADATA_VERSION: Literal[9] = 9  # what Jazzy and later write; Jazzy reads none above
-_FOREVER = QosTime(2**31 - 1, 2**32 - 1)
+_FOREVER = QosTime(*divmod(2**63 - 1, 10**9))
 _LATCHED = Qos(
     QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, _FOREVER, _FOREVER,
     QosLiveliness.AUTOMATIC, _FOREVER, avoid_ros_namespace_conventions=False,

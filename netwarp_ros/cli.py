@@ -295,8 +295,7 @@ def evaluate(
         return
     inputs = {
         "images": images,
-        "labels": labels,
-        "cityscapes": cityscapes,
+        "labels": cityscapes / "gtFine" / split if cityscapes else labels,
         "model": find_weights(model or DEFAULT_MODEL),
     }
     context = {

@@ -225,6 +225,7 @@ def test_evaluate_on_cityscapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     # All is one car: so many of its pixels were found, and none was wrongly taken for one.
     assert 0 < scores["iou"]["car"] < 100 and scores["iiou"] == {"car": pytest.approx(scores["iou"]["car"])}
     assert scores["miiou"] == scores["iiou"]["car"]
+    assert scores["inputs"]["labels"]["path"] == str(tmp_path / "gtFine" / "val")
 
 
 # bag

@@ -97,7 +97,7 @@ class BagReader:
                 count = self.topics[connection.topic].count if connection.topic in self.topics else 0
                 self.topics[connection.topic] = Topic(connection.msgtype, count + connection.msgcount)
         except Exception as error:  # whatever parsing runs into
-            self._reader = None
+            self._reader, self.topics = None, {}
             report(f"{path} is damaged: {_reason(error)}")
             self._survey(error)
 

@@ -26,6 +26,13 @@ def norm_relu_conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
     )
 
 
+def initialise(network: nn.Module) -> None:
+    """Draw the weights of all convolutions for ReLU, as He et al., ICCV 2015, do; nothing else changes."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 def resize(features: Tensor, like: Tensor) -> Tensor:
     """Bring features to the grid of others, bilinearly."""
     return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)

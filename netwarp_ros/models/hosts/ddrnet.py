@@ -22,7 +22,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwarp_ros.models.hosts.blocks import ContextPyramid, ResidualBlock, conv_norm, norm_relu_conv, resize
+from netwarp_ros.models.hosts.blocks import ContextPyramid, ResidualBlock, conv_norm, initialise, norm_relu_conv, resize
 
 
 def _basic(inputs: int, outputs: int, stride: int = 1) -> ResidualBlock:
@@ -116,9 +116,7 @@ class DDRNet23Slim(nn.Module):
         self.fusion = Fusion()
         self.head = Head(128, 32, 64, num_classes)
         self.auxiliary = _auxiliary_head(64, num_classes) if auxiliary else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, frame: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Segment a batch of frames.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwarp_ros.models.hosts.blocks import ResidualBlock, conv_norm
+from netwarp_ros.models.hosts.blocks import ResidualBlock, conv_norm, initialise
 
 _BINS = (1, 2, 3, 6)  # the pyramid's grids, 1x1 to 6x6
 
@@ -75,9 +75,7 @@ class PSPNet101(nn.Module):
             if auxiliary
             else None
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, frame: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Segment a batch of frames.

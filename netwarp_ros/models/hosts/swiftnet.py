@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from netwarp_ros.models.hosts.blocks import ContextPyramid, norm_relu_conv, resize
+from netwarp_ros.models.hosts.blocks import ContextPyramid, initialise, norm_relu_conv, resize
 
 _STAGES = (  # blocks, kernel, stride, expansion, channels (EfficientNet, Table 1)
     (1, 3, 1, 1, 16),
@@ -60,9 +60,7 @@ class SwiftNetLite0(nn.Module):
         )
         self.classifier = nn.Conv2d(32, num_classes, 1)
         self.auxiliary = norm_relu_conv(128, num_classes) if auxiliary else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
         self.backbone = EfficientNetLite0()
 
     def forward(self, frame: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:

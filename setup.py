@@ -53,7 +53,10 @@ setup(
     # config/ lies beside the package in the tree and inside it once installed, where netwarp_ros.resources finds it.
     packages=[*find_packages(include=["netwarp_ros", "netwarp_ros.*"]), "netwarp_ros.config"],
     package_dir={"netwarp_ros.config": "config"},
-    package_data={"netwarp_ros": ["weights/*.safetensors", "report/*.jinja"], "netwarp_ros.config": ["**/*.yaml"]},
+    package_data={
+        "netwarp_ros": ["weights/*.safetensors", "report/*.jinja", "view/page.*"],
+        "netwarp_ros.config": ["**/*.yaml", "*.rviz", "*.json"],
+    },
     ext_modules=[Extension("netwarp_ros.ops.libnetwarp_ops", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
     entry_points={"console_scripts": ["netwarp=netwarp_ros.cli:main"]},
@@ -69,5 +72,5 @@ setup(
         "tqdm",
         "typer",
     ],
-    extras_require={"plot": ["jinja2", "matplotlib"], "train": ["tensorboard"]},
+    extras_require={"plot": ["jinja2", "matplotlib"], "train": ["tensorboard"], "view": ["starlette", "uvicorn"]},
 )

@@ -476,6 +476,31 @@ def convert(
 
 
 @app.command()
+def view(
+    cameras: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CAMERA...", help="What their topics begin with; by default, all there are.", show_default=False
+        ),
+    ] = None,
+    namespace: Annotated[str, typer.Option("--namespace", help="Namespace of the cameras.")] = "",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; any but 127.0.0.1 or ::1 is open to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8080,
+) -> None:
+    """Show running segment nodes as a web page: overlays, timings, drops. Needs ROS 2."""
+    try:
+        from netwarp_ros.node.view_node import view as serve_view
+    except ImportError as error:
+        raise ValueError(
+            "view needs ROS 2 with netwarp_ros built for it, to be sourced, and starlette and uvicorn, to be installed "
+            f"by pip ({error})"
+        ) from error
+    serve_view(cameras or [], namespace, host, port)
+
+
+@app.command()
 def models() -> None:
     """List the models that the package ships."""
     from netwarp_ros.models import DEFAULT_MODEL, read_spec, shipped_models

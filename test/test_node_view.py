@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netwarp view` beside a segment node, over DDS, and in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+import pytest
+from browser import Browser
+from graph import (
+    SECOND,
+    Graph,
+    Program,
+    Viewer,
+    array_of,
+    image_message,
+    lossless,
+    moving_images,
+    node_command,
+    open_graph,
+    own_domain,
+    running,
+    tiny_model,
+)
+from sensor_msgs.msg import Image
+
+from netwarp_ros.node.view_node import STAGES
+
+pytestmark = pytest.mark.ros
+
+FRONT, REAR = "/robot/front", "/robot/rear"
+
+
+def view_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "netwarp_ros.cli", "view", "--port", "0", *arguments]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """A segment node of two cameras in a namespace."""
+    folder = tmp_path_factory.mktemp("segment_node")
+    model = tiny_model(folder / "tiny.safetensors")
+    qos = lossless(FRONT.removeprefix("/"), REAR.removeprefix("/"))
+    command = node_command("segment_node", model=model, cameras="[front, rear]", precision="float32", **qos)
+    with own_domain(), running([*command, "-r", "__ns:=/robot"], folder / "log") as program:
+        yield program
+
+
+@pytest.fixture
+def graph(program: Program) -> Iterator[Graph]:
+    with open_graph() as graph:
+        lifecycle = graph.lifecycle("/robot/segmenter")
+        lifecycle.configure()
+        yield graph
+        if lifecycle.state() == "active":
+            lifecycle.deactivate()
+        lifecycle.cleanup()
+
+
+class Page:
+    """What `netwarp view` answers, while a stream of states is open."""
+
+    def __init__(self, graph: Graph, address: str) -> None:
+        self._graph, self._host = graph, address.removeprefix("http://")
+        self._stream = HTTPConnection(self._host, timeout=60)
+        self._stream.request("GET", "/states")
+        self._states = self._stream.getresponse()
+
+    def until(self, holds: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+        """Wait for states, by the cameras' names, of which something holds."""
+
+        def found() -> dict[str, Any] | None:
+            states = self.next()
+            return states if states and holds(states) else None
+
+        return self._graph.until(found, what)
+
+    def next(self) -> dict[str, Any]:
+        """Return the next states."""
+        message = self._states.readline() + self._states.readline()
+        return {state["name"]: state for state in json.loads(message.removeprefix(b"data: "))}
+
+    def picture(self, camera: str) -> np.ndarray:
+        connection = HTTPConnection(self._host, timeout=60)
+        connection.request("GET", f"/picture?camera={quote(camera, safe='')}")
+        return cv2.imdecode(np.frombuffer(connection.getresponse().read(), np.uint8), cv2.IMREAD_COLOR)
+
+    def close(self) -> None:
+        self._states.close()
+        self._stream.close()
+
+
+def address_of(graph: Graph, program: Program) -> str:
+    return graph.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", program.said), "address")[0]
+
+
+def test_a_page_tells_what_the_node_tells(graph: Graph, tmp_path: Path) -> None:
+    with running(view_command("--namespace", "robot"), tmp_path / "log") as program:
+        page = Page(graph, address_of(graph, program))
+        states = page.until(lambda found: len(found) == 2 and all(s["about"] for s in found.values()), "both cameras")
+        assert set(states) == {FRONT, REAR}
+        front = states[FRONT]
+        assert (front["node"], front["about"]["state"], front["level"]) == ("/robot/segmenter", "inactive", "WARN")
+        assert front["message"] == "the node is inactive: activate it"
+        assert (front["picture"], front["silence"], front["frames"]) == (0, None, [])
+
+        graph.lifecycle("/robot/segmenter").activate()
+        overlays = graph.hear(Image, "robot/front/segmentation/overlay")
+        viewer, image = Viewer(graph, "robot/front"), moving_images(1)[0]
+        stamps = count(SECOND, SECOND // 10)
+        # The first few may come before the page has subscribed to overlays.
+        graph.until(lambda: viewer.see(image_message(image, next(stamps))) and page.next()[FRONT]["picture"], "picture")
+        front = page.until(lambda found: found[FRONT]["values"].get("published") == str(len(viewer.timings)), "counts")[
+            FRONT
+        ]
+        expected = [
+            [*(getattr(timing, f"{stage}_ms") for stage in (*STAGES, "total", "age")), timing.reason == "first frame"]
+            for timing in viewer.timings
+        ]
+        np.testing.assert_allclose(front["frames"], expected[-len(front["frames"]) :], rtol=1e-6, atol=0.051)
+        assert (front["level"], front["message"]) == ("OK", "segmenting")
+        assert front["values"]["resets: first frame"] == "1"
+        assert front["silence"] is not None
+        graph.until(lambda: overlays, "overlay")
+        np.testing.assert_allclose(page.picture(FRONT), array_of(overlays[-1])[..., ::-1], atol=60)
+        rear = page.next()[REAR]
+        assert (rear["level"], rear["picture"]) == ("WARN", 0) or rear["level"] == "ERROR"
+        assert rear["message"] == "no image yet on /robot/rear/image_raw"
+
+        topic = f"{FRONT}/segmentation/overlay"
+        assert graph.node.count_subscribers(topic) == 2
+        page.close()
+        graph.until(lambda: graph.node.count_subscribers(topic) == 1, "end of the page's subscription")
+
+
+def test_named_cameras_are_shown_before_they_are_there(graph: Graph, tmp_path: Path) -> None:
+    with running(view_command("--namespace", "robot", "rear", "/elsewhere/wide"), tmp_path / "log") as program:
+        page = Page(graph, address_of(graph, program))
+        states = page.until(lambda found: found[REAR]["node"], "node of the rear camera")
+        assert set(states) == {REAR, "/elsewhere/wide"}
+        wide = states["/elsewhere/wide"]
+        assert (wide["node"], wide["level"]) == ("", "ERROR")
+        assert wide["message"] == "nothing publishes /elsewhere/wide/segmentation/timing"
+        page.close()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here")
+def test_chromium_shows_what_comes_until_the_end(graph: Graph, tmp_path: Path) -> None:
+    graph.lifecycle("/robot/segmenter").activate()
+    program = Program(view_command("--namespace", "robot"), tmp_path / "log")
+    viewer, image = Viewer(graph, "robot/front"), moving_images(1)[0]
+    stamps = count(SECOND, SECOND // 10)
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(address_of(graph, program))
+        browser.until(
+            "document.querySelector('article img[src]')?.naturalWidth === 64",
+            lambda: viewer.see(image_message(image, next(stamps))),
+        )
+        browser.until("document.querySelectorAll('article').length === 2")
+        browser.until("document.querySelector('[data-figure=dropped] b').textContent === '0'")
+        front = browser.value("document.querySelector('article').innerText")
+        for part in (FRONT, "OK", "segmenting", "first frame 1", "/robot/segmenter · tiny · cpu, float32"):
+            assert part in front
+        shown = "JSON.stringify([...document.querySelectorAll('.legend li')].slice(0, 6).map(item => item.innerText))"
+        assert [re.fullmatch(r"(\w+)\s+[\d.]+ ms", text)[1] for text in json.loads(browser.value(shown))] == list(
+            STAGES
+        )
+        rear = browser.value("document.querySelectorAll('article')[1].innerText")
+        assert "no image yet on /robot/rear/image_raw" in rear
+        browser.screenshot(tmp_path / "page.png")
+        picture = cv2.imread(str(tmp_path / "page.png")).astype(int)
+        network = np.abs(picture - (43, 154, 240)).sum(axis=2) < 6  # the bar, in the network's colour
+        assert network.any(axis=1).sum() > 10
+        assert browser.complaints == []
+
+        status = program.end(signal.SIGINT)
+        assert (status, program.said.count("\n")) == (0, 1), program.said
+        browser.until("document.getElementById('link').textContent === 'connection lost, trying again'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--namespace", "9robot"], "namespace"),
+        (["front camera"], "topic name"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1, port 0: "),
+    ],
+)
+def test_what_cannot_be_shown_is_named(ros_domain: int, tmp_path: Path, arguments: list[str], problem: str) -> None:
+    program = Program(view_command(*arguments), tmp_path / "log")
+    assert program.end(by=None) == 2
+    assert program.said.startswith("netwarp view: ") and program.said.count("\n") == 1
+    assert problem in program.said

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
-from launch.events import matches_action
-from launch.events.process import ProcessExited
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.event_handlers import OnProcessStart
+from launch.events.process import ProcessExited, ProcessStarted
 from launch_ros.actions import LifecycleNode
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
-from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
@@ -26,6 +23,9 @@ PARAMETERS = {
     "device": "PyTorch device: cpu, cuda or cuda:N.",
     "precision": "auto, float32, bfloat16 or float16.",
 }
+
+RESPAWN_DELAY_S = 2.0
+"""Time from the end of the node to its next start."""
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -48,6 +48,12 @@ def generate_launch_description() -> LaunchDescription:
                 description="Configure and activate the node; otherwise it waits for somebody to do so.",
             ),
             DeclareLaunchArgument(
+                "respawn",
+                default_value="false",
+                choices=["true", "false"],
+                description="Start the node again when it has ended; otherwise the launch ends with it.",
+            ),
+            DeclareLaunchArgument(
                 "log_level",
                 default_value="info",
                 choices=["debug", "info", "warn", "error", "fatal"],
@@ -65,6 +71,7 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     overrides = {name: ParameterValue(given[name], value_type=str) for name in PARAMETERS if given[name]}
     if given["cameras"]:
         overrides["cameras"] = [name.strip() for name in given["cameras"].split(",")]
+    respawn = given["respawn"] == "true"
     node = LifecycleNode(
         package="netwarp_ros",
         executable="segment_node",
@@ -73,18 +80,21 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         parameters=[given["params_file"], overrides],
         ros_arguments=["--log-level", given["log_level"]],
         output="screen",
-        on_exit=_end,
+        respawn=respawn,
+        respawn_delay=RESPAWN_DELAY_S,
+        on_exit=None if respawn else _end,
     )
     if given["autostart"] == "false":
         return [node]
-    configure, activate = (
-        EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
-        for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
-    )
-    on_configured = OnStateTransition(
-        target_lifecycle_node=node, start_state="configuring", goal_state="inactive", entities=[activate]
-    )
-    return [node, RegisterEventHandler(on_configured), configure]
+    return [RegisterEventHandler(OnProcessStart(target_action=node, on_start=_activate)), node]
+
+
+def _activate(event: ProcessStarted, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Configure and activate the node that has started."""
+    name = str(PurePosixPath("/", context.launch_configurations["namespace"], "segmenter"))
+    return [
+        ExecuteProcess(cmd=["python3", "-m", "netwarp_ros.node.lifecycle", name], name="lifecycle", output="screen")
+    ]
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:

@@ -4,14 +4,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 from graph import SECOND, Graph, Program, Viewer, image_message, lossless, moving_images, open_graph, tiny_model
+from sensor_msgs.msg import Image
+
+from netwarp_ros.data.frames import open_frames
+
+REPLAY = ["path", "topic", "rate", "stamp", "camera", "record"]
 
 pytestmark = [
     pytest.mark.ros,
@@ -28,8 +36,8 @@ def graph(ros_domain: int) -> Iterator[Graph]:
         yield graph
 
 
-def ros2_launch(log: Path, *arguments: str) -> Program:
-    return Program(["ros2", "launch", "netwarp_ros", "segment.launch.py", *arguments], log)
+def ros2_launch(log: Path, *arguments: str, file: str = "segment.launch.py") -> Program:
+    return Program(["ros2", "launch", "netwarp_ros", file, *arguments], log)
 
 
 def test_launched_node_gets_active_and_segments(graph: Graph, tmp_path: Path) -> None:
@@ -76,8 +84,70 @@ def test_missing_file_of_parameters_is_named(ros_domain: int, tmp_path: Path) ->
     assert "params_file is /nowhere.yaml: give an existing YAML file" in program.said
 
 
-def test_every_argument_is_described(tmp_path: Path) -> None:
-    program = ros2_launch(tmp_path / "log", "--show-args")
+def test_a_node_that_died_is_started_again(graph: Graph, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "tiny.safetensors")
+    program = ros2_launch(tmp_path / "log", "respawn:=true", f"model:={model}")
+    try:
+        (first,) = pids(graph, program, 1)
+        graph.until(lambda: "for /camera/image_raw" in program.said, "first configuration")
+        os.kill(first, signal.SIGKILL)
+        assert len(pids(graph, program, 2)) == 2
+        graph.until(lambda: program.said.count("for /camera/image_raw") == 2, "second configuration")
+        graph.until(lambda: program.said.count("[lifecycle-") >= 4, "second activation")
+    finally:
+        program.end(signal.SIGINT)
+
+
+def pids(graph: Graph, program: Program, count: int) -> list[int]:
+    """Wait until a number of segment nodes have been started."""
+
+    def started() -> list[int]:
+        found = re.findall(r"\[segment_node-\d+\]: process started with pid \[(\d+)\]", program.said)
+        return [int(pid) for pid in found] if len(found) == count else []
+
+    return graph.until(started, f"{count} starts")
+
+
+def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, image in enumerate(moving_images(5)):
+        assert cv2.imwrite(str(folder / f"{index}.png"), image)
+    model = tiny_model(tmp_path / "tiny.safetensors")
+    arguments = [f"path:={folder}", f"model:={model}", "rate:=10", "namespace:=robot", "camera:=front"]
+    if importlib.util.find_spec("ros2bag"):
+        arguments.append(f"record:={tmp_path / 'drive'}")
+    program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
+    masks = graph.hear(Image, "/robot/front/segmentation/mask")
+    assert program.end(by=None) == 0
+    assert "5 images published on /robot/front/image_raw" in program.said
+    assert "ERROR" not in program.said
+    graph.until(lambda: masks, "mask")
+    if importlib.util.find_spec("ros2bag"):
+        frames = open_frames(tmp_path / "drive", topics=["/robot/front/segmentation/mask"])
+        assert len(list(frames)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("path:=/nowhere", "replay_node: nothing at /nowhere: give a folder of images"),
+        ("model:=nonesuch", "cannot be configured: no model named 'nonesuch'"),
+    ],
+)
+def test_replay_ends_where_it_cannot_begin(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:
+    image = tmp_path / "image.png"
+    assert cv2.imwrite(str(image), moving_images(1)[0])
+    model = tiny_model(tmp_path / "tiny.safetensors")
+    arguments = [f"path:={image}", f"model:={model}", argument]
+    program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
+    program.end(by=None)
+    assert problem in program.said
+
+
+@pytest.mark.parametrize(("file", "own"), [("segment.launch.py", []), ("replay.launch.py", REPLAY)])
+def test_every_argument_is_described(tmp_path: Path, file: str, own: list[str]) -> None:
+    program = ros2_launch(tmp_path / "log", "--show-args", file=file)
     assert program.end(by=None) == 0
     for name in (
         "cameras",
@@ -88,7 +158,9 @@ def test_every_argument_is_described(tmp_path: Path) -> None:
         "params_file",
         "namespace",
         "autostart",
+        "respawn",
         "log_level",
+        *own,
     ):
         assert f"'{name}':" in program.said
     assert "no description given" not in program.said.lower()

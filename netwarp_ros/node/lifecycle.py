@@ -1,15 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives a lifecycle node from another one, where no launch file does."""
+"""Drives a lifecycle node from another one.
+
+``python -m netwarp_ros.node.lifecycle NODE`` configures and activates one. The launch file has that do it: after a
+crash, a process that knew the node before goes on talking to the dead one, until the middleware misses it (20 s with
+Fast DDS), and what it says is lost.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
-from rclpy.executors import Executor
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
+
+from netwarp_ros.node.process import ros_process
+
+PATIENCE_S = 600.0
+"""Longest wait of the program for an answer; a large model on a slow machine takes its time."""
 
 
 class LifecycleError(RuntimeError):
@@ -71,3 +83,24 @@ class LifecycleClient:
         if not future.done():
             raise LifecycleError(f"no answer from {client.srv_name} within {self._timeout_s:g} s")
         return future.result()
+
+
+def main() -> None:
+    """Configure and activate the lifecycle node that the first argument names; a failure is status 1."""
+    with ros_process("lifecycle"):
+        node, executor = rclpy.create_node("lifecycle_client"), SingleThreadedExecutor()
+        executor.add_node(node)
+        client = LifecycleClient(node, executor, sys.argv[1], timeout_s=PATIENCE_S)
+        try:
+            client.configure()
+            client.activate()
+        except LifecycleError as error:
+            sys.stderr.write(f"lifecycle: {error}\n")
+            raise SystemExit(1) from None
+        finally:
+            executor.shutdown()
+            node.destroy_node()
+
+
+if __name__ == "__main__":
+    main()

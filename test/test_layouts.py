@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that RViz and Foxglove open: well formed, and about topics and fields that there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from netwarp_ros.data.classes import load_classes
+from netwarp_ros.resources import resource
+
+TIMING = "/camera/segmentation/timing"
+DISPLAY = {"Class", "Enabled", "Max Value", "Median window", "Min Value", "Name", "Normalize Range", "Topic", "Value"}
+TOPIC = {"Depth", "Durability Policy", "History Policy", "Reliability Policy", "Value"}
+PANELS = {
+    "Image": {"imageMode"},
+    "Plot": {
+        "title", "paths", "showLegend", "legendDisplay", "showPlotValuesInLegend", "showXAxisLabels", "showYAxisLabels",
+        "isSynced", "xAxisVal", "followingViewWidth", "sidebarDimension",
+    },
+    "DiagnosticSummary": {"topicToRender", "minLevel", "pinnedIds", "hardwareIdFilter", "sortByLevel"},
+    "DiagnosticStatusPanel": {"topicToRender", "selectedHardwareId", "selectedName"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def rviz() -> dict[str, Any]:
+    return yaml.safe_load(resource("segmenter.rviz").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def foxglove() -> dict[str, Any]:
+    return json.loads(resource("foxglove_layout.json").read_text(encoding="utf-8"))
+
+
+def displayed(rviz: dict[str, Any]) -> list[str]:
+    return [display["Topic"]["Value"] for display in rviz["Visualization Manager"]["Displays"]]
+
+
+def plotted(foxglove: dict[str, Any]) -> list[str]:
+    """Return the fields of FrameTiming that are plotted."""
+    values = [path["value"] for panel in foxglove["configById"].values() for path in panel.get("paths", [])]
+    assert {value.rpartition(".")[0] for value in values} == {TIMING}
+    return [value.rpartition(".")[2] for value in values]
+
+
+def shown(foxglove: dict[str, Any]) -> list[str]:
+    return [panel["imageMode"]["imageTopic"] for panel in foxglove["configById"].values() if "imageMode" in panel]
+
+
+def leaves(layout: str | dict[str, Any]) -> Iterator[str]:
+    if isinstance(layout, str):
+        yield layout
+    else:
+        assert set(layout) == {"direction", "splitPercentage", "first", "second"}
+        assert layout["direction"] in ("row", "column") and 0 < layout["splitPercentage"] < 100
+        yield from (*leaves(layout["first"]), *leaves(layout["second"]))
+
+
+def test_rviz_shows_three_images(rviz: dict[str, Any]) -> None:
+    assert set(rviz) == {"Panels", "Visualization Manager", "Window Geometry"}
+    displays = rviz["Visualization Manager"]["Displays"]
+    assert [display["Name"] for display in displays] == ["Overlay", "Mask", "Image"]
+    for display in displays:
+        assert set(display) == DISPLAY and set(display["Topic"]) == TOPIC
+        assert (display["Class"], display["Enabled"]) == ("rviz_default_plugins/Image", True)
+        assert display["Topic"]["Reliability Policy"] == "Best Effort"  # which any camera matches
+        assert display["Name"] in rviz["Window Geometry"]
+    assert rviz["Visualization Manager"]["Global Options"]["Fixed Frame"] == "camera_optical_frame"
+
+
+def test_foxglove_has_a_place_for_every_panel(foxglove: dict[str, Any]) -> None:
+    assert set(foxglove) == {"configById", "globalVariables", "userNodes", "playbackConfig", "layout"}
+    assert sorted(leaves(foxglove["layout"])) == sorted(foxglove["configById"])
+    for name, panel in foxglove["configById"].items():
+        assert set(panel) == PANELS[name.partition("!")[0]], name
+        for path in panel.get("paths", []):
+            assert set(path) == {"value", "label", "color", "enabled", "timestampMethod"} and path["enabled"]
+
+
+@pytest.mark.ros
+def test_both_are_about_what_the_node_says(ros_domain: int, rviz: dict[str, Any], foxglove: dict[str, Any]) -> None:
+    from graph import open_graph
+
+    from netwarp_ros.msg import FrameTiming
+    from netwarp_ros.node.camera import Camera
+    from netwarp_ros.node.demo import STAGES
+
+    with open_graph() as graph:
+        camera = Camera(graph.node, "camera", load_classes("camvid"), transport="raw", alpha=0.5)
+        camera.advertise()
+        published = dict(graph.node.get_publisher_names_and_types_by_node("test", "/"))
+        camera.close()
+    images = {topic for topic, types in published.items() if types == ["sensor_msgs/msg/Image"]} | {camera.topic}
+    assert set(displayed(rviz)) <= images and set(shown(foxglove)) <= images
+    assert published[TIMING] == ["netwarp_ros/msg/FrameTiming"]
+    assert plotted(foxglove) == [f"{name}_ms" for name in (*STAGES, "total", "age")]
+    assert set(plotted(foxglove)) <= set(FrameTiming.get_fields_and_field_types())
+    reported = [panel["topicToRender"] for panel in foxglove["configById"].values() if "topicToRender" in panel]
+    assert set(reported) == {"/diagnostics"}

@@ -126,8 +126,10 @@ def test_ros_finds_the_executables_and_the_parameters() -> None:
         "segment_node",
     ]
     share = Path(get_package_share_directory("netwarp_ros"))
-    assert (share / "config" / "classes" / "camvid.yaml").is_file()
-    assert (share / "launch" / "segment.launch.py").is_file()
+    for name in ("classes/camvid.yaml", "segmenter.yaml", "segmenter.rviz", "foxglove_layout.json"):
+        assert (share / "config" / name).is_file(), name
+    for name in ("segment", "replay"):
+        assert (share / "launch" / f"{name}.launch.py").is_file(), name
 
 
 @pytest.mark.parametrize("module", ["netwarp_ros.cli", "netwarp_ros.node.segment_node", "netwarp_ros.node.replay_node"])

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from threading import Event
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ class Still:
 
     def __init__(self) -> None:
         self.open, self.pages, self.states = True, 0, [{"name": "/front"}]
+        self.asked = Event()
 
     def is_open(self) -> bool:
         return self.open
@@ -37,6 +39,7 @@ class Still:
         self.pages -= 1
 
     def state(self) -> list[dict[str, Any]]:
+        self.asked.set()
         return self.states
 
     def picture(self, camera: str) -> bytes | None:
@@ -133,6 +136,18 @@ def test_a_slow_browser_is_told_how_things_stand_by_then(source: Still) -> None:
         [{"name": "/front"}],
         [{"name": "/front", "picture": 999}],
     ]
+
+
+def test_a_browser_that_takes_nothing_is_cut_in_the_end(source: Still, capfd: pytest.CaptureFixture[str]) -> None:
+    source.states = [{"name": "/front" * 4_000_000}]  # more than lies on the way
+    with serving(source, "127.0.0.1", 0) as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/states")
+        assert source.asked.wait(60)
+        source.open = False
+    assert source.pages == 0
+    assert capfd.readouterr().err == ""
+    connection.close()
 
 
 def test_a_port_in_use_is_named(source: Still) -> None:

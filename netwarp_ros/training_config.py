@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
+from netwarp_ros.models.video_cnn import Blend, FlowGrid, Remember
+
 
 def _within(low: float, high: float = float("inf"), *, default: Any) -> Any:
     """A field that `load_config` holds to [low, high]."""
@@ -29,12 +31,14 @@ class NetWarpConfig:
         flow_cnn: Whether there is a FlowCNN, Λ.
         flow_grid: Where it works.
         remember: What is remembered.
+        blend: What follows each layer.
     """
 
     layers: tuple[str, ...]
     flow_cnn: bool = True
-    flow_grid: Literal["image", "features"] = "image"
-    remember: Literal["before", "after"] = "before"
+    flow_grid: FlowGrid = "image"
+    remember: Remember = "before"
+    blend: Blend = "netwarp"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from netwarp_ros.models import FlowCNN, NetWarp, resize_flow
-from netwarp_ros.models.netwarp import EPSILON
+from netwarp_ros.models.netwarp import EPSILON, Concatenation
 from netwarp_ros.ops import warp
 
 
@@ -43,6 +43,20 @@ def test_netwarp_is_equation_2() -> None:
     present, previous, flow = torch.randn(1, 3, 5, 7), torch.randn(1, 3, 5, 7), torch.randn(1, 2, 5, 7)
     w1, w2 = netwarp.w1.view(1, 3, 1, 1), netwarp.w2.view(1, 3, 1, 1)
     torch.testing.assert_close(netwarp(present, previous, flow), w1 * present + w2 * warp(previous, flow + EPSILON))
+
+
+def test_concatenation_starts_as_the_identity_and_mixes_all_channels() -> None:
+    concatenation = Concatenation(3)
+    assert sum(parameter.numel() for parameter in concatenation.parameters()) == 2 * 3 * 3 + 3
+    present, previous, flow = torch.randn(1, 3, 5, 7), torch.randn(1, 3, 5, 7), torch.randn(1, 2, 5, 7)
+    assert torch.equal(concatenation(present, previous, flow), present)
+    torch.nn.init.normal_(concatenation.combine.weight)
+    mixing = concatenation.combine.weight[:, :, 0, 0]
+    both = torch.cat((present, warp(previous, flow + EPSILON)), dim=1)
+    torch.testing.assert_close(concatenation(present, previous, flow), torch.einsum("oc,bchw->bohw", mixing, both))
+    half = concatenation(present.bfloat16(), previous.bfloat16(), flow)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), concatenation(present, previous, flow), atol=0.05, rtol=0.02)
 
 
 def test_epsilon_gives_integer_flow_a_gradient_on_both_sides() -> None:

@@ -239,7 +239,7 @@ def test_one_flow_cnn_serves_all_insertion_points() -> None:
     assert parameters == 6892 + 2 * 8 + 2 * 16
 
 
-@pytest.mark.parametrize("flow_grid", ["image", "features"])
+@pytest.mark.parametrize("flow_grid", ["image", "features", "first"])
 def test_constant_motion_is_undone(flow_grid: str) -> None:
     """A scene that moves by 8 pixels, a layer of stride 4: with w1 = 0, w2 = 1 the present is the shifted past."""
     host = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), nn.Identity())
@@ -255,6 +255,31 @@ def test_constant_motion_is_undone(flow_grid: str) -> None:
         _, memory = video_cnn(past)
         output, _ = video_cnn(present, flow, memory)
     torch.testing.assert_close(output[..., 2:], expected[..., 2:], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("flow_grid", "grids"), [("image", [(64, 96)]), ("features", [(32, 48), (16, 24)]), ("first", [(32, 48)])]
+)
+def test_flow_cnn_works_once_on_each_of_its_grids(flow_grid: Any, grids: list[tuple[int, int]]) -> None:
+    video_cnn = awaken(augment(sequential().eval(), ["0", "2", "3"], flow_grid=flow_grid))
+    seen: list[tuple[int, int]] = []
+    assert video_cnn.flow_cnn is not None
+    video_cnn.flow_cnn.register_forward_hook(lambda _module, _inputs, flow: seen.append(tuple(flow.shape[2:])))
+    run(video_cnn, frames(2), flows(2))
+    assert seen == grids
+
+
+def test_concatenation_takes_the_place_of_netwarp(case: Case) -> None:
+    make, layers = case
+    host = make().eval()
+    sequence, motion = frames(2), flows(2)
+    with torch.no_grad():
+        alone = [logits_of(copy.deepcopy(host)(frame)) for frame in sequence]
+        video_cnn = augment(host, layers, blend="concatenation")
+        torch.testing.assert_close(run(video_cnn, sequence, motion)[-1], alone[-1])
+        for blend in video_cnn.netwarps:
+            nn.init.constant_(blend.combine.weight, 0.1)
+        assert not torch.allclose(run(video_cnn, sequence, motion)[-1], alone[-1])
 
 
 def test_without_flow_cnn_there_is_none() -> None:
@@ -308,7 +333,7 @@ def test_layer_that_runs_twice_is_refused() -> None:
         augment(nn.Sequential(shared, nn.ReLU(), shared), ["0"])
 
 
-@pytest.mark.parametrize("option", [{"flow_grid": "pixel"}, {"remember": "never"}])
+@pytest.mark.parametrize("option", [{"flow_grid": "pixel"}, {"remember": "never"}, {"blend": "sum"}])
 def test_wrong_options_are_named(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(option))} is '{next(iter(option.values()))}': choose one of"):
         augment(sequential(), ["3"], **option)

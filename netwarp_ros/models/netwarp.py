@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NetWarp module: a layer's representation blended with the previous frame's, warped along the flow."""
+"""A layer's representation blended with the previous frame's, warped along the flow: NetWarp, and a baseline."""
 
 from __future__ import annotations
 
@@ -43,6 +43,30 @@ class NetWarp(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.w1.numel()}"
+
+
+class Concatenation(nn.Module):
+    """The baseline: z_t and the warped z_{t-1} side by side, and a 1x1 convolution of the 2C channels to C.
+
+    At the start the convolution passes the present representation through. It has 2C² + C parameters where `NetWarp`
+    has 2C, and takes the arguments of that module.
+
+    Args:
+        channels: C, the number of channels of the representation.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.combine = nn.Conv2d(2 * channels, channels, 1)
+        with torch.no_grad():
+            self.combine.weight.copy_(torch.eye(channels, 2 * channels).view(channels, 2 * channels, 1, 1))
+            assert self.combine.bias is not None
+            self.combine.bias.zero_()
+
+    def forward(self, present: Tensor, previous: Tensor, flow: Tensor) -> Tensor:
+        """Blend two representations; see `NetWarp.forward`."""
+        both = torch.cat((present, ops.warp(previous, flow + EPSILON)), dim=1)
+        return self.combine(both.to(self.combine.weight.dtype)).to(present.dtype)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:

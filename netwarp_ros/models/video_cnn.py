@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netwarp_ros.models.flow_cnn import FlowCNN
-from netwarp_ros.models.netwarp import NetWarp, resize_flow
+from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
 
-FlowGrid = Literal["image", "features"]
+FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
+Blend = Literal["netwarp", "concatenation"]
 
 
 class Memory(NamedTuple):
@@ -45,6 +46,7 @@ class _Call:
     memory: Memory | None
     representations: dict[str, Tensor] = field(default_factory=dict)
     flows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """Λ(F) by the size of its grid, the one that Λ worked on first."""
 
 
 class VideoCNN(nn.Module):
@@ -60,12 +62,14 @@ class VideoCNN(nn.Module):
         host: The image CNN.
         channels: Number of channels of each insertion layer, by the name of the submodule.
         flow_cnn: Whether Λ transforms the flow. One Λ is shared by all layers.
-        flow_grid: Where Λ works: on the ``"image"`` grid, as in the paper, or on the grid of the ``"features"``, as
-            in the authors' release, which costs less by the square of the stride.
+        flow_grid: Where Λ works: on the ``"image"`` grid, as in the paper; on the grid of the ``"features"`` at each
+            layer, as in the authors' release, which costs less by the square of the stride; or on the grid of the
+            ``"first"`` layer that runs, whose result is resized for the others.
         remember: Whether the next frame sees a layer's representation from ``"before"`` the blend, as in the paper, or
             from ``"after"`` it (a recursive filter). With ``"before"``, frame t-2 cannot reach frame t by way of one
             insertion layer. Where a layer lies behind another, what it gave at t-1 was computed from the other's blend
             of t-1 and t-2, so each further layer in series lets one more frame through.
+        blend: What follows a layer: `NetWarp`, or `Concatenation` to hold it against.
     """
 
     def __init__(
@@ -76,11 +80,13 @@ class VideoCNN(nn.Module):
         flow_cnn: bool = True,
         flow_grid: FlowGrid = "image",
         remember: Remember = "before",
+        blend: Blend = "netwarp",
     ) -> None:
         super().__init__()
         for name, value, choices in (
             ("flow_grid", flow_grid, get_args(FlowGrid)),
             ("remember", remember, get_args(Remember)),
+            ("blend", blend, get_args(Blend)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(map(repr, choices))}")
@@ -89,7 +95,8 @@ class VideoCNN(nn.Module):
         self.flow_cnn = FlowCNN() if flow_cnn and channels else None
         self.flow_grid = flow_grid
         self.remember = remember
-        self.netwarps = nn.ModuleList(NetWarp(count) for count in channels.values())
+        module = NetWarp if blend == "netwarp" else Concatenation
+        self.netwarps = nn.ModuleList(module(count) for count in channels.values())
         self._call: _Call | None = None
         for index, name in enumerate(self.layers):
             find_layer(host, name).register_forward_hook(partial(self._insert, index))
@@ -166,14 +173,11 @@ class VideoCNN(nn.Module):
     def _flow_at(self, call: _Call, z: Tensor) -> Tensor:
         """Return Λ(F) on the grid of ``z``, computed once for each size of grid in a pass."""
         size = (z.shape[-2], z.shape[-1])
+        if not call.flows or (self.flow_grid == "features" and size not in call.flows):
+            grid = (call.frame.shape[-2], call.frame.shape[-1]) if self.flow_grid == "image" else size
+            call.flows[grid] = self._transform(call, grid)
         if size not in call.flows:
-            if self.flow_grid == "image":
-                image_size = (call.frame.shape[-2], call.frame.shape[-1])
-                if image_size not in call.flows:
-                    call.flows[image_size] = self._transform(call, image_size)
-                call.flows[size] = resize_flow(call.flows[image_size], size)
-            else:
-                call.flows[size] = self._transform(call, size)
+            call.flows[size] = resize_flow(next(iter(call.flows.values())), size)
         return call.flows[size]
 
     def _transform(self, call: _Call, size: tuple[int, int]) -> Tensor:
@@ -212,6 +216,7 @@ def augment(
     flow_cnn: bool = True,
     flow_grid: FlowGrid = "image",
     remember: Remember = "before",
+    blend: Blend = "netwarp",
     example: Tensor | None = None,
 ) -> VideoCNN:
     """Turn an image CNN into a video CNN by inserting NetWarp behind some of its layers.
@@ -225,6 +230,7 @@ def augment(
         flow_cnn: See `VideoCNN`.
         flow_grid: See `VideoCNN`.
         remember: See `VideoCNN`.
+        blend: See `VideoCNN`.
         example: A frame the host can be run on; by default zeros ``(1, 3, 128, 128)`` of the host's type and device.
 
     Raises:
@@ -247,7 +253,8 @@ def augment(
         weight = next(host.parameters(), torch.empty(0))
         example = torch.zeros(1, 3, 128, 128, dtype=weight.dtype, device=weight.device)
     channels = _probe_channels(host, layers, example)
-    return VideoCNN(host, channels, flow_cnn=flow_cnn, flow_grid=flow_grid, remember=remember).to(example.device)
+    options: dict[str, Any] = {"flow_cnn": flow_cnn, "flow_grid": flow_grid, "remember": remember, "blend": blend}
+    return VideoCNN(host, channels, **options).to(example.device)
 
 
 def _probe_channels(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, int]:

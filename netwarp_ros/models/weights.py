@@ -56,6 +56,7 @@ class NetWarpSpec:
     flow_cnn: bool = True
     flow_grid: str = "image"
     remember: str = "before"
+    blend: str = "netwarp"
 
 
 @dataclass(frozen=True)

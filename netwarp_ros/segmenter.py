@@ -33,6 +33,7 @@ from netwarp_ros.models import (
     Model,
     VideoCNN,
     load_model,
+    resize_flow,
 )
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,7 +68,8 @@ class Result:
     Attributes:
         mask: ``(H, W)`` uint8 class ids at the image's size.
         stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
-            normalisation, network, argmax, transfer back).
+            normalisation, network, argmax, transfer back; less the flow, which is estimated when the first layers of
+            the network have been launched).
         memory: Whether the memory was kept.
         reason: Why it started anew (a `Reset`); empty when kept.
     """
@@ -163,25 +165,35 @@ class Segmenter:
 
     @torch.inference_mode()
     def infer(
-        self, image: np.ndarray, flow: np.ndarray | None, memory: Memory | InferenceMemory | None
+        self,
+        image: np.ndarray,
+        flow: Callable[[], np.ndarray] | None = None,
+        memory: Memory | InferenceMemory | None = None,
     ) -> tuple[np.ndarray, Memory | InferenceMemory | None]:
         """Run the network on one frame at the input height.
 
         Args:
             image: ``(H, W, 3)`` BGR uint8.
-            flow: ``(H, W, 2)`` float32 to the previous frame, in pixels; not used when ``memory`` is None.
+            flow: Returns the ``(h, w, 2)`` float32 reverse flow in pixels of its own grid, which is resized to the frame;
+                called when NetWarp needs it, which is never when ``memory`` is None.
             memory: What the previous call on this stream returned, or None.
 
         Returns:
             The mask ``(H, W)`` uint8, and the memory for the next call (None where NetWarp is not in use).
         """
-        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).unsqueeze(0).flip(1)
+        pixels = self._upload(image).flip(1)
         frame = torch.addcmul(self._shift, pixels, self._scale).to(self.dtype, memory_format=torch.channels_last)
-        displacement = None
-        if flow is not None:
-            displacement = torch.from_numpy(flow).to(self.device).permute(2, 0, 1).unsqueeze(0)
-        scores, memory = self._forward(frame, displacement, memory)
-        return _mask(scores, image.shape[:2]), memory if self.temporal else None
+        height, width = image.shape[:2]
+        motion = None if flow is None else lambda: resize_flow(self._upload(flow()), (height, width))
+        scores, memory = self._forward(frame, motion, memory)
+        return _mask(scores, (height, width)), memory if self.temporal else None
+
+    def _upload(self, array: np.ndarray) -> Tensor:
+        """Return an array ``(H, W, C)`` as ``(1, C, H, W)`` on the device; nothing is copied on the CPU."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.permute(2, 0, 1).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -242,7 +254,15 @@ class Stream:
             previous["flow"] = None if previous["flow"] is None else previous["flow"].cpu().numpy()
             self._previous = _Previous(**previous)
 
-    def segment(self, image: np.ndarray, stamp_ns: int, frame_id: str = "", encoding: str = "bgr8") -> Result:
+    def segment(
+        self,
+        image: np.ndarray,
+        stamp_ns: int,
+        frame_id: str = "",
+        encoding: str = "bgr8",
+        *,
+        flow: np.ndarray | None = None,
+    ) -> Result:
         """Segment the next frame.
 
         Args:
@@ -250,12 +270,16 @@ class Stream:
             stamp_ns: When it was taken, in ns.
             frame_id: Name of the camera's optical frame.
             encoding: What the image was before it became BGR.
+            flow: ``(H, W, 2)`` float32, the reverse flow to the previous image in pixels, where it is known; by default
+                the segmenter estimates it.
 
         Raises:
-            ValueError: If the image is not of this form. The memory is as before then.
+            ValueError: If image or flow are not of this form. The memory is as before then.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(f"image is {image.shape} {image.dtype}: give (H, W, 3) BGR uint8, at least one pixel")
+        if flow is not None and (flow.shape != (*image.shape[:2], 2) or flow.dtype != np.float32):
+            raise ValueError(f"flow is {flow.shape} {flow.dtype}: give {(*image.shape[:2], 2)} float32")
         segmenter, stages = self.segmenter, dict.fromkeys(("prepare", "flow", "network"), 0.0)
         reason = self._reason(stamp_ns, image.shape, encoding, frame_id)
         previous = None if reason else self._previous
@@ -263,15 +287,25 @@ class Stream:
         with _timed(stages, "prepare"):
             scaled = segmenter.scale(image)
             grey = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY) if segmenter.temporal else None
-        with _timed(stages, "flow"):
-            flow = self._flow(grey, previous) if previous and grey is not None else None
+        estimated = None
+
+        def find_flow() -> np.ndarray:
+            nonlocal estimated
+            if flow is not None:
+                return flow
+            assert previous is not None and grey is not None
+            with _timed(stages, "flow"):
+                estimated = self._flow(grey, previous)
+            return estimated
+
         with _timed(stages, "network"):
-            mask, memory = segmenter.infer(scaled, flow, previous.memory if previous else None)
+            mask, memory = segmenter.infer(scaled, find_flow, previous.memory if previous else None)
             if mask.shape != image.shape[:2]:
                 mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        stages["network"] -= stages["flow"]
 
         if grey is not None and memory is not None:
-            self._previous = _Previous(stamp_ns, image.shape, encoding, frame_id, grey, flow, memory)
+            self._previous = _Previous(stamp_ns, image.shape, encoding, frame_id, grey, estimated, memory)
         if reason and segmenter.temporal:
             self.resets[reason] += 1
         return Result(mask, stages, MemoryState.NEW if reason else MemoryState.KEPT, reason)

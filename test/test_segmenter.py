@@ -95,6 +95,34 @@ def test_input_height_scales_network_and_flow() -> None:
         assert seen.pop() == (expected, expected)
 
 
+def test_flow_that_is_given_is_not_estimated() -> None:
+    def refuse(_present: np.ndarray, _previous: np.ndarray) -> np.ndarray:
+        raise AssertionError("there is a flow")
+
+    first, second = images(2)
+    estimating, given = segmenter().stream(), segmenter(flow=refuse).stream()
+    flow = DisFlow("fast")(second, first)
+    estimating.segment(first, 1)
+    given.segment(first, 1, flow=flow)
+    expected, result = estimating.segment(second, 2), given.segment(second, 2, flow=flow)
+    assert expected.stages_ms["flow"] > 0 == result.stages_ms["flow"]
+    assert np.array_equal(result.mask, expected.mask)
+    assert (given.segment(first, 3, flow=flow + 10).mask != estimating.segment(first, 3, flow=flow).mask).any()
+
+
+def test_flow_that_is_given_is_scaled_with_the_image() -> None:
+    first, second = (cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for image in images(2))
+    flow = np.full((48, 64, 2), 3, np.float32)
+    small, large = segmenter().stream(), segmenter(input_height=48).stream()
+    for stream, step in ((small, 2), (large, 1)):
+        stream.segment(first[::step, ::step], 1)
+    expected = small.segment(second[::2, ::2], 2, flow=flow).mask
+    mask = large.segment(second, 2, flow=2 * cv2.resize(flow, (128, 96))).mask
+    assert np.array_equal(mask[::2, ::2], expected)
+    with pytest.raises(ValueError, match=r"flow is \(48, 64, 2\) float32: give \(96, 128, 2\) float32"):
+        large.segment(second, 3, flow=flow)
+
+
 def steps(*changes: dict[str, object]) -> list[Result]:
     """Segment one good frame, and then one for each change of the next frame's arguments."""
     stream = segmenter().stream()

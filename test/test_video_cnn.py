@@ -257,6 +257,29 @@ def test_constant_motion_is_undone(flow_grid: str) -> None:
     torch.testing.assert_close(output[..., 2:], expected[..., 2:], atol=2e-3, rtol=0)
 
 
+def test_flow_is_asked_for_once_when_the_first_insertion_layer_has_run() -> None:
+    host = sequential().eval()
+    video_cnn = awaken(augment(host, ["3", "5"]))
+    events: list[str] = []
+    for name in ("0", "3", "4"):
+        host[int(name)].register_forward_pre_hook(lambda _module, _inputs, name=name: events.append(name))
+    (first, second), flow = frames(2), flows(1)[0]
+
+    def estimate() -> Tensor:
+        events.append("flow")
+        return flow
+
+    with torch.no_grad():
+        _, memory = video_cnn(first, estimate)
+        assert events == ["0", "3", "4"], "a first frame has no use for a flow"
+        events.clear()
+        output, _ = video_cnn(second, estimate, memory)
+        assert events == ["0", "3", "flow", "4"]
+        assert torch.equal(output, video_cnn(second, flow, memory)[0])
+        with pytest.raises(ValueError, match=r"flow is \(1, 2, 8, 12\), expected \(1, 2, 64, 96\)"):
+            video_cnn(second, lambda: flow[..., ::8, ::8], memory)
+
+
 @pytest.mark.parametrize(
     ("flow_grid", "grids"), [("image", [(64, 96)]), ("features", [(32, 48), (16, 24)]), ("first", [(32, 48)])]
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netwarp_ros.models.netwarp import resize_flow
-from netwarp_ros.models.video_cnn import Memory, VideoCNN
+from netwarp_ros.models.video_cnn import Flow, Memory, VideoCNN
 
 Size = tuple[int, int]
 Window = tuple[slice, slice]
@@ -90,14 +90,15 @@ class Inference:
         return [slice(start, start + window) for start in starts]
 
     def __call__(
-        self, video_cnn: VideoCNN, frame: Tensor, flow: Tensor | None = None, memory: InferenceMemory | None = None
+        self, video_cnn: VideoCNN, frame: Tensor, flow: Flow | None = None, memory: InferenceMemory | None = None
     ) -> tuple[Tensor, InferenceMemory]:
         """Run a network on all views of one frame of each stream of the batch.
 
         Args:
             video_cnn: One whose output is logits ``(b, K, h, w)``; they are brought to the window's size.
             frame: ``(B, 3, H, W)``, normalised as the host takes it.
-            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame; not used when ``memory`` is None.
+            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it; not used
+                when ``memory`` is None.
             memory: What the previous call on these streams returned, or None for a first frame.
 
         Returns:
@@ -106,6 +107,8 @@ class Inference:
         Raises:
             ValueError: If frame, flow and memory do not fit together, or the memory is of another inference.
         """
+        if flow is not None and not isinstance(flow, Tensor):
+            flow = flow() if memory else None
         self._check(frame, flow, memory)
         memories: Iterator[Memory | None] = iter(memory.passes) if memory else repeat(None)
         passes: list[Memory] = []

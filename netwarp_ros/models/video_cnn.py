@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,6 +19,8 @@ from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
 FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
 Blend = Literal["netwarp", "concatenation"]
+Flow = Tensor | Callable[[], Tensor]
+"""A flow, or what estimates it when the first insertion layer has run: on a GPU, while that layer is still computing."""
 
 
 class Memory(NamedTuple):
@@ -42,7 +44,7 @@ class _Call:
     """The state of one forward pass."""
 
     frame: Tensor
-    flow: Tensor | None
+    flow: Flow | None
     memory: Memory | None
     representations: dict[str, Tensor] = field(default_factory=dict)
     flows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -102,13 +104,14 @@ class VideoCNN(nn.Module):
             find_layer(host, name).register_forward_hook(partial(self._insert, index))
 
     def forward(
-        self, frame: Tensor, flow: Tensor | None = None, memory: Memory | None = None, **host_arguments: Any
+        self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None, **host_arguments: Any
     ) -> tuple[Any, Memory]:
         """Run the network on one frame of each stream of the batch.
 
         Args:
             frame: ``(B, 3, H, W)``, as the host takes it.
-            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame; not used when ``memory`` is None.
+            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it; not used
+                when ``memory`` is None.
             memory: What the previous call on these streams returned, or None for a first frame.
             host_arguments: For the host, beside the frame, such as ``auxiliary=True`` in training.
 
@@ -121,6 +124,8 @@ class VideoCNN(nn.Module):
             RuntimeError: If an insertion layer was not run exactly once.
         """
         self._check(frame, flow, memory)
+        if isinstance(flow, Tensor) and memory is not None:
+            _check_flow(flow, frame)
         call = self._call = _Call(frame, flow, memory)
         try:
             output = self.host(frame, **host_arguments)
@@ -131,7 +136,7 @@ class VideoCNN(nn.Module):
             raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
         return output, Memory(frame, call.representations)
 
-    def _check(self, frame: Tensor, flow: Tensor | None, memory: Memory | None) -> None:
+    def _check(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> None:
         if frame.ndim != 4:
             raise ValueError(f"frame is {tuple(frame.shape)}: give (B, C, H, W)")
         if memory is None:
@@ -143,11 +148,6 @@ class VideoCNN(nn.Module):
             )
         if flow is None:
             raise ValueError("memory needs a flow from this frame to the previous one: give flow, or memory=None")
-        expected = (frame.shape[0], 2, *frame.shape[2:])
-        if tuple(flow.shape) != expected:
-            raise ValueError(f"flow is {tuple(flow.shape)}, expected {expected}")
-        if flow.dtype != torch.float32:
-            raise ValueError(f"flow is {flow.dtype}, expected torch.float32: use flow.float()")
         if set(memory.representations) != set(self.layers):
             raise ValueError(
                 f"memory is of layers {sorted(memory.representations)}, this network has {sorted(self.layers)}: "
@@ -183,12 +183,23 @@ class VideoCNN(nn.Module):
     def _transform(self, call: _Call, size: tuple[int, int]) -> Tensor:
         """Apply Λ on a grid, in float32 whatever the precision of the host: half precision would blur coordinates."""
         assert call.flow is not None and call.memory is not None
+        if not isinstance(call.flow, Tensor):
+            call.flow = call.flow()
+            _check_flow(call.flow, call.frame)
         flow = resize_flow(call.flow, size)
         if self.flow_cnn is None:
             return flow
         previous, present = (_resize_frame(frame, size) for frame in (call.memory.frame, call.frame))
         with torch.autocast(flow.device.type, enabled=False):
             return self.flow_cnn(flow, previous, present)
+
+
+def _check_flow(flow: Tensor, frame: Tensor) -> None:
+    expected = (frame.shape[0], 2, *frame.shape[2:])
+    if tuple(flow.shape) != expected:
+        raise ValueError(f"flow is {tuple(flow.shape)}, expected {expected}")
+    if flow.dtype != torch.float32:
+        raise ValueError(f"flow is {flow.dtype}, expected torch.float32: use flow.float()")
 
 
 def _resize_frame(frame: Tensor, size: tuple[int, int]) -> Tensor:

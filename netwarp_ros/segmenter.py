@@ -174,8 +174,8 @@ class Segmenter:
 
         Args:
             image: ``(H, W, 3)`` BGR uint8.
-            flow: Returns the ``(h, w, 2)`` float32 reverse flow in pixels of its own grid, which is resized to the frame;
-                called when NetWarp needs it, which is never when ``memory`` is None.
+            flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid, which is resized to the
+                frame's; called when NetWarp needs it, which is never when ``memory`` is None.
             memory: What the previous call on this stream returned, or None.
 
         Returns:

@@ -20,7 +20,7 @@ FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
 Blend = Literal["netwarp", "concatenation"]
 Flow = Tensor | Callable[[], Tensor]
-"""A flow, or a function that estimates it once the first insertion layer has run: on a GPU, while it is being computed."""
+"""A flow, or a function that estimates it once the first insertion layer has run (on a GPU: while it is computed)."""
 
 
 class Memory(NamedTuple):

@@ -268,7 +268,7 @@ def test_memory_is_a_value_that_does_not_grow() -> None:
     first = inference(video_cnn, sequence[0])[1]
     second = inference(video_cnn, sequence[1], flow_of(2, -1), first)[1]
     again = inference(video_cnn, sequence[1], flow_of(2, -1), first)[1]
-    assert [len(memory.frame) for memory in first.passes] == [len(memory.frame) for memory in second.passes] == [8, 4]
+    assert [memory.shape[0] for memory in first.passes] == [memory.shape[0] for memory in second.passes] == [8, 4]
     for memory, twin in zip(second.passes, again.passes, strict=True):
         assert torch.equal(memory.representations["0"], twin.representations["0"])
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netwarp_ros.models.netwarp import resize_flow
-from netwarp_ros.models.video_cnn import Flow, Memory, VideoCNN
+from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN
 
-Size = tuple[int, int]
 Window = tuple[slice, slice]
 """Rows and columns of a frame; both go beyond its edge where the window is larger."""
 

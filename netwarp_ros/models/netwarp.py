@@ -85,5 +85,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == size:
         return flow
     finer = size[0] > height or size[1] > width
-    u, v = F.interpolate(flow, size=size, mode="bilinear" if finer else "area").split(1, dim=1)
-    return torch.cat((u * (size[1] / width), v * (size[0] / height)), dim=1)
+    resized = F.interpolate(flow, size=size, mode="bilinear" if finer else "area")
+    resized[:, 0] *= size[1] / width
+    resized[:, 1] *= size[0] / height
+    return resized

@@ -23,32 +23,39 @@ Flow = Tensor | Callable[[], Tensor]
 """A flow, or a function that estimates it once the first insertion layer has run (on a GPU: while it is computed)."""
 
 
+Size = tuple[int, int]
+"""Height and width."""
+
+
 class Memory(NamedTuple):
     """What the next call needs of this one: a value, owned by the caller.
 
     Attributes:
-        frame: ``(B, 3, H, W)``, the frame as the network saw it.
+        shape: ``(B, 3, H, W)``, of the frame.
+        frames: The frame as the network saw it, ``(B, 3, h, w)`` float32, on each grid that Λ works on, by its size.
         representations: The ``(B, C, h, w)`` output of each layer that a NetWarp module follows, by its name.
     """
 
-    frame: Tensor
+    shape: tuple[int, ...]
+    frames: dict[Size, Tensor]
     representations: dict[str, Tensor]
 
     def detach(self) -> Memory:
         """Return the same memory cut off from the graph, where no gradient shall go further back."""
-        return Memory(self.frame.detach(), {name: z.detach() for name, z in self.representations.items()})
+        frames = {size: frame.detach() for size, frame in self.frames.items()}
+        return Memory(self.shape, frames, {name: z.detach() for name, z in self.representations.items()})
 
 
 @dataclass
 class _Call:
-    """The state of one forward pass."""
+    """The state of one forward pass: what was given, what shall be remembered, and Λ(F) by the size of its grid."""
 
     frame: Tensor
     flow: Flow | None
     memory: Memory | None
+    frames: dict[Size, Tensor] = field(default_factory=dict)
     representations: dict[str, Tensor] = field(default_factory=dict)
-    flows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    """Λ(F) by the size of its grid, the one that Λ worked on first."""
+    flows: dict[Size, Tensor] = field(default_factory=dict)
 
 
 class VideoCNN(nn.Module):
@@ -134,17 +141,17 @@ class VideoCNN(nn.Module):
         missing = [name for name in self.layers if name not in call.representations]
         if missing:
             raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
-        return output, Memory(frame, call.representations)
+        return output, Memory(tuple(frame.shape), call.frames, call.representations)
 
     def _check(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> None:
         if frame.ndim != 4:
             raise ValueError(f"frame is {tuple(frame.shape)}: give (B, C, H, W)")
         if memory is None:
             return
-        if memory.frame.shape != frame.shape:
+        if memory.shape != tuple(frame.shape):
             raise ValueError(
-                f"frame is {tuple(frame.shape)}, memory is of {tuple(memory.frame.shape)}: where the size changes, "
-                "start anew with memory=None"
+                f"frame is {tuple(frame.shape)}, memory is of {memory.shape}: where the size changes, start anew with "
+                "memory=None"
             )
         if flow is None:
             raise ValueError("memory needs a flow from this frame to the previous one: give flow, or memory=None")
@@ -161,37 +168,45 @@ class VideoCNN(nn.Module):
             return None
         if name in call.representations:
             raise RuntimeError(f"layer {name!r} ran twice in one pass of the host: choose one that runs once")
+        grid = self._grid(call, z)
+        if self.flow_cnn is not None and grid not in call.frames:
+            call.frames[grid] = _resize_frame(call.frame, grid)
         if call.memory is None:
             blend = z
         else:
-            blend = self.netwarps[index](z, call.memory.representations[name], self._flow_at(call, z))
+            blend = self.netwarps[index](z, call.memory.representations[name], self._flow_at(call, _size(z), grid))
         remembered = z if self.remember == "before" else blend
         call.representations[name] = remembered
         # The host may go on in place (ReLU(inplace=True)): what is remembered must be out of its reach.
         return remembered.clone() if remembered is blend else blend
 
-    def _flow_at(self, call: _Call, z: Tensor) -> Tensor:
-        """Return Λ(F) on the grid of ``z``, computed once for each size of grid in a pass."""
-        size = (z.shape[-2], z.shape[-1])
-        if not call.flows or (self.flow_grid == "features" and size not in call.flows):
-            grid = (call.frame.shape[-2], call.frame.shape[-1]) if self.flow_grid == "image" else size
+    def _grid(self, call: _Call, z: Tensor) -> Size:
+        """Return the size of the grid that Λ works on for a layer that gives ``z``."""
+        if self.flow_grid == "image":
+            return _size(call.frame)
+        if self.flow_grid == "first":
+            return _size(next(iter(call.representations.values()), z))
+        return _size(z)
+
+    def _flow_at(self, call: _Call, size: Size, grid: Size) -> Tensor:
+        """Return Λ(F), which works on one grid, on another; each is computed once in a pass."""
+        if grid not in call.flows:
             call.flows[grid] = self._transform(call, grid)
         if size not in call.flows:
-            call.flows[size] = resize_flow(next(iter(call.flows.values())), size)
+            call.flows[size] = resize_flow(call.flows[grid], size)
         return call.flows[size]
 
-    def _transform(self, call: _Call, size: tuple[int, int]) -> Tensor:
+    def _transform(self, call: _Call, grid: Size) -> Tensor:
         """Apply Λ on a grid, in float32 whatever the precision of the host: half precision would blur coordinates."""
         assert call.flow is not None and call.memory is not None
         if not isinstance(call.flow, Tensor):
             call.flow = call.flow()
             _check_flow(call.flow, call.frame)
-        flow = resize_flow(call.flow, size)
+        flow = resize_flow(call.flow, grid)
         if self.flow_cnn is None:
             return flow
-        previous, present = (_resize_frame(frame, size) for frame in (call.memory.frame, call.frame))
         with torch.autocast(flow.device.type, enabled=False):
-            return self.flow_cnn(flow, previous, present)
+            return self.flow_cnn(flow, call.memory.frames[grid], call.frames[grid])
 
 
 def _check_flow(flow: Tensor, frame: Tensor) -> None:
@@ -202,8 +217,12 @@ def _check_flow(flow: Tensor, frame: Tensor) -> None:
         raise ValueError(f"flow is {flow.dtype}, expected torch.float32: use flow.float()")
 
 
-def _resize_frame(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    resized = frame if tuple(frame.shape[-2:]) == size else F.interpolate(frame, size=size, mode="area")
+def _size(tensor: Tensor) -> Size:
+    return tensor.shape[-2], tensor.shape[-1]
+
+
+def _resize_frame(frame: Tensor, size: Size) -> Tensor:
+    resized = frame if _size(frame) == size else F.interpolate(frame, size=size, mode="area")
     return resized.float()
 
 

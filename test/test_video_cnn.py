@@ -164,6 +164,26 @@ def test_host_working_in_place_cannot_touch_the_memory(remember: str) -> None:
             assert memory.representations["stem"].min() < 0
 
 
+def test_host_that_drops_out_in_place_in_training_cannot_touch_the_memory() -> None:
+    host = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.5, inplace=True), nn.Conv2d(4, 2, 1))
+    video_cnn = augment(host.train(), ["0"])
+    _, memory = video_cnn(frames(1)[0])
+    assert (memory.representations["0"] == 0).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(("inplace", "copied"), [(True, True), (False, False)])
+@pytest.mark.parametrize("remember", ["before", "after"])
+def test_memory_is_a_copy_only_where_the_host_goes_on_in_place(remember: Any, inplace: bool, copied: bool) -> None:
+    host = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=inplace), nn.Conv2d(4, 2, 1)).eval()
+    seen: list[int] = []
+    host[1].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].data_ptr()))
+    with torch.inference_mode():
+        video_cnn = augment(host, ["0"], remember=remember).eval()
+        seen.clear()
+        _, memory = video_cnn(frames(1)[0])
+        assert seen == [seen[0]] and (memory.representations["0"].data_ptr() != seen[0]) == copied
+
+
 def test_gradient_reaches_the_previous_frames_layers(case: Case) -> None:
     make, layers = case
     video_cnn = awaken(augment(make().eval(), layers))

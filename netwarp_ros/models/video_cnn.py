@@ -27,6 +27,18 @@ Size = tuple[int, int]
 """Height and width."""
 
 
+class Layer(NamedTuple):
+    """What must be known of a layer to insert behind it.
+
+    Attributes:
+        channels: Of its output.
+        edited: Whether the host goes on in place, such as by ``ReLU(inplace=True)``, when it is not in training.
+    """
+
+    channels: int
+    edited: bool
+
+
 class Memory(NamedTuple):
     """What the next call needs of this one: a value, owned by the caller.
 
@@ -69,7 +81,7 @@ class VideoCNN(nn.Module):
 
     Args:
         host: The image CNN.
-        channels: Number of channels of each insertion layer, by the name of the submodule.
+        layers: What to insert behind, by the name of the submodule.
         flow_cnn: Whether Λ transforms the flow. One Λ is shared by all layers.
         flow_grid: Where Λ works: on the ``"image"`` grid, as in the paper; on the grid of the ``"features"`` at each
             layer, as in the authors' release, which costs less by the square of the stride; or on the grid of the
@@ -84,7 +96,7 @@ class VideoCNN(nn.Module):
     def __init__(
         self,
         host: nn.Module,
-        channels: Mapping[str, int],
+        layers: Mapping[str, Layer],
         *,
         flow_cnn: bool = True,
         flow_grid: FlowGrid = "image",
@@ -100,12 +112,13 @@ class VideoCNN(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(map(repr, choices))}")
         self.host = host
-        self.layers = tuple(channels)
-        self.flow_cnn = FlowCNN() if flow_cnn and channels else None
+        self.layers = tuple(layers)
+        self.flow_cnn = FlowCNN() if flow_cnn and layers else None
         self.flow_grid = flow_grid
         self.remember = remember
         module = NetWarp if blend == "netwarp" else Concatenation
-        self.netwarps = nn.ModuleList(module(count) for count in channels.values())
+        self.netwarps = nn.ModuleList(module(layer.channels) for layer in layers.values())
+        self._edited = [layer.edited for layer in layers.values()]
         self._call: _Call | None = None
         for index, name in enumerate(self.layers):
             find_layer(host, name).register_forward_hook(partial(self._insert, index))
@@ -177,8 +190,9 @@ class VideoCNN(nn.Module):
             blend = self.netwarps[index](z, call.memory.representations[name], self._flow_at(call, _size(z), grid))
         remembered = z if self.remember == "before" else blend
         call.representations[name] = remembered
-        # The host may go on in place (ReLU(inplace=True)): what is remembered must be out of its reach.
-        return remembered.clone() if remembered is blend else blend
+        # What is remembered must be out of the reach of a host that goes on in place; dropout does in training alone.
+        within_reach = remembered is blend and (self._edited[index] or self.training)
+        return blend.clone() if within_reach else blend
 
     def _grid(self, call: _Call, z: Tensor) -> Size:
         """Return the size of the grid that Λ works on for a layer that gives ``z``."""
@@ -251,8 +265,8 @@ def augment(
 ) -> VideoCNN:
     """Turn an image CNN into a video CNN by inserting NetWarp behind some of its layers.
 
-    The host is run once on ``example``, in evaluation mode and without gradients, to learn the layers' channels. At the
-    start the video CNN equals its host bit for bit (w1 = 1, w2 = 0).
+    The host is run once on ``example``, in evaluation mode and without gradients, to learn the layers' channels and
+    whether it goes on in place. At the start the video CNN equals its host bit for bit (w1 = 1, w2 = 0).
 
     Args:
         host: Any module that takes a frame ``(B, 3, H, W)``. It is used as it is, not copied.
@@ -282,22 +296,22 @@ def augment(
     if example is None:
         weight = next(host.parameters(), torch.empty(0))
         example = torch.zeros(1, 3, 128, 128, dtype=weight.dtype, device=weight.device)
-    channels = _probe_channels(host, layers, example)
+    found = _probe(host, layers, example)
     options: dict[str, Any] = {"flow_cnn": flow_cnn, "flow_grid": flow_grid, "remember": remember, "blend": blend}
-    return VideoCNN(host, channels, **options).to(example.device)
+    return VideoCNN(host, found, **options).to(example.device)
 
 
-def _probe_channels(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, int]:
-    outputs: dict[str, list[Any]] = {name: [] for name in layers}
+def _probe(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, Layer]:
+    outputs: dict[str, list[tuple[Any, int]]] = {name: [] for name in layers}
 
     def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs[name].append(output)
+        outputs[name].append((output, getattr(output, "_version", 0)))
 
     handles = [find_layer(host, name).register_forward_hook(partial(record, name)) for name in layers]
     modes = {module: module.training for module in host.modules()}
     try:
         host.eval()
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             host(example)
     finally:
         for handle in handles:
@@ -308,8 +322,9 @@ def _probe_channels(host: nn.Module, layers: Sequence[str], example: Tensor) -> 
     for name, seen in outputs.items():
         if len(seen) != 1:
             raise ValueError(f"layer {name!r} ran {len(seen)} times in one pass of the host: choose one that runs once")
-        output = seen[0]
+        output, _ = seen[0]
         if not isinstance(output, Tensor) or output.ndim != 4:
             kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"layer {name!r} gives {kind}: choose one that gives a tensor (B, C, h, w)")
-    return {name: seen[0].shape[1] for name, seen in outputs.items()}
+    # A tensor counts the edits of its storage, for the sake of autograd.
+    return {name: Layer(z.shape[1], z._version > version) for name, ((z, version),) in outputs.items()}

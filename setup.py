@@ -63,7 +63,7 @@ setup(
     install_requires=[
         "imageio-ffmpeg",
         "numpy",
-        "opencv-python-headless",
+        "opencv-contrib-python-headless",
         "PyYAML",
         "rich",
         "rosbags",

@@ -568,6 +568,7 @@ def benchmark_model(
     precision: PrecisionOption = "auto",
     flow: FlowOption = "fast",
     input_height: HeightOption = 0,
+    compile_host: Annotated[bool, typer.Option("--compile", help="Compile the host with torch.compile.")] = False,
     frames: Annotated[int, typer.Option("--frames", help="Frames of the synthetic street, 480x360.")] = 40,
     passes: Annotated[int, typer.Option("--passes", help="How often they are taken.")] = 5,
     json_file: Annotated[
@@ -587,16 +588,15 @@ def benchmark_model(
     loaded = load_model(DEFAULT_MODEL if model is None else model)
     street = Street(seed=0, rate=15)
     images = [street.frame(index).image for index in track(range(frames), "drawing", console=Console(stderr=True))]
-    result = benchmark.measure(
-        images, loaded, passes=passes, flow=flow, device=device, precision=precision, input_height=input_height
-    )
+    settings = {"flow": flow, "precision": precision, "input_height": input_height, "compile": compile_host}
+    result = benchmark.measure(images, loaded, passes=passes, device=device, **settings)
     table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
     for stage, value in result.stages_ms["host"].items():
         table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
     table.caption = f"overhead {result.overhead:.1f} %"
     Console().print(table)
     if json_file:
-        settings = {"model": loaded.name, "flow": flow, "precision": precision, "input_height": input_height}
+        settings["model"] = loaded.name
         report = {"environment": environment(torch.device(device)), "settings": settings, **result.to_json()}
         json_file.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -95,6 +95,8 @@ class Segmenter:
         max_gap: Seconds between two stamps over which the memory starts anew.
         host_only: Run the host network frame by frame, without NetWarp and flow.
         inference: What the network sees of a frame at the input height: by default all of it, at once.
+        compile: Whether `torch.compile` shall make the host faster, which takes half a minute now and for each size of
+            image. Where it cannot, the host runs as it is, and ``compile_problem`` says why.
 
     Raises:
         ValueError: If an argument is not of these, or the device or precision is not to be had here.
@@ -111,6 +113,7 @@ class Segmenter:
         max_gap: float = MAX_GAP,
         host_only: bool = False,
         inference: Inference = WHOLE_FRAME,
+        compile: bool = False,
     ) -> None:
         if input_height < 0:
             raise ValueError(f"input_height is {input_height}: give pixels, or 0 for the height of the training")
@@ -124,6 +127,8 @@ class Segmenter:
         self.max_gap = max_gap
         self.network = self.model.network.eval().to(self.device)
         self.network.host.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compile_problem = self._compile() if compile else ""
+        self.compiled = compile and not self.compile_problem
         self.temporal = bool(self.network.layers) and not host_only
         self.inference = inference
         network = self.network if self.temporal else VideoCNN(self.network.host, {})
@@ -140,6 +145,19 @@ class Segmenter:
     def precision(self) -> str:
         """Name of the precision in use."""
         return str(self.dtype).removeprefix("torch.")
+
+    @torch.inference_mode()
+    def _compile(self) -> str:
+        """Compile the host and run it; where that fails leave it as it was, and return why."""
+        host, height = self.network.host, self.input_height
+        frame = torch.zeros(1, 3, height, height * 4 // 3, dtype=self.dtype, device=self.device)
+        try:
+            self.network.host = torch.compile(host, dynamic=False)  # type: ignore[assignment]  # of a module, a module
+            self.network(frame.to(memory_format=torch.channels_last))
+        except Exception as error:  # PyTorch's compilers and the C++ compiler they call have no error in common
+            self.network.host = host
+            return str(error).strip().partition("\n")[0] or type(error).__name__
+        return ""
 
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
         """Return a new stream: one for each camera; with the `Stream.state` of another, one that goes on from there."""

@@ -158,7 +158,8 @@ def test_values() -> None:
 
 
 def segmenter(device: str) -> Any:
-    return SimpleNamespace(model=SimpleNamespace(name="tiny"), device=torch.device(device), precision="float16")
+    model = SimpleNamespace(name="tiny")
+    return SimpleNamespace(model=model, device=torch.device(device), precision="float16", compiled=False)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,8 @@ def test_an_active_node_says_what_is_in_use() -> None:
     status = node_status("segmenter", "active", segmenter("cpu"), Thresholds())
     assert (status.level, status.message, status.hardware_id) == (OK, "segmenting on cpu", "cpu")
     assert values(status) == {
-        "state": "active", "model": "tiny", "device": "cpu", "precision": "float16", "last error": "none",
+        "state": "active", "model": "tiny", "device": "cpu", "precision": "float16", "compiled": "False",
+        "last error": "none",
     }  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -93,6 +95,24 @@ def test_input_height_scales_network_and_flow() -> None:
         for i in range(2):
             stream.segment(np.zeros((192, 256, 3), np.uint8), i)
         assert seen.pop() == (expected, expected)
+
+
+def test_compiled_host_gives_the_same_masks() -> None:
+    plain, compiled = segmenter(), segmenter(compile=True)
+    assert (plain.compiled, compiled.compiled, compiled.compile_problem) == (False, True, "")
+    expected, stream = plain.stream(), compiled.stream()
+    for i, image in enumerate(images(3)):
+        assert (stream.segment(image, i).mask == expected.segment(image, i).mask).mean() > 0.999
+
+
+def test_host_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    refused, image = segmenter(compile=True), images(1)[0]
+    assert (refused.compiled, refused.compile_problem) == (False, "no C++ compiler")
+    assert np.array_equal(refused.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
 
 
 def test_flow_that_is_given_is_not_estimated() -> None:

@@ -174,6 +174,7 @@ class VideoCNN(nn.Module):
                 "start anew with memory=None"
             )
 
+    @torch.compiler.disable
     def _insert(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
         """Follow an insertion layer: remember its representation and return the blend."""
         call, name = self._call, self.layers[index]

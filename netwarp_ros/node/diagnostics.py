@@ -101,6 +101,7 @@ def node_status(
     values: dict[str, Any] = {"state": state}
     if segmenter is not None:
         values |= {"model": segmenter.model.name, "device": segmenter.device, "precision": segmenter.precision}
+        values["compiled"] = segmenter.compiled
         if segmenter.device.type == "cuda":
             finding, gpu = _gpu(segmenter.device, thresholds)
             findings.append(finding)

@@ -50,6 +50,7 @@ class SegmentParameters:
         "Precision of the network; auto is the fastest that the device is made for.",
         choices=("auto", *PRECISIONS),
     )
+    compile: bool = parameter(False, "Compile the image CNN, which takes half a minute when the node is configured.")
     flow_preset: str = parameter("fast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
     input_height: int = parameter(
         0, "Height in pixels that images are scaled to for the network; 0 is that of the training.", limits=(0, 4320)
@@ -102,7 +103,10 @@ class SegmentNode(LifecycleNode):
                 input_height=wanted.input_height,
                 max_gap=wanted.max_gap,
                 host_only=wanted.host_only,
+                compile=wanted.compile,
             )
+            if self._segmenter.compile_problem:
+                self.get_logger().warning(f"the image CNN runs uncompiled: {self._segmenter.compile_problem}")
             self._segmenter.warm_up()
             classes = load_classes(self._segmenter.model.spec.classes)
             for name in wanted.cameras:

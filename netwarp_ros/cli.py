@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -33,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+NumberT = TypeVar("NumberT", int, float)
 
 SHOWN = 10
 """How many notes on damage are shown."""
@@ -601,6 +603,91 @@ def benchmark_model(
         json_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
+@benchmark_app.command("node")
+def benchmark_node(
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "auto",
+    flow: FlowOption = "fast",
+    input_height: HeightOption = 0,
+    cameras: Annotated[str, typer.Option("--cameras", metavar="N,N,...", help="Numbers of cameras.")] = "1,2,4",
+    sizes: Annotated[
+        str, typer.Option("--sizes", metavar="WxH,WxH,...", help="Of their images.")
+    ] = "480x360,1280x720,1920x1080",
+    rates: Annotated[str, typer.Option("--rates", metavar="HZ,HZ,...", help="Of each camera.")] = "10,30,60",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.5, help="How long each load is measured.")] = 5.0,
+    peak: Annotated[
+        bool, typer.Option("--peak/--no-peak", help="Find the highest rate with less than 5 % dropped, too.")
+    ] = True,
+    reliable: Annotated[
+        bool,
+        typer.Option("--reliable/--best-effort", help="How the segment node subscribes; the plain one does reliably."),
+    ] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", "-o", help="Write the figures to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Put the segment node under load, beside its host frame by frame and the node that tutorials write. Needs ROS 2.
+
+    Prints a table in Markdown; `netwarp plot node` draws the figures.
+    """
+    import torch
+
+    from netwarp_ros.benchmarks.node import markdown
+    from netwarp_ros.benchmarks.ops import environment
+    from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
+    from netwarp_ros.provenance import describe_input, versions
+
+    try:
+        from netwarp_ros.node.benchmark import benchmark, middleware
+    except ImportError as error:
+        raise ValueError(f"it needs ROS 2 with netwarp_ros built for it, to be sourced ({error})") from error
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+    weights = find_weights(model or DEFAULT_MODEL)
+    loads: dict[str, Any] = {
+        "cameras": _positive("cameras", cameras, int, "1,2,4"),
+        "sizes": _sizes(sizes),
+        "rates": _positive("rates", rates, float, "10,30,60"),
+        "seconds": seconds,
+        "peak": peak,
+        "reliable": reliable,
+    }
+    parameters: dict[str, Any] = {
+        "model": str(weights),
+        "device": device,
+        "precision": precision,
+        "flow_preset": flow,
+        "input_height": input_height,
+    }
+    runs = []
+    with Console(stderr=True).status("starting the nodes") as status:
+        for run in benchmark(**loads, **parameters):
+            runs.append(run)
+            status.update(f"{run.cameras} × {run.width}x{run.height} at {run.rate:.1f} Hz: {run.system} is done")
+    typer.echo(markdown(runs))
+    if json_file:
+        report = {
+            "environment": {**environment(torch.device(device)), **middleware(), "versions": versions()},
+            "settings": {**loads, **parameters, "images": "the synthetic street"},
+            "weights": describe_input(weights),
+            "runs": [run.to_json() for run in runs],
+        }
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+@plot_app.command("node")
+def plot_node(
+    results: Annotated[Path, typer.Argument(metavar="NODE.json", help="What `benchmark node --json` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure: .png, .svg or .pdf.", show_default=False)],
+) -> None:
+    """Draw the age of masks over the rate of the images, of each node."""
+    from netwarp_ros import plots
+
+    plots.plot_node(results, output)
+    Console().print(f"figure in {output}", highlight=False)
+
+
 @plot_app.command("trimap")
 def plot_trimap(
     results: Annotated[
@@ -681,6 +768,28 @@ def _widths(text: str) -> list[int]:
     if not widths or min(widths) <= 0:
         raise ValueError(f"trimap is {text!r}: give widths > 0 in whole pixels, such as 1,2,4")
     return widths
+
+
+def _positive(name: str, text: str, kind: type[NumberT], example: str) -> list[NumberT]:
+    """Read a list of numbers > 0, separated by commas."""
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{name} is {text!r}: give numbers > 0, such as {example}")
+    return numbers
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    """Read a list of sizes, separated by commas."""
+    try:
+        sizes = [(int(width), int(height)) for width, height in (part.split("x") for part in text.split(","))]
+    except ValueError:
+        sizes = []
+    if not sizes or min(map(min, sizes)) <= 0:
+        raise ValueError(f"sizes is {text!r}: give sizes in whole pixels, such as 480x360,1920x1080")
+    return sizes
 
 
 def _progress(frames: Iterable[Frame], what: str, count: int) -> Iterable[Frame]:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netwarp_ros.data.output import replacing
 from netwarp_ros.results import FrameRecord
@@ -119,6 +119,63 @@ def timeline_figure(records: Sequence[FrameRecord]) -> Figure:
         _tidy(axes)
     all_axes[-1].set_xlabel("time in s")
     figure.align_ylabels()
+    return figure
+
+
+def plot_node(file: Path, output: Path) -> None:
+    """Draw the age of masks over the rate of the images, a panel for each number of cameras and size.
+
+    Args:
+        file: What ``netwarp benchmark node --json`` wrote.
+        output: The figure; its ending says the format: ``.png``, ``.svg``, ``.pdf``.
+
+    Raises:
+        ValueError: If the file is none of these; if matplotlib is missing, or does not know the format.
+    """
+    try:
+        figure = node_figure(json.loads(file.read_text(encoding="utf-8"))["runs"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} has no runs ({error}): give what `netwarp benchmark node --json` wrote") from error
+    with replacing(output) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def node_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the age of masks in ms over the rate of the images: the median as a line up to p99; the peak as a star.
+
+    Args:
+        runs: As in the JSON of ``netwarp benchmark node``.
+
+    Raises:
+        ValueError: If there are none, or matplotlib is missing.
+    """
+    runs = [run for run in runs if run["stages_ms"]]
+    cameras = sorted({run["cameras"] for run in runs})
+    sizes = sorted({(run["width"], run["height"]) for run in runs})
+    if not runs:
+        raise ValueError("no mask came out in any run")
+    figure = _figure(3.4 * len(cameras), 2.6 * len(sizes))
+    panels = figure.subplots(len(sizes), len(cameras), sharex=True, sharey=True, squeeze=False)
+    for (row, (width, height)), (column, number) in product(enumerate(sizes), enumerate(cameras)):
+        axes = panels[row, column]
+        here = [run for run in runs if (run["cameras"], run["width"], run["height"]) == (number, width, height)]
+        for system, color in zip(dict.fromkeys(run["system"] for run in runs), _COLORS, strict=False):
+            ours = sorted((run for run in here if run["system"] == system), key=lambda run: run["rate"])
+            rates = [run["rate"] for run in ours]
+            median, highest = ([run["stages_ms"]["age"][rank] for run in ours] for rank in ("p50", "p99"))
+            axes.plot(rates, median, marker="o", markersize=3, color=color, label=system)
+            axes.fill_between(rates, median, highest, color=color, alpha=0.15, linewidth=0)
+            for run in (run for run in ours if run["peak"]):
+                axes.plot(run["rate"], run["stages_ms"]["age"]["p50"], marker="*", markersize=11, color=color)
+        axes.set_title(f"{number} × {width}×{height}", fontsize="medium")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _tidy(axes)
+    for axes in panels[-1]:
+        axes.set_xlabel("images per second and camera")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("age in ms")
+    panels[0, 0].legend(frameon=False)
     return figure
 
 

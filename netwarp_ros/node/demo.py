@@ -253,6 +253,11 @@ class NodeProcess:
         self._process.terminate()
         self._process.wait(PATIENCE_S)
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
     def has_ended(self) -> bool:
         """Tell whether it has ended by itself."""
         return self._process.poll() is not None

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes under load: cameras on one side of them, somebody who takes their masks on the other.
+
+The cameras are one process, each node is one, and this process takes what comes out; they meet over DDS alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import cycle
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from netwarp_ros.benchmarks.node import Run, find_peak
+from netwarp_ros.data.street import Street
+from netwarp_ros.evaluation import percentiles
+from netwarp_ros.msg import FrameTiming
+from netwarp_ros.node.demo import PATIENCE_S, STAGES, DemoError, NodeProcess
+from netwarp_ros.node.images import bgr_message
+from netwarp_ros.node.lifecycle import LifecycleClient
+from netwarp_ros.node.process import ros_process
+
+SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "netwarp": ("segment_node", {}),
+    "host": ("segment_node", {"host_only": True}),
+    "plain": ("plain_node", {}),
+}
+"""Module and parameters of the nodes that are compared."""
+
+DURATIONS = ("receive", *STAGES, "total", "age")
+"""The durations in `FrameTiming`."""
+
+FRAMES = 10
+"""Images of the street that a camera sends, there and back again."""
+
+WARM_UP_S = 2.0
+"""How long the cameras send before anything is measured."""
+
+SILENCE_S = 2.0
+"""After which nothing more is expected of a node; the last image of a camera may have been lost on its way."""
+
+
+@dataclass(frozen=True)
+class Sending:
+    """What cameras sent, and what the node took to serve it.
+
+    Attributes:
+        begin_ns: When the warm-up ended, on the clock of the stamps.
+        end_ns: When sending ended.
+        sent: Images sent between the two, by all cameras.
+        last_ns: Stamp of the last image of each camera.
+        cpu: Processors that the node's process kept busy between the two.
+        memory_mb: Its resident memory at the end, in 10^6 bytes.
+    """
+
+    begin_ns: int
+    end_ns: int
+    sent: int
+    last_ns: list[int]
+    cpu: float
+    memory_mb: float
+
+
+class Subject:
+    """A node under test, and what comes out of it.
+
+    Attributes:
+        system: Which of `SYSTEMS` it is.
+        cameras: Full names of its cameras.
+        process: Its process.
+        rows: For each camera, stamp in ns and `DURATIONS` in ms of every frame that came out since the latest load.
+        accounts: For each camera of a segment node, the latest values on ``/diagnostics``.
+    """
+
+    def __init__(self, system: str, namespace: str, cameras: Sequence[str], process: NodeProcess) -> None:
+        self.system, self.process = system, process
+        self.cameras = [f"{namespace}/{camera}" for camera in cameras]
+        self.rows: list[list[tuple[int, tuple[float, ...]]]] = [[] for _ in cameras]
+        self.accounts: dict[str, dict[str, str]] = {}
+        self._statuses = {f"{namespace[1:]}/segmenter: {camera}": camera for camera in cameras}
+
+    def on_timing(self, camera: int, timing: FrameTiming) -> None:
+        """Note where the time of a frame went."""
+        stamp_ns = timing.header.stamp.sec * 10**9 + timing.header.stamp.nanosec
+        self.rows[camera].append((stamp_ns, tuple(getattr(timing, f"{name}_ms") for name in DURATIONS)))
+
+    def on_diagnostics(self, report: DiagnosticArray) -> None:
+        """Note what the node says of its cameras."""
+        for status in report.status:
+            if status.name in self._statuses:
+                self.accounts[self._statuses[status.name]] = {pair.key: pair.value for pair in status.values}
+
+    def durations(self, begin_ns: int, end_ns: int) -> dict[str, list[float]]:
+        """Return the durations in ms, and ``own``, of the frames whose mask came out in a span of time."""
+        age = DURATIONS.index("age")
+        chosen = [
+            values for rows in self.rows for stamp, values in rows if begin_ns <= stamp + 1e6 * values[age] < end_ns
+        ]
+        found = {name: [values[index] for values in chosen] for index, name in enumerate(DURATIONS)}
+        found["own"] = [
+            total - flow - network
+            for total, flow, network in zip(found["total"], found["flow"], found["network"], strict=True)
+        ]
+        return found
+
+
+class Bench:
+    """Where nodes are put under load; a context manager, which ends them.
+
+    The graph is a ROS domain of this machine alone, whatever the environment says.
+    """
+
+    def __init__(self) -> None:
+        self._ends = ExitStack()
+
+    def __enter__(self) -> Bench:
+        with self._ends as ends:
+            os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+            os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+            self._folder = Path(ends.enter_context(TemporaryDirectory()))
+            ends.enter_context(ros_process("benchmark"))
+            self._cameras = ends.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            self._node = rclpy.create_node("benchmark")
+            ends.callback(self._node.destroy_node)
+            self._executor = SingleThreadedExecutor()
+            ends.callback(self._executor.shutdown)
+            self._executor.add_node(self._node)
+            self._ends = ends.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._ends.__exit__(*error)
+
+    def start(self, system: str, cameras: int, *, reliable: bool = True, **parameters: Any) -> Subject:
+        """Start a node and wait until it is ready.
+
+        Args:
+            system: One of `SYSTEMS`.
+            cameras: How many it has.
+            reliable: Whether a segment node subscribes to its cameras reliably, as the plain node does; otherwise by
+                best effort, by which large images get lost.
+            parameters: Of the node.
+
+        Raises:
+            DemoError: If its process ends.
+            LifecycleError: If it cannot be configured.
+        """
+        (module, own), namespace = SYSTEMS[system], f"/{system}"
+        folder = self._folder / system
+        folder.mkdir(exist_ok=True)
+        names = [f"camera{index}" for index in range(cameras)]
+        qos: dict[str, Any] = {}
+        for name in names:
+            camera = f"qos_overrides.{namespace}/{name}"
+            # Not one of the timings may be lost, however busy this process is.
+            qos[f"{camera}/segmentation/timing.publisher.depth"] = 1000
+            qos[f"{camera}/image_raw.subscription.reliability"] = "reliable" if reliable else "best_effort"
+        process = NodeProcess(module, namespace, folder, cameras=names, **own, **parameters, **qos)
+        self._ends.enter_context(process)
+        subject = Subject(system, namespace, names, process)
+        if module == "segment_node":
+            lifecycle = LifecycleClient(self._node, self._executor, f"{namespace}/segmenter", timeout_s=PATIENCE_S)
+            lifecycle.configure()
+            lifecycle.activate()
+        timings = [self._take(subject, index) for index in range(cameras)]
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", subject.on_diagnostics, QoSProfile(depth=10))
+        self.spin_until(lambda: all(timing.get_publisher_count() for timing in timings), subject, PATIENCE_S)
+        return subject
+
+    def load(
+        self,
+        subject: Subject,
+        size: tuple[int, int],
+        rate: float,
+        seconds: float,
+        *,
+        warm_up: float = WARM_UP_S,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Run:
+        """Have the cameras send, and take what comes of it.
+
+        Args:
+            subject: The node.
+            size: Width and height of the images.
+            rate: Images that each camera sends per second; all fire together.
+            seconds: How long, after the warm-up.
+            warm_up: How long they send before.
+            meanwhile: Called ten times a second at most.
+
+        Raises:
+            DemoError: If the node ends, or does not subscribe.
+        """
+        for rows in subject.rows:
+            rows.clear()
+        future = self._cameras.submit(send, subject.cameras, size, rate, warm_up, seconds, subject.process.pid)
+
+        def sending() -> bool:
+            meanwhile()
+            return future.done()
+
+        self.spin_until(sending, subject)
+        sent = future.result()
+        heard, latest = -1, 0.0
+
+        def served() -> bool:
+            nonlocal heard, latest
+            if (count := sum(map(len, subject.rows))) != heard:
+                heard, latest = count, time.monotonic()
+            ended = all(rows and rows[-1][0] == last for rows, last in zip(subject.rows, sent.last_ns, strict=True))
+            return ended or time.monotonic() - latest > SILENCE_S
+
+        self.spin_until(served, subject)
+        found = subject.durations(sent.begin_ns, sent.end_ns)
+        masks = len(found["age"])
+        return Run(
+            subject.system,
+            len(subject.cameras),
+            *size,
+            rate,
+            (sent.end_ns - sent.begin_ns) / 1e9,
+            sent.sent,
+            masks,
+            {name: percentiles(values) for name, values in found.items()} if masks else {},
+            sent.cpu,
+            sent.memory_mb,
+        )
+
+    def spin_until(self, done: Callable[[], bool], subject: Subject, patience_s: float = math.inf) -> None:
+        """Take messages in until something is done.
+
+        Raises:
+            DemoError: If the node ends before, or patience does.
+        """
+        deadline = time.monotonic() + patience_s
+        while not done():
+            if time.monotonic() > deadline:
+                raise DemoError(f"{subject.system} is not ready within {patience_s:g} s")
+            self._executor.spin_once(timeout_sec=0.1)
+            subject.process.check()
+
+    def _take(self, subject: Subject, index: int) -> Any:
+        """Subscribe to the masks of a camera, as whoever needs them would, and to their timings."""
+        topics = f"{subject.cameras[index]}/segmentation"
+        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._node.create_subscription(Image, f"{topics}/mask", lambda _: None, newest, raw=True)
+        return self._node.create_subscription(
+            FrameTiming, f"{topics}/timing", lambda timing: subject.on_timing(index, timing), QoSProfile(depth=1000)
+        )
+
+
+def send(
+    cameras: Sequence[str], size: tuple[int, int], rate: float, warm_up: float, seconds: float, pid: int
+) -> Sending:
+    """Be cameras that fire together, in a process of its own.
+
+    Args:
+        cameras: Their full names.
+        size: Width and height of the images, which are ``bgr8``.
+        rate: Images that each sends per second; where that is more than can be sent, fewer are.
+        warm_up: How long to send before the measurement, in s.
+        seconds: How long to send for it.
+        pid: The process of the node that is measured.
+
+    Raises:
+        DemoError: If nobody subscribes to a camera.
+    """
+    messages = cycle(_messages(size))
+    with ros_process("cameras"):
+        node = rclpy.create_node("cameras")
+        publishers = [node.create_publisher(Image, f"{camera}/image_raw", QoSProfile(depth=10)) for camera in cameras]
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(publisher.get_subscription_count() for publisher in publishers):
+            if time.monotonic() > deadline:
+                raise DemoError(f"nobody subscribes to {', '.join(cameras)}")
+            time.sleep(0.02)
+        _fire(publishers, messages, rate, warm_up)
+        begin_ns, begin_s = time.time_ns(), cpu_seconds(pid)
+        count, last_ns = _fire(publishers, messages, rate, seconds)
+        end_ns, end_s = time.time_ns(), cpu_seconds(pid)
+        for publisher in publishers:
+            publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=SILENCE_S))
+        node.destroy_node()
+    return Sending(begin_ns, end_ns, count, last_ns, (end_s - begin_s) / (end_ns - begin_ns) * 1e9, memory_mb(pid))
+
+
+@cache
+def _messages(size: tuple[int, int]) -> list[Image]:
+    """Return images of the street, drawn at 480x360 and scaled: there, and back again."""
+    street = Street(rate=10.0)
+    images = [cv2.resize(street.frame(index).image, size) for index in range(FRAMES)]
+    return [bgr_message(image, Header()) for image in images + images[-2:0:-1]]
+
+
+def _fire(
+    publishers: Sequence[Publisher], messages: Iterator[Image], rate: float, seconds: float
+) -> tuple[int, list[int]]:
+    """Publish at a rate for a while; return how many images that were, and the last stamp of each camera in ns.
+
+    An image that is late puts off those after it: a camera sends no bursts.
+    """
+    count, last_ns, due = 0, [0] * len(publishers), time.monotonic()
+    end = due + seconds
+    while due < end:
+        message = next(messages)
+        for index, publisher in enumerate(publishers):
+            last_ns[index] = time.time_ns()
+            message.header.stamp.sec, message.header.stamp.nanosec = divmod(last_ns[index], 10**9)
+            publisher.publish(message)
+        count += len(publishers)
+        due = max(due + 1 / rate, time.monotonic())
+        time.sleep(max(0.0, min(due, end) - time.monotonic()))
+    return count, last_ns
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(pid: int) -> float:
+    """Return the resident memory of a process, in 10^6 bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def middleware() -> dict[str, str]:
+    """Tell which ROS and which middleware the messages go through."""
+    return {
+        "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
+        "rmw": rclpy.get_rmw_implementation_identifier(),
+    }
+
+
+def benchmark(
+    cameras: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    rates: Sequence[float],
+    seconds: float,
+    *,
+    peak: bool = True,
+    reliable: bool = True,
+    **parameters: Any,
+) -> Iterator[Run]:
+    """Put all `SYSTEMS` under load, which take turns at each, so that whatever disturbs the machine disturbs all alike.
+
+    Args:
+        cameras: Numbers of cameras.
+        sizes: Widths and heights of images.
+        rates: Of each camera, in Hz.
+        seconds: How long each load is measured.
+        peak: Whether to look for the highest rate with less than 5 % dropped, too.
+        reliable: As of `Bench.start`.
+        parameters: Of the nodes.
+
+    Yields:
+        What came of each load, and of each node's peak where there is one.
+
+    Raises:
+        DemoError: If a node ends.
+        LifecycleError: If one cannot be configured.
+    """
+    for number, size in ((number, size) for number in cameras for size in sizes):
+        with Bench() as bench:
+            runs: dict[str, list[Run]] = {system: [] for system in SYSTEMS}
+            subjects = [bench.start(system, number, reliable=reliable, **parameters) for system in SYSTEMS]
+            for rate in rates:
+                for subject in subjects:
+                    run = bench.load(subject, size, rate, seconds)
+                    runs[subject.system].append(run)
+                    yield run
+            for subject in subjects if peak else ():
+                start = max(run.masks / run.seconds for run in runs[subject.system]) / number
+                load = partial(bench.load, subject, size, seconds=seconds)
+                if (best := find_peak(load, start)) is not None:
+                    yield replace(best, peak=True)

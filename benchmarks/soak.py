@@ -25,7 +25,8 @@ import torch
 
 from netwarp_ros.benchmarks.ops import environment
 from netwarp_ros.models import DEFAULT_MODEL
-from netwarp_ros.node.benchmark import Bench, Subject, memory_mb
+from netwarp_ros.node.benchmark import Bench, Subject
+from netwarp_ros.node.benchmark_cameras import memory_mb
 from netwarp_ros.provenance import versions
 
 OVERLOAD = 1.5
@@ -39,7 +40,7 @@ SAMPLE_S = 5.0
 def service_time(cameras: int, size: tuple[int, int], seconds: float, **parameters: Any) -> float:
     """Return the time between two masks under overload, in s."""
     with Bench() as bench:
-        subject = bench.start("netwarp", cameras, **parameters)
+        [subject] = bench.start(["netwarp"], cameras, **parameters)
         rate = 40 / cameras
         for _ in range(2):  # the second time under the load that is to come: sending takes its share of the machine
             run = bench.load(subject, size, rate, seconds)
@@ -57,7 +58,7 @@ def soak(
     """
     memory: list[tuple[float, float]] = []
     with Bench() as bench:
-        subject = bench.start("netwarp", cameras, **parameters)
+        [subject] = bench.start(["netwarp"], cameras, **parameters)
         begun = time.monotonic()
 
         def watch() -> None:

@@ -610,6 +610,12 @@ def benchmark_node(
     precision: PrecisionOption = "auto",
     flow: FlowOption = "fast",
     input_height: HeightOption = 0,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes", metavar="NAME,...", help="netwarp: the segment node; host: the same with host_only; plain."
+        ),
+    ] = "netwarp,host,plain",
     cameras: Annotated[str, typer.Option("--cameras", metavar="N,N,...", help="Numbers of cameras.")] = "1,2,4",
     sizes: Annotated[
         str, typer.Option("--sizes", metavar="WxH,WxH,...", help="Of their images.")
@@ -640,12 +646,14 @@ def benchmark_node(
 
     try:
         from netwarp_ros.node.benchmark import benchmark, middleware
+        from netwarp_ros.node.demo import DemoError
     except ImportError as error:
         raise ValueError(f"it needs ROS 2 with netwarp_ros built for it, to be sourced ({error})") from error
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
     weights = find_weights(model or DEFAULT_MODEL)
     loads: dict[str, Any] = {
+        "systems": nodes.split(","),
         "cameras": _positive("cameras", cameras, int, "1,2,4"),
         "sizes": _sizes(sizes),
         "rates": _positive("rates", rates, float, "10,30,60"),
@@ -662,9 +670,13 @@ def benchmark_node(
     }
     runs = []
     with Console(stderr=True).status("starting the nodes") as status:
-        for run in benchmark(**loads, **parameters):
-            runs.append(run)
-            status.update(f"{run.cameras} × {run.width}x{run.height} at {run.rate:.1f} Hz: {run.system} is done")
+        try:
+            for run in benchmark(**loads, **parameters):
+                runs.append(run)
+                status.update(f"{run.cameras} × {run.width}x{run.height} at {run.rate:.1f} Hz: {run.system} is done")
+        except DemoError as error:
+            sys.stderr.write(f"netwarp: {error}\n")
+            raise typer.Exit(1) from None
     typer.echo(markdown(runs))
     if json_file:
         report = {

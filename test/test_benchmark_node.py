@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,38 +106,39 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("option", ["--cameras=0", "--cameras=1.5", "--rates=10,,30", "--rates=inf", "--sizes=480"])
+@pytest.mark.parametrize(
+    "option", ["--cameras=0", "--cameras=1.5", "--rates=10,,30", "--rates=inf", "--sizes=480", "--nodes=other"]
+)
 def test_loads_that_are_none_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["benchmark", "node", option])
     assert end.value.code == 2
     name, value = option.removeprefix("--").split("=")
-    assert capsys.readouterr().err.startswith(f"netwarp: {name} is '{value}': give ")
+    assert f"{name} {'are' if name == 'nodes' else 'is'} '{value}': give " in capsys.readouterr().err
 
 
 @pytest.mark.ros
-def test_nodes_under_load(tmp_path: Path) -> None:
+def test_nodes_under_load(tmp_path: Path, ros_domain: int, capsys: pytest.CaptureFixture[str]) -> None:
     from graph import tiny_model
 
     model, file = tiny_model(tmp_path / "tiny.safetensors"), tmp_path / "node.json"
-    command = ["netwarp", "benchmark", "node", "--model", str(model), "--json", str(file)]
+    what = ["--model", str(model), "--nodes", "netwarp,plain", "--json", str(file)]
     load = ["--cameras", "1", "--sizes", "64x48", "--rates", "10", "--seconds", "1", "--no-peak"]
-    ended = subprocess.run([*command, *load], capture_output=True, text=True, timeout=100, check=False)
-    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(SystemExit) as end:
+        cli.main(["benchmark", "node", *what, *load])
+    assert not end.value.code
 
     report = json.loads(file.read_text())
     assert report["settings"]["model"] == str(model)
     assert report["environment"]["rmw"].startswith("rmw_")
-    assert [run["system"] for run in report["runs"]] == ["netwarp", "host", "plain"]
+    assert [run["system"] for run in report["runs"]] == ["netwarp", "plain"]
     for run in report["runs"]:
         assert (run["cameras"], run["width"], run["height"], run["rate"], run["peak"]) == (1, 64, 48, 10, False)
-        assert run["seconds"] == pytest.approx(1, abs=0.5)
         assert 1 <= run["sent"] <= 11
         assert run["dropped"] == max(0, 100 * (1 - run["masks"] / run["sent"]))
         assert run["masks"] >= 1 and run["cpu"] > 0 and run["memory_mb"] > 50
         stages = {name: values["p50"] for name, values in run["stages_ms"].items()}
-        assert (stages["flow"] > 0) == (run["system"] == "netwarp")
-        assert (stages["wait"] > 0) == (run["system"] != "plain")
+        assert (stages["flow"] > 0) == (stages["wait"] > 0) == (run["system"] == "netwarp")
         assert 0 < stages["network"] < stages["total"] < stages["age"]
         assert 0 < stages["own"] < stages["total"]
-    assert len(ended.stdout.splitlines()) == 2 + len(report["runs"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(report["runs"])

@@ -12,30 +12,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import cycle
+from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cv2
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header
 
 from netwarp_ros.benchmarks.node import Run, find_peak
-from netwarp_ros.data.street import Street
 from netwarp_ros.evaluation import percentiles
 from netwarp_ros.msg import FrameTiming
+from netwarp_ros.node.benchmark_cameras import send
 from netwarp_ros.node.demo import PATIENCE_S, STAGES, DemoError, NodeProcess
-from netwarp_ros.node.images import bgr_message
-from netwarp_ros.node.lifecycle import LifecycleClient
+from netwarp_ros.node.lifecycle import LifecycleClient, LifecycleError
 from netwarp_ros.node.process import ros_process
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,9 +43,6 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
 DURATIONS = ("receive", *STAGES, "total", "age")
 """The durations in `FrameTiming`."""
 
-FRAMES = 10
-"""Images of the street that a camera sends, there and back again."""
-
 WARM_UP_S = 2.0
 """How long the cameras send before anything is measured."""
 
@@ -58,32 +50,12 @@ SILENCE_S = 2.0
 """After which nothing more is expected of a node; the last image of a camera may have been lost on its way."""
 
 
-@dataclass(frozen=True)
-class Sending:
-    """What cameras sent, and what the node took to serve it.
-
-    Attributes:
-        begin_ns: When the warm-up ended, on the clock of the stamps.
-        end_ns: When sending ended.
-        sent: Images sent between the two, by all cameras.
-        last_ns: Stamp of the last image of each camera.
-        cpu: Processors that the node's process kept busy between the two.
-        memory_mb: Its resident memory at the end, in 10^6 bytes.
-    """
-
-    begin_ns: int
-    end_ns: int
-    sent: int
-    last_ns: list[int]
-    cpu: float
-    memory_mb: float
-
-
 class Subject:
     """A node under test, and what comes out of it.
 
     Attributes:
         system: Which of `SYSTEMS` it is.
+        namespace: Where it is.
         cameras: Full names of its cameras.
         process: Its process.
         rows: For each camera, stamp in ns and `DURATIONS` in ms of every frame that came out since the latest load.
@@ -91,7 +63,7 @@ class Subject:
     """
 
     def __init__(self, system: str, namespace: str, cameras: Sequence[str], process: NodeProcess) -> None:
-        self.system, self.process = system, process
+        self.system, self.namespace, self.process = system, namespace, process
         self.cameras = [f"{namespace}/{camera}" for camera in cameras]
         self.rows: list[list[tuple[int, tuple[float, ...]]]] = [[] for _ in cameras]
         self.accounts: dict[str, dict[str, str]] = {}
@@ -138,6 +110,7 @@ class Bench:
             self._folder = Path(ends.enter_context(TemporaryDirectory()))
             ends.enter_context(ros_process("benchmark"))
             self._cameras = ends.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            self._cameras.submit(os.getpid)  # starts the process while the nodes start
             self._node = rclpy.create_node("benchmark")
             ends.callback(self._node.destroy_node)
             self._executor = SingleThreadedExecutor()
@@ -149,23 +122,27 @@ class Bench:
     def __exit__(self, *error: Any) -> None:
         self._ends.__exit__(*error)
 
-    def start(self, system: str, cameras: int, *, reliable: bool = True, **parameters: Any) -> Subject:
-        """Start a node and wait until it is ready.
+    def start(self, systems: Sequence[str], cameras: int, *, reliable: bool = True, **parameters: Any) -> list[Subject]:
+        """Start nodes, all at once, and wait until they are ready.
 
         Args:
-            system: One of `SYSTEMS`.
-            cameras: How many it has.
+            systems: Of `SYSTEMS`.
+            cameras: How many each has.
             reliable: Whether a segment node subscribes to its cameras reliably, as the plain node does; otherwise by
                 best effort, by which large images get lost.
-            parameters: Of the node.
+            parameters: Of the nodes.
 
         Raises:
-            DemoError: If its process ends.
-            LifecycleError: If it cannot be configured.
+            DemoError: If a process ends, or a node cannot be configured.
         """
+        subjects = [self._launch(system, cameras, reliable, parameters) for system in systems]
+        for subject in subjects:
+            self._make_ready(subject)
+        return subjects
+
+    def _launch(self, system: str, cameras: int, reliable: bool, parameters: dict[str, Any]) -> Subject:
+        """Start the process of a node."""
         (module, own), namespace = SYSTEMS[system], f"/{system}"
-        folder = self._folder / system
-        folder.mkdir(exist_ok=True)
         names = [f"camera{index}" for index in range(cameras)]
         qos: dict[str, Any] = {}
         for name in names:
@@ -173,17 +150,11 @@ class Bench:
             # Not one of the timings may be lost, however busy this process is.
             qos[f"{camera}/segmentation/timing.publisher.depth"] = 1000
             qos[f"{camera}/image_raw.subscription.reliability"] = "reliable" if reliable else "best_effort"
+        folder = self._folder / system
+        folder.mkdir()
         process = NodeProcess(module, namespace, folder, cameras=names, **own, **parameters, **qos)
         self._ends.enter_context(process)
-        subject = Subject(system, namespace, names, process)
-        if module == "segment_node":
-            lifecycle = LifecycleClient(self._node, self._executor, f"{namespace}/segmenter", timeout_s=PATIENCE_S)
-            lifecycle.configure()
-            lifecycle.activate()
-        timings = [self._take(subject, index) for index in range(cameras)]
-        self._node.create_subscription(DiagnosticArray, "/diagnostics", subject.on_diagnostics, QoSProfile(depth=10))
-        self.spin_until(lambda: all(timing.get_publisher_count() for timing in timings), subject, PATIENCE_S)
-        return subject
+        return Subject(system, namespace, names, process)
 
     def load(
         self,
@@ -256,90 +227,25 @@ class Bench:
             self._executor.spin_once(timeout_sec=0.1)
             subject.process.check()
 
-    def _take(self, subject: Subject, index: int) -> Any:
-        """Subscribe to the masks of a camera, as whoever needs them would, and to their timings."""
-        topics = f"{subject.cameras[index]}/segmentation"
+    def _make_ready(self, subject: Subject) -> None:
+        """Bring a node to work, and subscribe to what it says."""
+        if SYSTEMS[subject.system][0] == "segment_node":
+            target = f"{subject.namespace}/segmenter"
+            lifecycle = LifecycleClient(self._node, self._executor, target, timeout_s=PATIENCE_S)
+            try:
+                lifecycle.configure()
+                lifecycle.activate()
+            except LifecycleError as error:
+                raise DemoError(f"{error}\n{subject.process.said}") from error
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", subject.on_diagnostics, QoSProfile(depth=10))
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._node.create_subscription(Image, f"{topics}/mask", lambda _: None, newest, raw=True)
-        return self._node.create_subscription(
-            FrameTiming, f"{topics}/timing", lambda timing: subject.on_timing(index, timing), QoSProfile(depth=1000)
-        )
-
-
-def send(
-    cameras: Sequence[str], size: tuple[int, int], rate: float, warm_up: float, seconds: float, pid: int
-) -> Sending:
-    """Be cameras that fire together, in a process of its own.
-
-    Args:
-        cameras: Their full names.
-        size: Width and height of the images, which are ``bgr8``.
-        rate: Images that each sends per second; where that is more than can be sent, fewer are.
-        warm_up: How long to send before the measurement, in s.
-        seconds: How long to send for it.
-        pid: The process of the node that is measured.
-
-    Raises:
-        DemoError: If nobody subscribes to a camera.
-    """
-    messages = cycle(_messages(size))
-    with ros_process("cameras"):
-        node = rclpy.create_node("cameras")
-        publishers = [node.create_publisher(Image, f"{camera}/image_raw", QoSProfile(depth=10)) for camera in cameras]
-        deadline = time.monotonic() + PATIENCE_S
-        while not all(publisher.get_subscription_count() for publisher in publishers):
-            if time.monotonic() > deadline:
-                raise DemoError(f"nobody subscribes to {', '.join(cameras)}")
-            time.sleep(0.02)
-        _fire(publishers, messages, rate, warm_up)
-        begin_ns, begin_s = time.time_ns(), cpu_seconds(pid)
-        count, last_ns = _fire(publishers, messages, rate, seconds)
-        end_ns, end_s = time.time_ns(), cpu_seconds(pid)
-        for publisher in publishers:
-            publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=SILENCE_S))
-        node.destroy_node()
-    return Sending(begin_ns, end_ns, count, last_ns, (end_s - begin_s) / (end_ns - begin_ns) * 1e9, memory_mb(pid))
-
-
-@cache
-def _messages(size: tuple[int, int]) -> list[Image]:
-    """Return images of the street, drawn at 480x360 and scaled: there, and back again."""
-    street = Street(rate=10.0)
-    images = [cv2.resize(street.frame(index).image, size) for index in range(FRAMES)]
-    return [bgr_message(image, Header()) for image in images + images[-2:0:-1]]
-
-
-def _fire(
-    publishers: Sequence[Publisher], messages: Iterator[Image], rate: float, seconds: float
-) -> tuple[int, list[int]]:
-    """Publish at a rate for a while; return how many images that were, and the last stamp of each camera in ns.
-
-    An image that is late puts off those after it: a camera sends no bursts.
-    """
-    count, last_ns, due = 0, [0] * len(publishers), time.monotonic()
-    end = due + seconds
-    while due < end:
-        message = next(messages)
-        for index, publisher in enumerate(publishers):
-            last_ns[index] = time.time_ns()
-            message.header.stamp.sec, message.header.stamp.nanosec = divmod(last_ns[index], 10**9)
-            publisher.publish(message)
-        count += len(publishers)
-        due = max(due + 1 / rate, time.monotonic())
-        time.sleep(max(0.0, min(due, end) - time.monotonic()))
-    return count, last_ns
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used, all its threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mb(pid: int) -> float:
-    """Return the resident memory of a process, in 10^6 bytes."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        timings = []
+        for index, camera in enumerate(subject.cameras):
+            # The masks are taken as whoever needs them would, but not looked at.
+            self._node.create_subscription(Image, f"{camera}/segmentation/mask", lambda _: None, newest, raw=True)
+            on_timing, topic = partial(subject.on_timing, index), f"{camera}/segmentation/timing"
+            timings.append(self._node.create_subscription(FrameTiming, topic, on_timing, QoSProfile(depth=1000)))
+        self.spin_until(lambda: all(timing.get_publisher_count() for timing in timings), subject, PATIENCE_S)
 
 
 def middleware() -> dict[str, str]:
@@ -351,6 +257,7 @@ def middleware() -> dict[str, str]:
 
 
 def benchmark(
+    systems: Sequence[str],
     cameras: Sequence[int],
     sizes: Sequence[tuple[int, int]],
     rates: Sequence[float],
@@ -360,9 +267,10 @@ def benchmark(
     reliable: bool = True,
     **parameters: Any,
 ) -> Iterator[Run]:
-    """Put all `SYSTEMS` under load, which take turns at each, so that whatever disturbs the machine disturbs all alike.
+    """Put nodes under load, which take turns at each, so that whatever disturbs the machine disturbs all alike.
 
     Args:
+        systems: Of `SYSTEMS`.
         cameras: Numbers of cameras.
         sizes: Widths and heights of images.
         rates: Of each camera, in Hz.
@@ -375,13 +283,15 @@ def benchmark(
         What came of each load, and of each node's peak where there is one.
 
     Raises:
-        DemoError: If a node ends.
-        LifecycleError: If one cannot be configured.
+        ValueError: If there is no such system.
+        DemoError: If a node ends, or cannot be configured.
     """
+    if unknown := set(systems) - set(SYSTEMS):
+        raise ValueError(f"nodes are {', '.join(sorted(unknown))!r}: give some of {', '.join(SYSTEMS)}")
     for number, size in ((number, size) for number in cameras for size in sizes):
         with Bench() as bench:
-            runs: dict[str, list[Run]] = {system: [] for system in SYSTEMS}
-            subjects = [bench.start(system, number, reliable=reliable, **parameters) for system in SYSTEMS]
+            runs: dict[str, list[Run]] = {system: [] for system in systems}
+            subjects = bench.start(systems, number, reliable=reliable, **parameters)
             for rate in rates:
                 for subject in subjects:
                     run = bench.load(subject, size, rate, seconds)

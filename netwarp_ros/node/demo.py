@@ -258,6 +258,11 @@ class NodeProcess:
         """Number of the process."""
         return self._process.pid
 
+    @property
+    def said(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace").strip()
+
     def has_ended(self) -> bool:
         """Tell whether it has ended by itself."""
         return self._process.poll() is not None
@@ -265,8 +270,7 @@ class NodeProcess:
     def check(self) -> None:
         """Raise a `DemoError` if it has ended with an error."""
         if self._process.poll():
-            said = self._log.read_text(encoding="utf-8", errors="replace").strip()
-            raise DemoError(f"{self._log.stem} ended with status {self._process.returncode}:\n{said}")
+            raise DemoError(f"{self._log.stem} ended with status {self._process.returncode}:\n{self.said}")
 
 
 def draw(

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
+from netwarp_ros import libraries
+
 if TYPE_CHECKING:
     from netwarp_ros.data.frames import Frame, FrameSource
     from netwarp_ros.evaluation import Labels, Report
@@ -716,6 +718,7 @@ def plot_trimap(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; input that cannot be used ends it with one line on standard error and exit status 2."""
+    libraries.configure()
     try:
         app(arguments)
     except (OSError, ValueError) as error:

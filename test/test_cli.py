@@ -7,6 +7,7 @@ import csv
 import hashlib
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -546,3 +547,12 @@ def test_help_does_not_wait_for_pytorch() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert all(command in result.stdout for command in ("segment", "evaluate", "plot", "train", "models"))
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_libraries_are_configured_where_the_environment_has_not() -> None:
+    program = "import os, netwarp_ros.cli as c; c.app = lambda _: print(os.environ.get('GOMP_SPINCOUNT')); c.main([])"
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    for setting, expected in (({}, "1000"), ({names[0]: "7"}, "7"), ({names[1]: "passive"}, "None")):
+        command = [sys.executable, "-c", program]
+        assert subprocess.check_output(command, env=bare | setting, text=True, timeout=60) == f"{expected}\n"

@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DIS flow: its direction, units and errors, on textures moved by a known amount."""
+"""Optical flow: its direction, units and errors, on textures moved by a known amount; and its files."""
 
 from __future__ import annotations
+
+import math
+import re
+import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from netwarp_ros.flow import PRESETS, DisFlow
+from netwarp_ros.flow import (
+    ESTIMATORS,
+    PRESETS,
+    DeepFlow,
+    DisFlow,
+    FlowFolder,
+    estimator,
+    read_flo,
+    write_flo,
+)
 
 
 def texture(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
@@ -81,3 +95,78 @@ def test_errors_name_the_value() -> None:
         DisFlow()(texture(), texture().astype(np.float32))
     with pytest.raises(ValueError, match=r"start is \(48, 64, 2\) float32: give \(96, 128, 2\)"):
         DisFlow()(texture(), texture(), start=np.zeros((48, 64, 2), np.float32))
+
+
+def test_an_estimator_for_each_name() -> None:
+    assert ESTIMATORS == ("ultrafast", "fast", "medium", "deepflow")
+    for name in PRESETS:
+        dis = estimator(name)
+        assert isinstance(dis, DisFlow) and dis.preset == name
+    assert isinstance(estimator("deepflow"), DeepFlow)
+    with pytest.raises(ValueError, match="unknown flow 'slow': choose one of ultrafast, fast, medium, deepflow"):
+        estimator("slow")
+
+
+def test_deepflow_points_from_present_to_previous() -> None:
+    previous, deep = texture(), DeepFlow()
+    flow = deep(np.roll(previous, (2, 3), axis=(0, 1)), previous)
+    assert flow.shape == (96, 128, 2) and flow.dtype == np.float32
+    np.testing.assert_allclose(np.median(flow, axis=(0, 1)), (-3, -2), atol=0.05)
+    assert deep(texture(seed=1), texture(seed=2)).any()
+    np.testing.assert_array_equal(deep(np.roll(previous, (2, 3), axis=(0, 1)), previous), flow)
+    assert deep(texture(1, 1), texture(1, 1)).shape == (1, 1, 2)
+    with pytest.raises(ValueError, match=r"previous is \(96, 127\)"):
+        deep(texture(), texture(96, 127))
+
+
+def test_deepflow_needs_the_contributed_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(cv2, "optflow")
+    with pytest.raises(ValueError, match="install opencv-contrib-python-headless"):
+        estimator("deepflow")
+
+
+def test_a_flo_file_byte_by_byte(tmp_path: Path) -> None:
+    """One pixel over another, written by hand: width 1, height 2, then (u, v) = (1, -2) and (0.5, 0)."""
+    content = struct.pack("<fii4f", 202021.25, 1, 2, 1.0, -2.0, 0.5, 0.0)
+    (tmp_path / "a.flo").write_bytes(content)
+    flow = read_flo(tmp_path / "a.flo")
+    assert flow.dtype == np.float32 and flow.tolist() == [[[1.0, -2.0]], [[0.5, 0.0]]]
+    write_flo(tmp_path / "b.flo", flow.astype(np.float64))
+    assert (tmp_path / "b.flo").read_bytes() == content
+    np.testing.assert_array_equal(cv2.readOpticalFlow(str(tmp_path / "b.flo")), flow)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "begins with b'', not with b'PIEH'"),
+        (struct.pack(">fii2f", 202021.25, 1, 1, 0, 0), "begins with b'HEIP'"),
+        (struct.pack("<fi", 202021.25, 1), "ends within its head: it has 8 bytes of 12"),
+        (struct.pack("<fii", 202021.25, -1, 2), "is of -1x2 pixels: a flow has 1 to 65536 a side"),
+        (struct.pack("<fii", 202021.25, 2**30, 2**30), "is of 1073741824x1073741824 pixels"),
+        (struct.pack("<fii3f", 202021.25, 2, 1, 0, 0, 0), "has 24 bytes, but 2x1 pixels take 28"),
+        (struct.pack("<fii3f", 202021.25, 1, 1, 0, 0, 0), "has 24 bytes, but 1x1 pixels take 20"),
+        (struct.pack("<fii4f", 202021.25, 2, 1, 0, 0, 1.7e9, 0), "leaves out the flow of 1 pixels"),
+        (struct.pack("<fii4f", 202021.25, 2, 1, 0, math.nan, 0, -math.inf), "leaves out the flow of 2 pixels"),
+    ],
+)
+def test_a_damaged_flo_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    (tmp_path / "damaged.flo").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"damaged\.flo {re.escape(complaint)}"):
+        read_flo(tmp_path / "damaged.flo")
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 3), (0, 2, 2)])
+def test_what_is_no_flow_is_not_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"flow is {shape}: give (H, W, 2)")):
+        write_flo(tmp_path / "a.flo", np.zeros(shape, np.float32))
+
+
+def test_a_folder_of_flow(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no flow: give a folder of .flo files"):
+        FlowFolder(tmp_path)
+    write_flo(tmp_path / "f1.flo", np.full((2, 3, 2), 7, np.float32))
+    flows = FlowFolder(tmp_path)
+    assert flows("f0") is None
+    known = flows("f1")
+    assert known is not None and known.shape == (2, 3, 2) and (known == 7).all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optical flow estimators.
+"""Optical flow estimators, and flow in files.
 
 An estimator is any callable ``(present, previous) -> ndarray (H, W, 2)`` of float32 reverse flow in pixels: pixel
 (x, y) of the present frame is found at (x + u, y + v) in the previous one.
@@ -11,8 +11,34 @@ from collections.abc import Callable
 
 import numpy as np
 
+from netwarp_ros.flow.deep import DeepFlow
 from netwarp_ros.flow.dis import PRESETS, DisFlow
+from netwarp_ros.flow.files import FlowFolder, read_flo, write_flo
 
 FlowEstimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-__all__ = ["PRESETS", "DisFlow", "FlowEstimator"]
+ESTIMATORS = (*PRESETS, "deepflow")
+"""Names of the estimators: the presets of DIS, and a slow one to hold them against."""
+
+__all__ = [
+    "ESTIMATORS",
+    "PRESETS",
+    "DeepFlow",
+    "DisFlow",
+    "FlowEstimator",
+    "FlowFolder",
+    "estimator",
+    "read_flo",
+    "write_flo",
+]
+
+
+def estimator(name: str) -> FlowEstimator:
+    """Return a new estimator.
+
+    Raises:
+        ValueError: If the name is none of `ESTIMATORS`, or OpenCV lacks it.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"unknown flow {name!r}: choose one of {', '.join(ESTIMATORS)}")
+    return DeepFlow() if name == "deepflow" else DisFlow(name)

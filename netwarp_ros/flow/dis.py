@@ -51,9 +51,7 @@ class DisFlow:
         Raises:
             ValueError: If a frame or the start is not of these shapes or types.
         """
-        present, previous = _grey(present, "present"), _grey(previous, "previous")
-        if present.shape != previous.shape:
-            raise ValueError(f"present is {present.shape}, previous is {previous.shape}: give two frames of one size")
+        present, previous = grey_pair(present, previous)
         if start is not None and (start.shape != (*present.shape, 2) or start.dtype != np.float32):
             raise ValueError(f"start is {start.shape} {start.dtype}: give {(*present.shape, 2)} float32")
         height, width = present.shape
@@ -68,6 +66,18 @@ class DisFlow:
             start = cv2.copyMakeBorder(start, 0, below, 0, right, cv2.BORDER_REPLICATE)  # a copy: it is written to
             flow = self._warm.calc(present, previous, start)
         return flow[:height, :width]
+
+
+def grey_pair(present: np.ndarray, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two frames in grey, ``(H, W)`` uint8.
+
+    Raises:
+        ValueError: If they are not ``(H, W)`` grey or ``(H, W, 3)`` BGR, uint8, of one size.
+    """
+    present, previous = _grey(present, "present"), _grey(previous, "previous")
+    if present.shape != previous.shape:
+        raise ValueError(f"present is {present.shape}, previous is {previous.shape}: give two frames of one size")
+    return present, previous
 
 
 def _grey(image: np.ndarray, name: str) -> np.ndarray:

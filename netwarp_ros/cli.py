@@ -25,6 +25,7 @@ from netwarp_ros import libraries
 if TYPE_CHECKING:
     from netwarp_ros.data.frames import Frame, FrameSource
     from netwarp_ros.evaluation import Labels, Report
+    from netwarp_ros.flow import FlowEstimator, FlowFolder
     from netwarp_ros.models import Inference
     from netwarp_ros.segmenter import Segmenter
 
@@ -59,7 +60,19 @@ ModelOption = Annotated[
 HostOnlyOption = Annotated[bool, typer.Option("--host-only", help="Run the image CNN frame by frame, without NetWarp.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
-FlowOption = Annotated[str, typer.Option("--flow", help="DIS preset: ultrafast, fast or medium.")]
+EstimatorOption = Annotated[
+    str, typer.Option("--flow", help="Estimator of the flow: ultrafast, fast or medium (DIS), or deepflow.")
+]
+PresetOption = Annotated[str, typer.Option("--flow", help="DIS preset: ultrafast, fast or medium.")]
+FlowOption = Annotated[
+    str,
+    typer.Option(
+        "--flow",
+        metavar="NAME|FOLDER",
+        help="Estimator of the flow: ultrafast, fast or medium (DIS), or deepflow; or a folder of known flow, of each "
+        "frame to the one before it in NAME.flo.",
+    ),
+]
 HeightOption = Annotated[
     int, typer.Option("--input-height", help="Pixels that images are scaled to for the network; 0: as it was trained.")
 ]
@@ -135,7 +148,8 @@ def segment(
         raise FileExistsError(f"{output} exists already: remove it, or give another path")
     frames = open_frames(recording, rate=rate, topics=topic or [])
     inference = _inference(window, scales, flip)
-    segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
+    estimator, flows = _flow(flow)
+    segmenter = _segmenter(model, estimator, device, precision, input_height, host_only, inference)
     classes = load_classes(segmenter.model.spec.classes)
     origin = {
         "recording": str(recording.resolve()),
@@ -147,7 +161,7 @@ def segment(
     }
     folder = output.with_name(f"{output.name}.unfinished") if is_bag else output
     segmented = segment_recording(
-        frames, segmenter, folder, origin, lambda taken: _progress(taken, "segmenting", len(frames))
+        frames, segmenter, folder, origin, lambda taken: _progress(taken, "segmenting", len(frames)), flows
     )
     if video or (video is None and not is_bag):
         for camera, name in film_names(frames.cameras, output.stem if is_bag else "overlay").items():
@@ -270,7 +284,8 @@ def evaluate(
     else:
         raise ValueError("give --images, with --labels or without, or --cityscapes")
     inference = _inference(window, scales, flip)
-    segmenter = _segmenter(model, flow, device, precision, input_height, host_only, inference)
+    estimator, flows = _flow(flow)
+    segmenter = _segmenter(model, estimator, device, precision, input_height, host_only, inference)
     class_set = load_classes(classes or segmenter.model.spec.classes)
     for file in filter(None, (json_file, csv_file, html_file)):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +302,7 @@ def evaluate(
 
         report = evaluate_frames(
             frames, label_of, segmenter, class_set, stills=stills, realtime=realtime, host=with_host,
-            widths=widths, instances=instances, sizes=sizes, watch=watch,
+            widths=widths, instances=instances, sizes=sizes, flows=flows, watch=watch,
         )  # fmt: skip
     damage = list(frames.damage)
     if isinstance(label_of, BagLabels):
@@ -301,6 +316,7 @@ def evaluate(
         "images": images,
         "labels": cityscapes / "gtFine" / split if cityscapes else labels,
         "model": find_weights(model or DEFAULT_MODEL),
+        "flow": flows and flows.folder,
     }
     context = {
         "damage": damage,
@@ -570,7 +586,7 @@ def benchmark_model(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "auto",
-    flow: FlowOption = "fast",
+    flow: EstimatorOption = "fast",
     input_height: HeightOption = 0,
     compile_host: Annotated[bool, typer.Option("--compile", help="Compile the host with torch.compile.")] = False,
     frames: Annotated[int, typer.Option("--frames", help="Frames of the synthetic street, 480x360.")] = 40,
@@ -585,6 +601,7 @@ def benchmark_model(
     from netwarp_ros.benchmarks import model as benchmark
     from netwarp_ros.benchmarks.ops import environment
     from netwarp_ros.data.street import Street
+    from netwarp_ros.flow import estimator
     from netwarp_ros.models import DEFAULT_MODEL, load_model
 
     if json_file:
@@ -593,7 +610,8 @@ def benchmark_model(
     street = Street(seed=0, rate=15)
     images = [street.frame(index).image for index in track(range(frames), "drawing", console=Console(stderr=True))]
     settings = {"flow": flow, "precision": precision, "input_height": input_height, "compile": compile_host}
-    result = benchmark.measure(images, loaded, passes=passes, device=device, **settings)
+    options = {**settings, "flow": estimator(flow)}
+    result = benchmark.measure(images, loaded, passes=passes, device=device, **options)
     table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
     for stage, value in result.stages_ms["host"].items():
         table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
@@ -610,7 +628,7 @@ def benchmark_node(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "auto",
-    flow: FlowOption = "fast",
+    flow: PresetOption = "fast",
     input_height: HeightOption = 0,
     nodes: Annotated[
         str,
@@ -736,9 +754,20 @@ def _inference(window: int, scales: str, flip: bool) -> Inference:
     return Inference(window, scales=factors, flip=flip)
 
 
+def _flow(text: str) -> tuple[FlowEstimator, FlowFolder | None]:
+    """Return the estimator of a name; of a folder, its flow, and an estimator that warms up in its place."""
+    from netwarp_ros.flow import ESTIMATORS, FlowFolder, estimator
+
+    if text in ESTIMATORS:
+        return estimator(text), None
+    if Path(text).is_dir():
+        return estimator("ultrafast"), FlowFolder(Path(text))
+    raise ValueError(f"flow is {text!r}: give {', '.join(ESTIMATORS)}, or a folder of .flo files")
+
+
 def _segmenter(
     model: str | None,
-    flow: str,
+    flow: FlowEstimator,
     device: str,
     precision: str,
     input_height: int,

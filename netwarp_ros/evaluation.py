@@ -15,6 +15,7 @@ import numpy as np
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import Frame, ahead
+from netwarp_ros.flow import FlowFolder
 from netwarp_ros.metrics import (
     ConfusionMatrix,
     InstanceIoU,
@@ -26,6 +27,7 @@ from netwarp_ros.metrics import (
 )
 from netwarp_ros.realtime import Realtime
 from netwarp_ros.results import FrameRecord, Report, Scores, mean_iou
+from netwarp_ros.segmentation import segment_frame
 from netwarp_ros.segmenter import Segmenter, Stream
 
 TRIMAP_WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -69,6 +71,7 @@ def evaluate(
     widths: Iterable[int] = TRIMAP_WIDTHS,
     instances: Labels | None = None,
     sizes: Mapping[int, float] | None = None,
+    flows: FlowFolder | None = None,
     watch: Callable[[Moment], None] = lambda moment: None,
 ) -> Report:
     """Segment frames in their order, those of each camera as one stream, and score the masks.
@@ -86,17 +89,21 @@ def evaluate(
         widths: Of the trimap, in pixels.
         instances: Gives which object each pixel of a labelled frame is of, as `InstanceIoU.update` takes it.
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
+        flows: Flow that is known beforehand; by default the segmenter estimates it.
         watch: Is shown every frame when it is scored.
 
     Raises:
         ValueError: If the model was not trained on these classes, there is no frame, labels are to be had but no frame
-            has one, a label map does not fit, or the host is to be run in real time.
+            has one, a label map or a flow does not fit, or the host or known flow is to be used in real time.
+        FileNotFoundError: If a flow is missing.
     """
     trained_on = segmenter.model.spec.classes
     if trained_on != classes.name:
         raise ValueError(f"model {segmenter.model.name} has the classes of {trained_on}, not of {classes.name}")
     if realtime and host:
         raise ValueError("in real time there is no time for the host: leave out one of the two")
+    if realtime and flows:
+        raise ValueError("in real time frames are lost, which known flow leads to: let it be estimated")
     segmenters = [segmenter, _host_of(segmenter)] if host else [segmenter]
     scoring = _Scoring(classes, list(widths), sizes, len(segmenters), segmenter.max_gap)
     streams: dict[str, list[Stream]] = {}
@@ -118,7 +125,7 @@ def evaluate(
         for stream in streams[frame.camera]:
             if stills:
                 stream.reset()
-            results.append(stream.segment(frame.image, frame.stamp_ns, frame.frame_id, frame.encoding))
+            results.append(segment_frame(stream, frame, flows))
         total_ms, age_ms = sum(results[0].stages_ms.values()), math.nan
         if realtime:
             clock.work(total_ms)

@@ -24,8 +24,9 @@ from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import Frame, FrameSource, ahead, read_image
 from netwarp_ros.data.messages import header, image_message, label_info, timing_message
 from netwarp_ros.data.output import replacing
+from netwarp_ros.flow import FlowFolder
 from netwarp_ros.overlay import VideoWriter, overlay
-from netwarp_ros.segmenter import MemoryState, Segmenter, Stream
+from netwarp_ros.segmenter import MemoryState, Result, Segmenter, Stream
 
 CHECKPOINT = 50
 """Frames after which the memories are kept."""
@@ -72,6 +73,7 @@ def segment_recording(
     folder: Path,
     origin: Mapping[str, Any],
     show: Callable[[Iterable[Frame]], Iterable[Frame]] = lambda frames: frames,
+    flows: FlowFolder | None = None,
 ) -> Segmented:
     """Segment all frames, each camera as one stream, to ``masks/NAME.png`` (class ids) and ``timing.csv``.
 
@@ -81,10 +83,11 @@ def segment_recording(
         folder: Made where there is none. What an unfinished run left in it is made use of.
         origin: Plain values that tell this run from others: of which recording, by which model, in which way.
         show: Wraps the frames, to show how far the run is.
+        flows: Flow that is known beforehand; by default the segmenter estimates it.
 
     Raises:
-        ValueError: If an unfinished run of another origin left something in the folder.
-        OSError: If a file cannot be written.
+        ValueError: If an unfinished run of another origin left something in the folder, or a flow cannot be used.
+        OSError: If a file cannot be written, or a flow is missing.
     """
     masks, unfinished, resume = (folder / name for name in ("masks", _UNFINISHED, _RESUME))
     masks.mkdir(parents=True, exist_ok=True)
@@ -99,7 +102,7 @@ def segment_recording(
                 begun = perf_counter()
                 continue
             stream = streams.setdefault(frame.camera, segmenter.stream())
-            result = stream.segment(frame.image, frame.stamp_ns, frame.frame_id, frame.encoding)
+            result = segment_frame(stream, frame, flows)
             spent_ms += sum(result.stages_ms.values())
             with replacing(masks / f"{frame.name}.png") as mask_file:
                 if not cv2.imwrite(str(mask_file), result.mask):
@@ -131,6 +134,26 @@ def segment_recording(
     unfinished.replace(folder / _TIMING)
     resume.unlink(missing_ok=True)
     return Segmented(rows, share)
+
+
+def segment_frame(stream: Stream, frame: Frame, flows: FlowFolder | None) -> Result:
+    """Segment the next frame of a recording, along its flow as far as that is known.
+
+    Raises:
+        FileNotFoundError: If flows are given, but not that of this frame to the one that is remembered.
+        ValueError: If its flow cannot be read, or is of another size than its image.
+    """
+    flow = flows(frame.name) if flows else None
+    if flows and flow is not None and flow.shape[:2] != frame.image.shape[:2]:
+        (height, width), (wanted_height, wanted_width) = flow.shape[:2], frame.image.shape[:2]
+        raise ValueError(
+            f"{flows.path(frame.name)} is of {width}x{height} pixels, its image of {wanted_width}x{wanted_height}: "
+            "give the flow at the size of the image"
+        )
+    result = stream.segment(frame.image, frame.stamp_ns, frame.frame_id, frame.encoding, flow=flow)
+    if flows and flow is None and result.memory is MemoryState.KEPT:
+        raise FileNotFoundError(f"there is no {flows.path(frame.name)}, the flow from {frame.name} to the frame before")
+    return result
 
 
 def write_masks(path: Path, folder: Path, rows: Sequence[Row], classes: ClassSet) -> None:

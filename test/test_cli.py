@@ -28,6 +28,7 @@ from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import Frame, LabelFolder, open_frames, stamp
 from netwarp_ros.data.messages import header, image_message
 from netwarp_ros.evaluation import TRIMAP_WIDTHS
+from netwarp_ros.flow import estimator, write_flo
 from netwarp_ros.models import Inference, ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.models import weights as weights_module
 from netwarp_ros.segmenter import Segmenter
@@ -125,6 +126,47 @@ def test_segment_a_bag(tmp_path: Path, model: Path, images: Path) -> None:
     for index, expected in enumerate(masks_of(model, images)):
         mask = cv2.imread(str(tmp_path / "out" / "masks" / f"{index:06d}.png"), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(mask, expected)
+
+
+def read_masks(folder: Path) -> list[np.ndarray]:
+    return [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((folder / "masks").iterdir())]
+
+
+def test_flow_from_files_serves_as_estimated_flow_does(tmp_path: Path, model: Path, images: Path) -> None:
+    deep, known, far = estimator("deepflow"), tmp_path / "known", tmp_path / "far"
+    recording = [(frame.name, frame.image) for frame in open_frames(images)]
+    for folder in (known, far):
+        folder.mkdir()
+    for (name, present), (_, previous) in zip(recording[1:], recording, strict=False):
+        write_flo(known / f"{name}.flo", deep(present, previous))
+        write_flo(far / f"{name}.flo", np.full((48, 64, 2), 30, np.float32))
+    for flow in ("deepflow", known, far):
+        out = tmp_path / f"by_{Path(flow).name}"
+        assert run("segment", images, "-o", out, "--model", model, "--flow", flow, "--no-video") == 0
+    estimated, given, wrong = (read_masks(tmp_path / f"by_{name}") for name in ("deepflow", "known", "far"))
+    np.testing.assert_array_equal(given, estimated)
+    assert (wrong[1] != given[1]).any() and (wrong[0] == given[0]).all()
+
+
+def test_flow_that_is_missing_or_does_not_fit(
+    tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "known"
+    folder.mkdir()
+    write_flo(folder / "f1.flo", np.zeros((48, 64, 2), np.float32))
+    command = ["evaluate", "--images", images, "--model", model, "--flow", folder]
+    assert run(*command) == 2
+    assert f"there is no {folder}/f2.flo, the flow from f2 to the frame before" in capsys.readouterr().err
+    write_flo(folder / "f2.flo", np.zeros((24, 32, 2), np.float32))
+    assert run(*command) == 2
+    assert f"{folder}/f2.flo is of 32x24 pixels, its image of 64x48" in capsys.readouterr().err
+    write_flo(folder / "f2.flo", np.zeros((48, 64, 2), np.float32))
+    assert run(*command, "--realtime") == 2
+    assert "in real time frames are lost, which known flow leads to" in capsys.readouterr().err
+    assert run(*command, "--json", tmp_path / "known.json") == 0
+    result = json.loads((tmp_path / "known.json").read_text())
+    assert result["settings"]["flow"] == result["inputs"]["flow"]["path"] == str(folder)
+    assert result["stages_ms"]["flow"]["p99"] == 0
 
 
 def test_segment_to_a_bag(tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -479,7 +521,7 @@ def test_train_hands_over_the_configuration(
     [
         (["segment", "absent", "-o", "out"], "nothing at absent: give a folder of images"),
         (["segment", "{images}", "-o", "out", "--model", "unheard-of"], "no model named 'unheard-of'"),
-        (["segment", "{images}", "-o", "out", "--model", "{model}", "--flow", "best"], "unknown DIS preset 'best'"),
+        (["segment", "{images}", "-o", "out", "--model", "{model}", "--flow", "best"], "flow is 'best': give ultra"),
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--device", "tpu"], "device is 'tpu'"),
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--precision", "int8"], "precision is 'int8'"),
         (["segment", "{images}", "-o", "out", "--model", "{model}", "--alpha", "2"], "alpha is 2.0: give 0 to 1"),

@@ -316,8 +316,8 @@ class SlowSegmenter(Segmenter):
 
 
 class SlowStream(Stream):
-    def segment(self, *arguments: Any) -> Result:
-        result = super().segment(*arguments)
+    def segment(self, *arguments: Any, **options: Any) -> Result:
+        result = super().segment(*arguments, **options)
         return dataclasses.replace(result, stages_ms={"prepare": 0.0, "flow": 50.0, "network": 100.0})
 
 

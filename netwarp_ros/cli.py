@@ -11,9 +11,9 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ from netwarp_ros import libraries
 if TYPE_CHECKING:
     from netwarp_ros.data.frames import Frame, FrameSource
     from netwarp_ros.evaluation import Labels, Report
-    from netwarp_ros.flow import FlowEstimator, FlowFolder
+    from netwarp_ros.flow import FlowEstimator
     from netwarp_ros.models import Inference
     from netwarp_ros.segmenter import Segmenter
 
@@ -100,6 +100,34 @@ TopicOption = Annotated[
         show_default=False,
     ),
 ]
+ImagesOption = Annotated[
+    Path | None, typer.Option("--images", help="Folder of images, video or rosbag2.", show_default=False)
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        help="Folder of label maps NAME.png, named like the images, or a bag; without, no scores against labels.",
+        show_default=False,
+    ),
+]
+LabelTopicOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label-topic",
+        help="Topic of mono8 label maps with the stamps of the images, in the bag of the labels or the images; one "
+        "for each --topic, in their order.",
+        show_default=False,
+    ),
+]
+CityscapesOption = Annotated[
+    Path | None,
+    typer.Option("--cityscapes", metavar="ROOT", help="Cityscapes, in place of the two.", show_default=False),
+]
+SplitOption = Annotated[str, typer.Option("--split", help="Of Cityscapes: train or val.")]
+ClipOption = Annotated[
+    int, typer.Option("--clip", help="Of Cityscapes: frames of a stream, the last of which is labelled.")
+]
 
 
 @app.command()
@@ -137,6 +165,7 @@ def segment(
     from netwarp_ros.data.classes import load_classes
     from netwarp_ros.data.frames import open_frames
     from netwarp_ros.evaluation import percentiles
+    from netwarp_ros.flow import open_flow
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
     from netwarp_ros.provenance import describe_input
     from netwarp_ros.segmentation import film_names, segment_recording, write_film, write_masks
@@ -148,7 +177,7 @@ def segment(
         raise FileExistsError(f"{output} exists already: remove it, or give another path")
     frames = open_frames(recording, rate=rate, topics=topic or [])
     inference = _inference(window, scales, flip)
-    estimator, flows = _flow(flow)
+    estimator, flows = open_flow(flow)
     segmenter = _segmenter(model, estimator, device, precision, input_height, host_only, inference)
     classes = load_classes(segmenter.model.spec.classes)
     origin = {
@@ -179,34 +208,12 @@ def segment(
 
 @app.command()
 def evaluate(
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of images, video or rosbag2.", show_default=False)
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels",
-            help="Folder of label maps NAME.png, named like the images, or a bag; without, no scores against labels.",
-            show_default=False,
-        ),
-    ] = None,
-    label_topic: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--label-topic",
-            help="Topic of mono8 label maps with the stamps of the images, in the bag of the labels or the images; one "
-            "for each --topic, in their order.",
-            show_default=False,
-        ),
-    ] = None,
-    cityscapes: Annotated[
-        Path | None,
-        typer.Option("--cityscapes", metavar="ROOT", help="Cityscapes, in place of the two.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Of Cityscapes: train or val.")] = "val",
-    clip: Annotated[
-        int, typer.Option("--clip", help="Of Cityscapes: frames of a stream, the last of which is labelled.")
-    ] = 2,
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
+    label_topic: LabelTopicOption = None,
+    cityscapes: CityscapesOption = None,
+    split: SplitOption = "val",
+    clip: ClipOption = 2,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -258,13 +265,11 @@ def evaluate(
     import torch
 
     from netwarp_ros.benchmarks.ops import environment
-    from netwarp_ros.data.bags import BagLabels, open_labels
-    from netwarp_ros.data.cityscapes import INSTANCE_SIZES, Cityscapes
+    from netwarp_ros.data.bags import BagLabels
     from netwarp_ros.data.classes import load_classes
-    from netwarp_ros.data.frames import open_frames
-    from netwarp_ros.data.samples import SampleFrames
     from netwarp_ros.evaluation import Moment
     from netwarp_ros.evaluation import evaluate as evaluate_frames
+    from netwarp_ros.flow import open_flow
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
     from netwarp_ros.provenance import describe_input, versions
     from netwarp_ros.report import Moments, check_requirements, write_page
@@ -273,18 +278,10 @@ def evaluate(
     if html_file:
         check_requirements()
     widths = _widths(trimap)
-    frames: FrameSource
-    label_of: Labels | None
-    if cityscapes and not (images or labels):
-        frames = samples = SampleFrames(Cityscapes(cityscapes, split), clip, rate or 17.0)
-        label_of, instances, sizes = samples.label, samples.instances, INSTANCE_SIZES
-    elif images and not cityscapes:
-        frames = open_frames(images, rate=rate, topics=topic or [], leave_out=label_topic or [])
-        label_of, instances, sizes = open_labels(frames, images, labels, label_topic or []), None, None
-    else:
-        raise ValueError("give --images, with --labels or without, or --cityscapes")
+    data = _open_data(images, labels, label_topic or [], topic or [], rate, cityscapes, split, clip)
+    frames, label_of = data.frames, data.labels
     inference = _inference(window, scales, flip)
-    estimator, flows = _flow(flow)
+    estimator, flows = open_flow(flow)
     segmenter = _segmenter(model, estimator, device, precision, input_height, host_only, inference)
     class_set = load_classes(classes or segmenter.model.spec.classes)
     for file in filter(None, (json_file, csv_file, html_file)):
@@ -302,7 +299,7 @@ def evaluate(
 
         report = evaluate_frames(
             frames, label_of, segmenter, class_set, stills=stills, realtime=realtime, host=with_host,
-            widths=widths, instances=instances, sizes=sizes, flows=flows, watch=watch,
+            widths=widths, instances=data.instances, sizes=data.sizes, flows=flows, watch=watch,
         )  # fmt: skip
     damage = list(frames.damage)
     if isinstance(label_of, BagLabels):
@@ -313,8 +310,7 @@ def evaluate(
     if not (json_file or html_file):
         return
     inputs = {
-        "images": images,
-        "labels": cityscapes / "gtFine" / split if cityscapes else labels,
+        **data.inputs,
         "model": find_weights(model or DEFAULT_MODEL),
         "flow": flows and flows.folder,
     }
@@ -754,15 +750,40 @@ def _inference(window: int, scales: str, flip: bool) -> Inference:
     return Inference(window, scales=factors, flip=flip)
 
 
-def _flow(text: str) -> tuple[FlowEstimator, FlowFolder | None]:
-    """Return the estimator of a name; of a folder, its flow, and an estimator that warms up in its place."""
-    from netwarp_ros.flow import ESTIMATORS, FlowFolder, estimator
+class _Data(NamedTuple):
+    """What models are judged on; the arguments of `netwarp_ros.evaluation.evaluate`, and the paths they come from."""
 
-    if text in ESTIMATORS:
-        return estimator(text), None
-    if Path(text).is_dir():
-        return estimator("ultrafast"), FlowFolder(Path(text))
-    raise ValueError(f"flow is {text!r}: give {', '.join(ESTIMATORS)}, or a folder of .flo files")
+    frames: FrameSource
+    labels: Labels | None
+    instances: Labels | None
+    sizes: Mapping[int, float] | None
+    inputs: Mapping[str, Path | None]
+
+
+def _open_data(
+    images: Path | None,
+    labels: Path | None,
+    label_topics: Sequence[str],
+    topics: Sequence[str],
+    rate: float | None,
+    cityscapes: Path | None,
+    split: str,
+    clip: int,
+) -> _Data:
+    from netwarp_ros.data.bags import open_labels
+    from netwarp_ros.data.cityscapes import INSTANCE_SIZES, Cityscapes
+    from netwarp_ros.data.frames import open_frames
+    from netwarp_ros.data.samples import SampleFrames
+
+    if cityscapes and not (images or labels):
+        samples = SampleFrames(Cityscapes(cityscapes, split), clip, rate or 17.0)
+        inputs = {"labels": cityscapes / "gtFine" / split}
+        return _Data(samples, samples.label, samples.instances, INSTANCE_SIZES, inputs)
+    if images and not cityscapes:
+        frames = open_frames(images, rate=rate, topics=topics, leave_out=label_topics)
+        label_of = open_labels(frames, images, labels, label_topics)
+        return _Data(frames, label_of, None, None, {"images": images, "labels": labels})
+    raise ValueError("give --images, with --labels or without, or --cityscapes")
 
 
 def _segmenter(

@@ -8,6 +8,7 @@ An estimator is any callable ``(present, previous) -> ndarray (H, W, 2)`` of flo
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,7 @@ __all__ = [
     "FlowEstimator",
     "FlowFolder",
     "estimator",
+    "open_flow",
     "read_flo",
     "write_flo",
 ]
@@ -42,3 +44,17 @@ def estimator(name: str) -> FlowEstimator:
     if name not in ESTIMATORS:
         raise ValueError(f"unknown flow {name!r}: choose one of {', '.join(ESTIMATORS)}")
     return DeepFlow() if name == "deepflow" else DisFlow(name)
+
+
+def open_flow(name_or_folder: str) -> tuple[FlowEstimator, FlowFolder | None]:
+    """Return the estimator of a name; of a folder, the flow in it, and an estimator for networks to be warmed up by.
+
+    Raises:
+        FileNotFoundError: If the folder holds no flow.
+        ValueError: If it is neither of `ESTIMATORS` nor a folder, or OpenCV lacks the estimator.
+    """
+    if name_or_folder in ESTIMATORS:
+        return estimator(name_or_folder), None
+    if Path(name_or_folder).is_dir():
+        return estimator("ultrafast"), FlowFolder(Path(name_or_folder))
+    raise ValueError(f"flow is {name_or_folder!r}: give {', '.join(ESTIMATORS)}, or a folder of .flo files")

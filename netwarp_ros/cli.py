@@ -12,10 +12,12 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
@@ -389,6 +391,109 @@ def compare(
         by = f" by more than {margin:g}" if margin else ""
         sys.stderr.write(f"netwarp: {second} is worse than {first}{by} in {measures}\n")
         raise typer.Exit(1)
+
+
+@app.command()
+def table(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="models: scores and runtime beside the host's; classes: IoU by class; flows: a model with each flow; "
+            "sweep: a recipe's NetWarp at each of its layers and at all, without FlowCNN and with it, or variants.",
+        ),
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE.yaml", help="Of sweep: the training that is varied.", show_default=False),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            metavar="KEYS",
+            help="Of sweep: keys of model.netwarp to train with instead, such as '{layers: [up8], flow_cnn: false}', "
+            "and others in full, such as optimiser.rate; may be given more than once. The recipe as it is comes first.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=0, help="Of sweep: length of each training; 0: the recipe's.")
+    ] = 0,
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
+    label_topic: LabelTopicOption = None,
+    cityscapes: CityscapesOption = None,
+    split: SplitOption = "val",
+    clip: ClipOption = 2,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME|FILE",
+            help="A shipped model or a .safetensors file; may be given more than once.",
+            show_default=False,
+        ),
+    ] = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "auto",
+    flow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--flow",
+            metavar="NAME|FOLDER",
+            help="As of `netwarp evaluate`; may be given more than once, and is each estimator for flows.",
+            show_default=False,
+        ),
+    ] = None,
+    input_height: HeightOption = 0,
+    window: WindowOption = 0,
+    scales: ScalesOption = "1",
+    flip: FlipOption = False,
+    rate: RateOption = None,
+    topic: TopicOption = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            "-o",
+            help="Write each row to this file; those that it has are not judged again.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Print a table of the paper, in Markdown, of any data; one that was stopped goes on where it was with -o."""
+    from netwarp_ros import tables
+    from netwarp_ros.evaluation import evaluate as evaluate_frames
+    from netwarp_ros.flow import ESTIMATORS
+    from netwarp_ros.models import DEFAULT_MODEL
+    from netwarp_ros.provenance import describe_input
+
+    if kind not in tables.KINDS:
+        raise ValueError(f"there is no table {kind!r}: give {', '.join(tables.KINDS)}")
+    if kind == "sweep" and (recipe is None or model):
+        raise ValueError("a sweep trains its models: give RECIPE.yaml, and leave out --model")
+    if kind != "sweep" and (recipe or variant or steps):
+        raise ValueError(f"nothing is trained for {kind}: leave out RECIPE.yaml, --variant and --steps")
+    data = _open_data(images, labels, label_topic or [], topic or [], rate, cityscapes, split, clip)
+    inputs = {name: describe_input(path)["sha256"] for name, path in data.inputs.items() if path}
+    reading = {"topics": topic, "label_topics": label_topic, "rate": rate, "clip": clip if cityscapes else None}
+    options: dict[str, Any] = {"device": device, "precision": precision, "input_height": input_height}
+    judge = tables.Judge(
+        partial(evaluate_frames, data.frames, data.labels, instances=data.instances, sizes=data.sizes),
+        tables.first_images(data.frames),
+        {**options, "inference": _inference(window, scales, flip)},
+        {**inputs, **reading, **options, "window": window, "scales": scales, "flip": flip},
+    )
+    flows = flow or (list(ESTIMATORS) if kind == "flows" else ["ultrafast"])
+    if recipe:
+        if len(flows) > 1:
+            raise ValueError(f"a sweep takes one flow, not {', '.join(flows)}")
+        rows = tables.sweep_rows(judge, recipe, [_override(text) for text in variant or []], steps, flows[0])
+    else:
+        rows = tables.model_rows(judge, model or [DEFAULT_MODEL], flows, hosts=kind != "flows")
+    results = tables.fill(kind, rows, json_file, lambda line: typer.echo(line, err=True))
+    typer.echo(tables.markdown(kind, results))
 
 
 @app.command()
@@ -822,6 +927,17 @@ def _settings(segmenter: Segmenter, flow: str, host_only: bool) -> dict[str, Any
         "scales": list(segmenter.inference.scales),
         "flip": segmenter.inference.flip,
     }
+
+
+def _override(text: str) -> dict[str, Any]:
+    """Read keys of a recipe and their values, in YAML."""
+    try:
+        override = yaml.safe_load(text)
+    except yaml.YAMLError:
+        override = None
+    if not isinstance(override, dict) or not override:
+        raise ValueError(f"variant is {text!r}: give keys of model.netwarp, such as '{{flow_cnn: false}}'")
+    return override
 
 
 def _widths(text: str) -> list[int]:

@@ -412,7 +412,7 @@ def table(
         typer.Option(
             "--variant",
             metavar="KEYS",
-            help="Of sweep: keys of model.netwarp to train with instead, such as '{layers: [up8], flow_cnn: false}', "
+            help="Of sweep: keys of model.netwarp to train with instead, such as '{remember: after, flow_cnn: false}', "
             "and others in full, such as optimiser.rate; may be given more than once. The recipe as it is comes first.",
             show_default=False,
         ),
@@ -442,7 +442,7 @@ def table(
         typer.Option(
             "--flow",
             metavar="NAME|FOLDER",
-            help="As of `netwarp evaluate`; may be given more than once, and is each estimator for flows.",
+            help="As of `netwarp evaluate`; may be given more than once. By default ultrafast; for flows, each estimator.",
             show_default=False,
         ),
     ] = None,

@@ -442,7 +442,7 @@ def table(
         typer.Option(
             "--flow",
             metavar="NAME|FOLDER",
-            help="As of `netwarp evaluate`; may be given more than once. By default ultrafast; for flows, each estimator.",
+            help="As of `netwarp evaluate`; may be given more than once. By default ultrafast; for flows, all names.",
             show_default=False,
         ),
     ] = None,

@@ -128,13 +128,13 @@ def test_models_score_as_evaluate_says(
 ) -> None:
     host, video = models
     for model in models:
-        command = ["evaluate", *on(camvid), "--model", model, "--trimap", "2"]
+        command = ["evaluate", *on(camvid), "--model", model, "--flow", "medium", "--trimap", "2"]
         assert run(*command, "--json", tmp_path / f"{model.stem}.json") == 0
     alone, blended = (json.loads((tmp_path / f"{model.stem}.json").read_text()) for model in models)
     assert blended["miou"] != alone["miou"]
     capsys.readouterr()
-    command = ["table", "models", *on(camvid), "--model", host, "--model", video, "-o", tmp_path / "table.json"]
-    assert run(*command) == 0
+    options = ["--model", host, "--model", video, "--flow", "medium", "-o", tmp_path / "table.json"]
+    assert run("table", "models", *on(camvid), *options) == 0
     header, _, *lines = cells(capsys.readouterr().out)
     assert header == ["model", "mIoU", "tIoU", "TC", "flow ms", "ms", "overhead %"]
     assert [line[0] for line in lines] == [str(host), f"{video}: host alone", str(video)]

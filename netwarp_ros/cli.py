@@ -802,8 +802,8 @@ def benchmark_node(
     if json_file:
         report = {
             "environment": {**environment(torch.device(device)), **middleware(), "versions": versions()},
-            "settings": {**loads, **parameters, "images": "the synthetic street"},
-            "weights": describe_input(weights),
+            "settings": {**loads, **parameters, "model": model or DEFAULT_MODEL, "images": "the synthetic street"},
+            "weights": describe_input(weights)["sha256"],
             "runs": [run.to_json() for run in runs],
         }
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

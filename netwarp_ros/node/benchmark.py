@@ -21,7 +21,7 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
@@ -219,12 +219,16 @@ class Bench:
 
         Raises:
             DemoError: If the node ends before, or patience does.
+            KeyboardInterrupt: If a signal ends ROS.
         """
         deadline = time.monotonic() + patience_s
         while not done():
             if time.monotonic() > deadline:
                 raise DemoError(f"{subject.system} is not ready within {patience_s:g} s")
-            self._executor.spin_once(timeout_sec=0.1)
+            try:
+                self._executor.spin_once(timeout_sec=0.1)
+            except ExternalShutdownException:
+                raise KeyboardInterrupt from None
             subject.process.check()
 
     def _make_ready(self, subject: Subject) -> None:

@@ -152,6 +152,7 @@ def node_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
     runs = [run for run in runs if run["stages_ms"]]
     cameras = sorted({run["cameras"] for run in runs})
     sizes = sorted({(run["width"], run["height"]) for run in runs})
+    ticks = sorted({run["rate"] for run in runs if not run["peak"]})
     if not runs:
         raise ValueError("no mask came out in any run")
     figure = _figure(3.4 * len(cameras), 2.6 * len(sizes))
@@ -170,6 +171,8 @@ def node_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(f"{number} × {width}×{height}", fontsize="medium")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+        axes.xaxis.minorticks_off()
         _tidy(axes)
     for axes in panels[-1]:
         axes.set_xlabel("images per second and camera")

@@ -83,7 +83,7 @@ def test_the_table_has_a_line_for_each_run() -> None:
     assert set(cells[4][5:14]) == {""}
 
 
-def test_the_figure_has_a_panel_for_each_number_of_cameras_and_size(tmp_path: Path) -> None:
+def test_the_figure_has_a_panel_for_each_number_of_cameras_and_size() -> None:
     runs = [a_run(rate, cameras=cameras, system=system) for rate in (10.0, 30.0) for cameras in (1, 2)
             for system in ("netwarp", "plain")]  # fmt: skip
     figure = plots.node_figure([run.to_json() for run in [*runs, a_run(20.0, peak=True)]])
@@ -94,6 +94,7 @@ def test_the_figure_has_a_panel_for_each_number_of_cameras_and_size(tmp_path: Pa
     assert list(second.lines[0].get_xdata()) == [10.0, 20.0, 30.0]
     assert [line.get_marker() for line in second.lines] == ["o", "*", "o"]
     assert set(first.lines[0].get_ydata()) == {1.0}
+    assert [text.get_text() for text in second.get_xticklabels()] == ["10", "30"]
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:

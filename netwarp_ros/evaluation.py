@@ -59,6 +59,38 @@ class Moment:
     label: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Part:
+    """What was found of a part of a recording, or of all of it.
+
+    Attributes:
+        records: What became of each frame.
+        totals: What the masks of each network add up to, the host's last: arrays that may be added to those of other
+            parts, by what they are of.
+        resets: How often the memory started anew, by reason.
+        dropped: Frames by camera that newer ones displaced.
+        wall_s: What the time went to.
+    """
+
+    records: Sequence[FrameRecord]
+    totals: Sequence[Mapping[str, np.ndarray]]
+    resets: Mapping[str, int]
+    dropped: Mapping[str, int]
+    wall_s: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        totals = [{name: values.tolist() for name, values in network.items()} for network in self.totals]
+        return {**vars(self), "totals": totals, "records": [record.to_json() for record in self.records]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], num_classes: int) -> Part:
+        """Return what `to_json` was given, its times rounded."""
+        records = [FrameRecord.from_json(record, num_classes) for record in data["records"]]
+        totals = [{name: np.array(values) for name, values in network.items()} for network in data["totals"]]
+        return cls(records, totals, data["resets"], data["dropped"], data["wall_s"])
+
+
 def evaluate(
     frames: Iterable[Frame],
     labels: Labels | None,
@@ -68,12 +100,41 @@ def evaluate(
     stills: bool = False,
     realtime: bool = False,
     host: bool = False,
-    widths: Iterable[int] = TRIMAP_WIDTHS,
+    widths: Sequence[int] = TRIMAP_WIDTHS,
     instances: Labels | None = None,
     sizes: Mapping[int, float] | None = None,
     flows: FlowFolder | None = None,
     watch: Callable[[Moment], None] = lambda moment: None,
 ) -> Report:
+    """Evaluate a recording as a whole; its arguments are those of `score`.
+
+    Raises:
+        ValueError: As `score`; if there is no frame; or if labels are to be had but no frame has one.
+        FileNotFoundError: If a flow is missing.
+    """
+    part = score(
+        frames, labels, segmenter, classes, stills=stills, realtime=realtime, host=host, widths=widths,
+        instances=instances, sizes=sizes, flows=flows, watch=watch,
+    )  # fmt: skip
+    return summarise([part], classes, labelled=labels is not None, widths=widths, sizes=sizes)
+
+
+def score(
+    frames: Iterable[Frame],
+    labels: Labels | None,
+    segmenter: Segmenter,
+    classes: ClassSet,
+    *,
+    stills: bool = False,
+    realtime: bool = False,
+    host: bool = False,
+    widths: Sequence[int] = TRIMAP_WIDTHS,
+    instances: Labels | None = None,
+    sizes: Mapping[int, float] | None = None,
+    flows: FlowFolder | None = None,
+    watch: Callable[[Moment], None] = lambda moment: None,
+    begin: int = 0,
+) -> Part:
     """Segment frames in their order, those of each camera as one stream, and score the masks.
 
     Args:
@@ -91,10 +152,12 @@ def evaluate(
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
         flows: Flow that is known beforehand; by default the segmenter estimates it.
         watch: Is shown every frame when it is scored.
+        begin: Index of the first frame to be scored. Those before it are segmented all the same, for what is remembered
+            of them.
 
     Raises:
-        ValueError: If the model was not trained on these classes, there is no frame, labels are to be had but no frame
-            has one, a label map or a flow does not fit, or the host or known flow is to be used in real time.
+        ValueError: If the model was not trained on these classes, a label map or a flow does not fit, or the host or
+            known flow is to be used in real time.
         FileNotFoundError: If a flow is missing.
     """
     trained_on = segmenter.model.spec.classes
@@ -105,7 +168,7 @@ def evaluate(
     if realtime and flows:
         raise ValueError("in real time frames are lost, which known flow leads to: let it be estimated")
     segmenters = [segmenter, _host_of(segmenter)] if host else [segmenter]
-    scoring = _Scoring(classes, list(widths), sizes, len(segmenters), segmenter.max_gap)
+    scoring = _Scoring(classes, widths, sizes, len(segmenters), segmenter.max_gap)
     streams: dict[str, list[Stream]] = {}
     records: list[FrameRecord] = []
     wall = _Stopwatch()
@@ -115,7 +178,7 @@ def evaluate(
     for taken, wait_ms in clock if realtime else ((taken, 0.0) for taken in coming):
         frame = taken.frame
         wall.lap("reading")
-        if not records:
+        if not streams:
             for each in segmenters:
                 each.warm_up(frame.image.shape[1], frame.image.shape[0])
             wall.restart()
@@ -132,6 +195,9 @@ def evaluate(
             age_ms = (frame.arrival_ns - frame.stamp_ns) * 1e-6 + wait_ms + total_ms
         wall.lap("segmenting")
         masks = [result.mask for result in results]
+        if frame.index < begin:
+            scoring.see(frame, masks)
+            continue
         record = FrameRecord(
             name=frame.name,
             camera=frame.camera,
@@ -147,30 +213,61 @@ def evaluate(
         watch(Moment(record, frame, masks[0], masks[1] if host else None, taken.label))
         wall.lap("scoring")
 
+    resets = Counter(record.reason for record in records if record.reason) if segmenter.temporal else {}
+    return Part(records, scoring.totals(), dict(resets), dict(clock.dropped), dict(wall.laps))
+
+
+def summarise(
+    parts: Sequence[Part],
+    classes: ClassSet,
+    *,
+    labelled: bool,
+    widths: Sequence[int] = TRIMAP_WIDTHS,
+    sizes: Mapping[int, float] | None = None,
+) -> Report:
+    """Bring parts together, in their order: what they add up to is scored.
+
+    Args:
+        parts: What `score` returned.
+        classes: As they were scored with, and what follows.
+        labelled: Whether there are to be labels.
+        widths: Of the trimap.
+        sizes: Average sizes of objects.
+
+    Raises:
+        ValueError: If there is no frame, or none is labelled that should be.
+    """
+    records = [record for part in parts for record in part.records]
     if not records:
         raise ValueError("there is no frame to evaluate")
-    labelled = sum(record.confusion is not None for record in records)
-    if labels and not labelled:
+    count = sum(record.confusion is not None for record in records)
+    if labelled and not count:
         raise ValueError(
             f"none of the {len(records)} frames has a label: labels must be named like the images, NAME.png, or have "
             "their stamps"
         )
     durations = {stage: [record.stages_ms[stage] for record in records] for stage in records[0].stages_ms}
     durations["total"] = [record.total_ms for record in records]
-    scores = scoring.scores()
+    scores = []
+    for of_parts in zip(*(part.totals for part in parts), strict=True):
+        judge = _Judge(classes, widths, sizes)
+        for totals in of_parts:
+            judge.add(totals)
+        scores.append(judge.scores())
+    realtime = not math.isnan(records[0].age_ms)
     return Report(
         **vars(scores[0]),
         frames=len(records),
-        labelled=labelled,
-        host=scores[1] if host else None,
+        labelled=count,
+        host=scores[1] if len(scores) > 1 else None,
         disagreement=float(np.mean([record.disagreement for record in records])),
         stages_ms={stage: percentiles(values) for stage, values in durations.items()},
         fps=1e3 * len(records) / sum(durations["total"]),
-        resets=dict(sum((of_camera[0].resets for of_camera in streams.values()), Counter())),
-        dropped=dict(clock.dropped),
+        resets=_sum(part.resets for part in parts),
+        dropped=_sum(part.dropped for part in parts),
         latency_ms=percentiles(record.wait_ms + record.total_ms for record in records) if realtime else {},
         age_ms=percentiles(record.age_ms for record in records) if realtime else {},
-        wall_s=dict(wall.laps),
+        wall_s=_sum(part.wall_s for part in parts),
         records=records,
     )
 
@@ -208,6 +305,15 @@ def _read(frames: Iterable[Frame], labels: Labels | None, instances: Labels | No
     """Read the frames, and of each what it is labelled with."""
     for frame in frames:
         yield _Taken(frame, labels and labels(frame), instances and instances(frame))
+
+
+def _sum(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up the numbers of each name."""
+    total: dict[str, Any] = defaultdict(int)
+    for part in parts:
+        for name, number in part.items():
+            total[name] += number
+    return dict(total)
 
 
 def _host_of(segmenter: Segmenter) -> Segmenter:
@@ -280,8 +386,8 @@ class _Scoring:
     def score(self, taken: _Taken, masks: Sequence[np.ndarray], *, stills: bool) -> dict[str, Any]:
         """Score the masks of a frame; return what `FrameRecord` holds of it, by its names there."""
         frame, label, objects = taken
-        present = _Judged(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), masks)
         previous = self._previous.pop(frame.camera, None)
+        present = self.see(frame, masks)
         counts: list[dict[str, Any]] = [{} for _ in masks]
         if previous and present.follows(previous, self._max_gap):
             reverse = judging_flow(present.grey, previous.grey)
@@ -289,8 +395,8 @@ class _Scoring:
             for judge, mask, before, counted in zip(self._judges, masks, previous.masks, counts, strict=True):
                 counted["consistency"] = _small(judge.consistency.update(mask, before, reverse, where=trusted))
                 counted["unmasked"] = _small(judge.unmasked.update(mask, before, reverse))
-        if not stills:
-            self._previous[frame.camera] = present
+        if stills:
+            del self._previous[frame.camera]
 
         for judge in self._judges:
             if label is None or "consistency" not in counts[0]:
@@ -314,13 +420,23 @@ class _Scoring:
             "host_tc": mean_iou(host.get("consistency")),
         }
 
-    def scores(self) -> list[Scores]:
-        """Return what each network scored."""
-        return [judge.scores() for judge in self._judges]
+    def see(self, frame: Frame, masks: Sequence[np.ndarray]) -> _Judged:
+        """Keep a frame for the next one of its camera to be compared with, and return it as it is kept."""
+        present = _Judged(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), masks)
+        self._previous[frame.camera] = present
+        return present
+
+    def totals(self) -> list[dict[str, np.ndarray]]:
+        """Return what the masks of each network add up to."""
+        return [judge.totals for judge in self._judges]
 
 
 class _Judge:
-    """The measures of one network's masks."""
+    """The measures of one network's masks.
+
+    Attributes:
+        totals: The arrays that they count in, by what they are of.
+    """
 
     def __init__(self, classes: ClassSet, widths: Sequence[int], sizes: Mapping[int, float] | None) -> None:
         self.names = classes.names
@@ -329,6 +445,20 @@ class _Judge:
         self.instance = InstanceIoU(len(classes), classes.void, sizes)
         self.consistency, self.unmasked = TemporalConsistency(len(classes)), TemporalConsistency(len(classes))
         self.video = VideoConsistency(classes.void, VIDEO_LENGTHS)
+        self.totals = {
+            "confusion": self.confusion.counts,
+            **{f"trimap {width}": matrix.counts for width, matrix in self.trimap.matrices.items()},
+            "instance": self.instance.totals,
+            "instance confusion": self.instance.matrix.counts,
+            "consistency": self.consistency.matrix.counts,
+            "unmasked": self.unmasked.matrix.counts,
+            **{f"video {length}": windows for length, windows in self.video.windows.items()},
+        }
+
+    def add(self, totals: Mapping[str, np.ndarray]) -> None:
+        """Add what another judge's masks add up to."""
+        for name, ours in self.totals.items():
+            ours += totals[name]
 
     def scores(self) -> Scores:
         return Scores(

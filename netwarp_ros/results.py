@@ -132,6 +132,21 @@ class FrameRecord:
             "host_tc": _plain(self.host_tc),
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], num_classes: int) -> FrameRecord:
+        """Return what `to_json` was given, its times rounded."""
+        matrices: dict[str, Any] = {
+            name: None if data[key] is None else dense(data[key], num_classes)
+            for name, key in (("confusion", "confusion"), ("consistency", "tc"), ("unmasked", "tc_unmasked"))
+        }
+        numbers: dict[str, Any] = {
+            name: math.nan if data[name] is None else data[name]
+            for name in ("wait_ms", "age_ms", "disagreement", "host_miou", "host_tc")
+        }
+        trimap = {int(width): dense(pairs, num_classes) for width, pairs in data["tiou"].items()}
+        plain = {name: data[name] for name in ("name", "camera", "stamp_ns", "stages_ms", "reason")}
+        return cls(**plain, **numbers, **matrices, trimap=trimap)
+
 
 @dataclass(frozen=True)
 class Report(Scores):

@@ -43,7 +43,7 @@ class Recording(FrameSource):
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Frame]:
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
         noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 2)
         for index in range(self.count):
             if index == self.until:

@@ -66,14 +66,18 @@ class BagFrames(FrameSource):
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Frame]:
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
         self.damage = []
         counts: Counter[str] = Counter()
         last_ns: dict[str, int] = {}
         late: Counter[str] = Counter()
         with BagReader(self.path, self.report) as bag:
             for index, (topic, kind, recorded_ns, data) in enumerate(bag.messages(self.cameras)):
+                if index == end:
+                    break
                 number, counts[topic] = counts[topic], counts[topic] + 1
+                if index < begin:
+                    continue
                 try:
                     with _naming(f"{self.path}: image {number} of {topic}"):
                         message = _deserialize(kind, data)
@@ -94,7 +98,7 @@ class BagFrames(FrameSource):
                     getattr(message, "encoding", "") or message.format,
                     recorded_ns if self._keeps_stamps else stamp_ns,
                 )
-        if not last_ns:
+        if not last_ns and begin == 0 and end is None:
             raise ValueError(f"none of the {self._count} images in {self.path} can be read. {self.damage[0]}")
         for topic, count in (+late).items():
             self.report(

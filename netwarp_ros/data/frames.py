@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -72,8 +73,12 @@ class FrameSource(ABC):
     def __init__(self) -> None:
         self.damage: list[str] = []
 
+    def __iter__(self) -> Iterator[Frame]:
+        return self.read()
+
     @abstractmethod
-    def __iter__(self) -> Iterator[Frame]: ...
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
+        """Read the frames whose index is from ``begin`` on and less than ``end``; those before are not decoded."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -120,8 +125,8 @@ class ImageFiles(FrameSource):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __iter__(self) -> Iterator[Frame]:
-        for index, path in enumerate(self.paths):
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
+        for index, path in islice(enumerate(self.paths), begin, end):
             yield Frame(index, stamp(index, self.rate), path.stem, read_image(path))
 
 
@@ -149,13 +154,12 @@ class VideoFile(FrameSource):
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Frame]:
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
         capture, index, last_ns = self._open(), 0, -1
         self.damage = []
         try:
-            while True:
-                read, image = capture.read()
-                if not read:
+            while end is None or index < end:
+                if not capture.grab():
                     break
                 stamp_ns = stamp(index, self.rate)
                 if self._keeps_stamps:
@@ -163,13 +167,17 @@ class VideoFile(FrameSource):
                     # Some containers give no stamps, or the same one twice.
                     if stamp_ns <= last_ns:
                         stamp_ns = last_ns + stamp(1, self.rate)
-                yield Frame(index, stamp_ns, f"{index:06d}", image)
+                if index >= begin:
+                    read, image = capture.retrieve()
+                    if not read:
+                        break
+                    yield Frame(index, stamp_ns, f"{index:06d}", image)
                 index, last_ns = index + 1, stamp_ns
         finally:
             capture.release()
         if index == 0:
             raise ValueError(f"{self.path} holds no frame that OpenCV can decode: convert it to MP4 or MKV")
-        if index < self._count:
+        if index < (self._count if end is None else min(end, self._count)):
             self.report(f"{self.path} ended after {index} of the {self._count} frames it claims to hold")
 
     def _open(self) -> cv2.VideoCapture:

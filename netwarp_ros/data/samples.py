@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import overload
 
 import numpy as np
@@ -218,7 +219,10 @@ class SampleFrames(FrameSource):
     def __len__(self) -> int:
         return len(self._before) + sum(self._before)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
+        return islice(self._read(), begin, end)
+
+    def _read(self) -> Iterator[Frame]:
         number = stamp_ns = 0
         for index, before in enumerate(self._before):
             for age in reversed(range(before + 1)):

@@ -93,16 +93,18 @@ class VideoConsistency:
         void: Id of unlabelled pixels in label maps.
         lengths: The numbers of frames n, each > 1.
 
+    Attributes:
+        windows: Of each length, the sum of the scores of the windows, and their number: ``(2,)`` float64.
+
     Raises:
         ValueError: If there is no length, or one is not > 1.
     """
 
     def __init__(self, void: int, lengths: Iterable[int]) -> None:
         self._void = void
-        # Of each length: the sum of the scores of the windows, and the number of windows.
-        self._windows = {length: [0.0, 0] for length in sorted(lengths)}
-        if not self._windows or min(self._windows) <= 1:
-            raise ValueError(f"lengths is {list(self._windows)}: give at least one, each > 1 frame")
+        self.windows = {length: np.zeros(2) for length in sorted(lengths)}
+        if not self.windows or min(self.windows) <= 1:
+            raise ValueError(f"lengths is {list(self.windows)}: give at least one, each > 1 frame")
         self._runs: dict[str, _Run] = {}
 
     def restart(self, video: str = "") -> None:
@@ -133,16 +135,16 @@ class VideoConsistency:
         constant = np.where(labelled, np.where(kept, run.constant, 0) + 1, 0)
         correct = np.where(right, np.where(kept, run.correct, 0) + 1, 0)
         self._runs[video] = _Run(label.copy(), constant, correct)
-        for length, window in self._windows.items():
+        for length, window in self.windows.items():
             count = int(np.count_nonzero(constant >= length))
             if count:
-                window[0] += int(np.count_nonzero(correct >= length)) / count
-                window[1] += 1
+                window += int(np.count_nonzero(correct >= length)) / count, 1
 
     def score(self) -> dict[int, float]:
         """Return the mean over the windows in per cent, by their length; nan where no window has a constant pixel."""
         return {
-            length: 100 * total / count if count else float("nan") for length, (total, count) in self._windows.items()
+            length: float(100 * total / count) if count else float("nan")
+            for length, (total, count) in self.windows.items()
         }
 
 

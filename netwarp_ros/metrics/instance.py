@@ -25,19 +25,23 @@ class InstanceIoU:
             own (`netwarp_ros.data.cityscapes.INSTANCE_SIZES`). By default, the average in the labels, for all classes
             that have objects there.
 
+    Attributes:
+        matrix: Labels and predictions.
+        totals: ``(3, K)`` float64, of each class: its objects, their pixels, and the sum of the parts of its objects
+            that were found.
+
     Raises:
         ValueError: If a size is not > 0, or not of one of the classes.
     """
 
     def __init__(self, num_classes: int, void: int, sizes: Mapping[int, float] | None = None) -> None:
-        self._matrix = ConfusionMatrix(num_classes, void)
+        self.matrix = ConfusionMatrix(num_classes, void)
         self._sizes = None if sizes is None else np.full(num_classes, np.nan)
         for k, size in (sizes or {}).items():
             if not (0 <= k < num_classes and size > 0):
                 raise ValueError(f"sizes has {size} for class {k}: give pixels > 0, for classes 0 to {num_classes - 1}")
             self._sizes[k] = size  # type: ignore[index]
-        # Of each class: its objects, their pixels, and the sum of the part of each object that was found.
-        self._objects, self._pixels, self._found = np.zeros((3, num_classes))
+        self.totals = np.zeros((3, num_classes))
 
     def update(self, prediction: np.ndarray, label: np.ndarray, instances: np.ndarray) -> None:
         """Count the pixels of one frame.
@@ -56,13 +60,13 @@ class InstanceIoU:
             raise ValueError(f"instances is {instances.shape}, label is {label.shape}: give two of one size")
         if instances.min(initial=0) < 0:
             raise ValueError(f"instances holds {instances.min()}: give numbers > 0 for objects, and 0 elsewhere")
-        self._matrix.update(prediction, label)
-        told = (instances > 0) & (label != self._matrix.void)
+        self.matrix.update(prediction, label)
+        told = (instances > 0) & (label != self.matrix.void)
         numbers = np.int64(instances.max(initial=0)) + 1
         objects, place = np.unique(label[told] * numbers + instances[told], return_inverse=True)
         pixels = np.bincount(place, minlength=len(objects))
         right = np.bincount(place, weights=prediction[told] == label[told], minlength=len(objects))
-        for total, share in ((self._objects, None), (self._pixels, pixels), (self._found, right / pixels)):
+        for total, share in zip(self.totals, (None, pixels, right / pixels), strict=True):
             total += np.bincount(objects // numbers, weights=share, minlength=len(total))
 
     def iou(self) -> np.ndarray:
@@ -70,15 +74,15 @@ class InstanceIoU:
 
         It is nan for a class that has no size, or is in neither labels nor predictions.
         """
-        sizes = self._sizes
+        sizes, (objects, pixels, found) = self._sizes, self.totals
         if sizes is None:
-            sizes = _divide(self._pixels, self._objects)
-        false_positives = self._matrix.counts.sum(axis=0) - self._matrix.counts.diagonal()
-        return 100 * _divide(sizes * self._found, sizes * self._objects + false_positives)
+            sizes = _divide(pixels, objects)
+        false_positives = self.matrix.counts.sum(axis=0) - self.matrix.counts.diagonal()
+        return 100 * _divide(sizes * found, sizes * objects + false_positives)
 
     def miou(self) -> float:
         """Return the mean over the classes that have objects in the labels, in per cent; nan before any."""
-        scores = self.iou()[self._objects > 0]
+        scores = self.iou()[self.totals[0] > 0]
         return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
 
 

@@ -72,5 +72,10 @@ setup(
         "tqdm",
         "typer",
     ],
-    extras_require={"plot": ["jinja2", "matplotlib"], "train": ["tensorboard"], "view": ["starlette", "uvicorn"]},
+    extras_require={
+        "plot": ["jinja2", "matplotlib"],
+        "ray": ["ray"],
+        "train": ["tensorboard"],
+        "view": ["starlette", "uvicorn"],
+    },
 )

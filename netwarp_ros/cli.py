@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
@@ -27,6 +28,7 @@ from netwarp_ros import libraries
 if TYPE_CHECKING:
     from netwarp_ros.data.frames import Frame, FrameSource
     from netwarp_ros.evaluation import Labels, Report
+    from netwarp_ros.fleet import Found, Job, Slice
     from netwarp_ros.flow import FlowEstimator
     from netwarp_ros.models import Inference
     from netwarp_ros.segmenter import Segmenter
@@ -210,6 +212,14 @@ def segment(
 
 @app.command()
 def evaluate(
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[BAG]...",
+            help="Recordings to judge slice by slice, with --output; in place of --images.",
+            show_default=False,
+        ),
+    ] = None,
     images: ImagesOption = None,
     labels: LabelsOption = None,
     label_topic: LabelTopicOption = None,
@@ -262,6 +272,36 @@ def evaluate(
         Path | None,
         typer.Option("--html", help="Write a report to this file, a page that needs no other.", show_default=False),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Of BAGs: folder for BAG.json of each, and for what is found of each slice as it comes, which the "
+            "command, started again, need not judge anew.",
+            show_default=False,
+        ),
+    ] = None,
+    slice_s: Annotated[
+        float, typer.Option("--slice", metavar="SECONDS", help="Of BAGs: length of a slice; 0: the whole recording.")
+    ] = 0.0,
+    warm_up: Annotated[
+        int,
+        typer.Option("--warm-up", metavar="N", help="Of BAGs: frames before a slice that are only to be remembered."),
+    ] = 15,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="local|ADDRESS",
+            help="Of BAGs: judge slices on Ray, here or on a cluster; without, one after the other.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="How many slices at a time on a local Ray; by default one a CPU."),
+    ] = None,
 ) -> None:
     """Score a model on recorded frames, taken as one stream for each camera; with labels, or without."""
     import torch
@@ -271,6 +311,7 @@ def evaluate(
     from netwarp_ros.data.classes import load_classes
     from netwarp_ros.evaluation import Moment
     from netwarp_ros.evaluation import evaluate as evaluate_frames
+    from netwarp_ros.fleet import Job, cut, recording_name
     from netwarp_ros.flow import open_flow
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
     from netwarp_ros.provenance import describe_input, versions
@@ -280,14 +321,50 @@ def evaluate(
     if html_file:
         check_requirements()
     widths = _widths(trimap)
-    data = _open_data(images, labels, label_topic or [], topic or [], rate, cityscapes, split, clip)
-    frames, label_of = data.frames, data.labels
     inference = _inference(window, scales, flip)
     estimator, flows = open_flow(flow)
     segmenter = _segmenter(model, estimator, device, precision, input_height, host_only, inference)
     class_set = load_classes(classes or segmenter.model.spec.classes)
     for file in filter(None, (json_file, csv_file, html_file)):
         file.parent.mkdir(parents=True, exist_ok=True)
+    weights = find_weights(model or DEFAULT_MODEL)
+    settings = {
+        **_settings(segmenter, flow, host_only), "classes": class_set.name, "stills": stills, "realtime": realtime,
+    }  # fmt: skip
+    system = {**environment(torch.device(device)), "versions": versions()}
+    for_slices = {"--output": output, "--slice": slice_s, "--ray": ray, "--workers": workers}
+    if recordings:
+        _refuse(
+            {
+                "--images": images, "--labels": labels, "--cityscapes": cityscapes, "--realtime": realtime,
+                "--html": html_file, "--flow FOLDER": flows,
+            },
+            "cannot be used on recordings judged slice by slice, with labels on their topics: give one by --images",
+        )  # fmt: skip
+        if output is None:
+            raise ValueError("recordings are judged slice by slice: give a folder for what is found, by --output")
+        job = Job(
+            {
+                "model": str(weights.resolve()), "flow": flow, "device": device, "precision": segmenter.precision,
+                "input_height": input_height, "host_only": host_only, "inference": inference,
+            },
+            class_set, topic or [], label_topic or [], rate, stills,
+            (not label_topic and segmenter.temporal) if with_host is None else with_host, widths,
+        )  # fmt: skip
+        slices = cut(job, [recording.resolve() for recording in recordings], seconds=slice_s, warm_up=warm_up)
+        common = {"settings": {**settings, "slice_s": slice_s, "warm_up": warm_up}, "environment": system}
+        report, damage = _evaluate_slices(job, slices, output, common, weights, ray, workers)
+        _print_report(report, damage)
+        if csv_file:
+            write_csv(csv_file, report.records)
+        if json_file:
+            sources = {**{recording_name(path): path for path in recordings}, "model": weights}
+            described = {name: describe_input(path) for name, path in sources.items()}
+            write_json(json_file, {**report.to_json(), "damage": damage, "inputs": described, **common})
+        return
+    _refuse(for_slices, "is for recordings judged slice by slice: give them as arguments, in place of --images")
+    data = _open_data(images, labels, label_topic or [], topic or [], rate, cityscapes, split, clip)
+    frames, label_of = data.frames, data.labels
     if with_host is None:
         with_host = (label_of is None or html_file is not None) and segmenter.temporal and not realtime
     moments = Moments(class_set, labelled=label_of is not None, host=with_host)
@@ -313,20 +390,14 @@ def evaluate(
         return
     inputs = {
         **data.inputs,
-        "model": find_weights(model or DEFAULT_MODEL),
+        "model": weights,
         "flow": flows and flows.folder,
     }
     context = {
         "damage": damage,
-        "settings": {
-            **_settings(segmenter, flow, host_only),
-            "classes": class_set.name,
-            "stills": stills,
-            "realtime": realtime,
-            "cameras": list(frames.cameras),
-        },
+        "settings": {**settings, "cameras": list(frames.cameras)},
         "inputs": {name: describe_input(path) for name, path in inputs.items() if path},
-        "environment": {**environment(torch.device(device)), "versions": versions()},
+        "environment": system,
     }
     if json_file:
         write_json(json_file, {**report.to_json(), **context})
@@ -912,6 +983,64 @@ def _segmenter(
         host_only=host_only,
         inference=inference,
     )
+
+
+def _evaluate_slices(
+    job: Job,
+    slices: Sequence[Slice],
+    folder: Path,
+    context: Mapping[str, Any],
+    weights: Path,
+    ray: str | None,
+    workers: int | None,
+) -> tuple[Report, list[str]]:
+    """Judge slices, write the results of each recording to the folder, and return those of all, and the damage."""
+    from netwarp_ros.evaluation import summarise
+    from netwarp_ros.fleet import cluster, evaluate_slices, in_turn, of_recording, on_ray, recording_name
+    from netwarp_ros.provenance import describe_input
+    from netwarp_ros.results import write_json
+
+    inputs = {
+        recording: {"images": describe_input(recording), "model": describe_input(weights)}
+        for recording in dict.fromkeys(piece.recording for piece in slices)
+    }
+    origins = {
+        recording: {
+            "inputs": [source["sha256"] for source in described.values()],
+            "settings": {**context["settings"], "host": job.host, "widths": list(job.widths), "rate": job.rate},
+            "topics": [list(job.topics), list(job.label_topics)],
+        }
+        for recording, described in inputs.items()
+    }
+    with Progress(console=Console(stderr=True), transient=True) as progress, ExitStack() as stack:
+        task = progress.add_task(f"evaluating {len(slices)} slices", total=len(slices))
+        run = in_turn
+        if ray:
+            stack.enter_context(cluster(ray, workers))
+            run = on_ray
+        found = evaluate_slices(job, slices, folder / "slices", origins, run, lambda piece: progress.advance(task))
+    labelled = bool(job.label_topics)
+    for recording, described in inputs.items():
+        own = [each for piece, each in zip(slices, found, strict=True) if piece.recording == recording]
+        report = summarise([each.part for each in own], job.classes, labelled=labelled, widths=job.widths)
+        told = {"damage": _notes(own), "inputs": described, **context}
+        write_json(folder / f"{recording_name(recording)}.json", {**report.to_json(), **told})
+    parts = [each.part for each in found]
+    if len(inputs) > 1:
+        parts = [of_recording(piece.recording, part) for piece, part in zip(slices, parts, strict=True)]
+    return summarise(parts, job.classes, labelled=labelled, widths=job.widths), _notes(found)
+
+
+def _notes(found: Iterable[Found]) -> list[str]:
+    """Return what is told of damage; what all slices of a recording tell, once."""
+    return list(dict.fromkeys(note for each in found for note in each.damage))
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Refuse options that are given and have no meaning here."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ValueError(f"{', '.join(given)} {why}")
 
 
 def _settings(segmenter: Segmenter, flow: str, host_only: bool) -> dict[str, Any]:

@@ -341,6 +341,40 @@ def test_a_bag_and_its_folder_score_the_same(tmp_path: Path, model: Path, images
     assert without_times(scores_of(model, *options, "--host")) == expected
 
 
+def test_bags_are_judged_slice_by_slice(tmp_path: Path, model: Path, images: Path, labels: Path) -> None:
+    out, all_of_them, topic = tmp_path / "out", tmp_path / "all.json", ["--label-topic", "/camera/labels"]
+    bags = [tmp_path / "a.mcap", tmp_path / "b.mcap"]
+    for bag in bags:
+        run("bag", images, labels, "-o", bag)
+    whole = scores_of(model, "--images", bags[0], *topic, "--host")
+    arguments = ["--model", model, *bags, *topic, "--host", "-o", out, "--json", all_of_them]
+    assert run("evaluate", *arguments) == 0
+    for name in "ab":
+        assert without_times(json.loads((out / f"{name}.json").read_text())) == without_times(whole)
+    both = json.loads(all_of_them.read_text())
+    assert (both["frames"], both["miou"], both["resets"]) == (6, whole["miou"], {"first frame": 2})
+    assert {record["camera"] for record in both["per_frame"]} == {"a /camera/image_raw", "b /camera/image_raw"}
+    assert run("evaluate", *arguments, "--slice", 0.1, "--warm-up", 2) == 0
+    sliced = json.loads((out / "a.json").read_text())
+    assert sliced["frames"] == 3 and (out / "slices" / "a-000002.json").is_file()
+    assert sliced["settings"]["slice_s"] == 0.1 and sliced["inputs"]["images"] == whole["inputs"]["images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.mcap", "--html", "x.html"], "--html cannot be used on recordings judged slice by slice"),
+        (["a.mcap"], "give a folder for what is found, by --output"),
+        (["--images", "a.mcap", "--slice", 2, "--ray", "local"], "--slice, --ray is for recordings judged slice by"),
+    ],
+)
+def test_slices_have_options_of_their_own(
+    model: Path, arguments: list[object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("evaluate", "--model", model, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_json_says_where_it_comes_from(tmp_path: Path, model: Path, images: Path, labels: Path) -> None:
     scores = scores_of(model, "--images", images, "--labels", labels)
     assert set(scores["inputs"]) == {"images", "labels", "model"}

@@ -1126,7 +1126,8 @@ def _print_report(report: Report, damage: Sequence[str]) -> None:
         measures.add_row("disagreement with the host", _shown(report.disagreement, 2))
     console.print(measures)
 
-    timing = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=f"{report.fps:.1f} frames per second")
+    rate = f"{report.fps:.1f} frames per second, {report.share:.1f} % of the time in flow and network"
+    timing = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=rate)
     for stage, values in report.stages_ms.items():
         timing.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
     if report.latency_ms:

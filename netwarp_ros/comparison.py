@@ -17,7 +17,7 @@ import numpy as np
 from netwarp_ros.metrics import iou
 from netwarp_ros.results import dense, read_json
 
-SMALLER_IS_BETTER = ("total_ms",)
+SMALLER_IS_BETTER = ("total_ms", "flicker")
 _BATCH = 100
 """Draws that are computed at a time."""
 
@@ -27,8 +27,8 @@ class Difference:
     """One measure of the two.
 
     Attributes:
-        measure: ``miou``, ``iou.CLASS``, ``tiou.WIDTH``, ``tc`` and ``tc_unmasked`` in per cent, and ``total_ms``, the
-            mean over the frames.
+        measure: ``miou``, ``iou.CLASS``, ``tiou.WIDTH``, ``tc``, ``flicker.CLASS`` and ``tc_unmasked`` in per cent, and
+            ``total_ms``, the mean over the frames.
         first: What the first has.
         second: What the second has.
         low: The least that the second has more, at the confidence asked for; negative where it has less.
@@ -43,11 +43,15 @@ class Difference:
 
     def is_worse(self, margin: float = 0.0) -> bool:
         """Tell whether the second is worse for sure, by more than a margin in the measure's own unit."""
-        return self.low > margin if self.measure in SMALLER_IS_BETTER else self.high < -margin
+        return self.low > margin if self._smaller_is_better else self.high < -margin
 
     def is_better(self) -> bool:
         """Tell whether the second is better for sure."""
-        return self.high < 0 if self.measure in SMALLER_IS_BETTER else self.low > 0
+        return self.high < 0 if self._smaller_is_better else self.low > 0
+
+    @property
+    def _smaller_is_better(self) -> bool:
+        return self.measure.partition(".")[0] in SMALLER_IS_BETTER
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "difference": self.second - self.first}
@@ -170,6 +174,9 @@ def _scores(units: Units, times_drawn: np.ndarray) -> Iterator[tuple[str, np.nda
         if name == "iou":
             for index, class_name in enumerate(units.classes):
                 yield f"iou.{class_name}", np.where(labelled[:, index], of_classes[:, index], np.nan)
+        elif name == "tc":
+            for index, class_name in enumerate(units.classes):
+                yield f"flicker.{class_name}", 100 - of_classes[:, index]
     milliseconds, frames = (times_drawn @ units.times).T
     yield "total_ms", milliseconds / frames
 

@@ -181,6 +181,11 @@ class Report(Scores):
     wall_s: Mapping[str, float]
     records: Sequence[FrameRecord]
 
+    @property
+    def share(self) -> float:
+        """Part of the time, scoring left out, in per cent, that went to segmenting; the rest is waiting for frames."""
+        return 100 * self.wall_s["segmenting"] / (self.wall_s["segmenting"] + self.wall_s["reading"])
+
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold: its keys are texts, and None stands for nan."""
         return {
@@ -196,6 +201,7 @@ class Report(Scores):
             "latency_ms": _plain(self.latency_ms),
             "age_ms": _plain(self.age_ms),
             "wall_s": _plain(self.wall_s),
+            "share": self.share,
             "per_frame": [record.to_json() for record in self.records],
         }
 

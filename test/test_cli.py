@@ -382,7 +382,7 @@ def test_the_json_says_where_it_comes_from(tmp_path: Path, model: Path, images: 
     lines = "".join(f"{hashlib.sha256((images / f'f{i}.png').read_bytes()).hexdigest()}  f{i}.png\n" for i in range(3))
     assert scores["inputs"]["images"]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
     assert scores["environment"]["versions"]["opencv"] == cv2.__version__
-    assert sum(scores["wall_s"].values()) > 0
+    assert sum(scores["wall_s"].values()) > 0 and 0 < scores["share"] <= 100
     file = model.with_name("scores.json")
     assert len([line for line in file.read_text().splitlines() if '"name": "f' in line]) == 3  # a line for each frame
     assert not list(tmp_path.rglob("*.part*"))

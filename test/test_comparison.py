@@ -55,14 +55,20 @@ def measured(differences: list[Difference]) -> dict[str, Difference]:
 def test_values_are_those_of_all_frames_together(tmp_path: Path) -> None:
     first, second = read_pair(write(tmp_path / "a.json", frames(9, 0.8)), write(tmp_path / "b.json", frames(9, 0.9)))
     found = measured(compare(first, second))
-    assert set(found) == {"miou", "iou.sky", "iou.road", "tiou.2", "tc", "tc_unmasked", "total_ms"}
+    assert set(found) == {
+        "miou", "iou.sky", "iou.road", "tiou.2", "tc", "flicker.sky", "flicker.road", "tc_unmasked", "total_ms",
+    }  # fmt: skip
     for units, name in ((first, "first"), (second, "second")):
         counts = units.counts["iou"].sum(axis=0)
         assert getattr(found["miou"], name) == pytest.approx(miou(counts))
         assert getattr(found["iou.road"], name) == pytest.approx(iou(counts)[1])
+        consistency = units.counts["tc"].sum(axis=0)
+        assert getattr(found["tc"], name) == pytest.approx(miou(consistency))
+        assert getattr(found["flicker.road"], name) == pytest.approx(100 - iou(consistency)[1])
     assert found["total_ms"].first == pytest.approx(15) and found["total_ms"].low == found["total_ms"].high == 0
     assert found["miou"].first < found["miou"].second
-    assert found["miou"].is_better() and not found["miou"].is_worse()
+    for measure in ("miou", "tc", "flicker.road"):
+        assert found[measure].is_better() and not found[measure].is_worse()
 
 
 def test_an_interval_equals_a_plain_bootstrap() -> None:
@@ -120,9 +126,11 @@ def test_bags_are_drawn_where_folders_are_given(tmp_path: Path) -> None:
 def test_without_labels_consistency_is_compared(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{name}.json", frames(9, 0.8, labelled=False)) for name in ("a", "b")]
     differences = compare(*read_pair(*files))
-    assert [difference.measure for difference in differences] == ["tc", "tc_unmasked", "total_ms"]
+    assert [difference.measure for difference in differences] == [
+        "tc", "flicker.sky", "flicker.road", "tc_unmasked", "total_ms",
+    ]  # fmt: skip
     assert [difference.measure for difference in gated(differences, [])] == ["tc"]
-    with pytest.raises(ValueError, match="there is no miou in both results: choose one of tc, tc_unmasked, total_ms"):
+    with pytest.raises(ValueError, match="there is no miou in both results: choose one of tc, flicker.sky, "):
         gated(differences, ["miou"])
 
 

@@ -48,7 +48,7 @@ def report(records: list[FrameRecord], host: Scores | None = None) -> Report:
         dropped={},
         latency_ms={},
         age_ms={"p50": NAN},
-        wall_s={"reading": 0.5},
+        wall_s={"reading": 0.5, "segmenting": 9.5},
         records=records,
     )
 
@@ -85,7 +85,8 @@ def test_a_report_as_json_has_no_nan(tmp_path: Path) -> None:
         "dropped": {},
         "latency_ms": {},
         "age_ms": {"p50": None},
-        "wall_s": {"reading": 0.5},
+        "wall_s": {"reading": 0.5, "segmenting": 9.5},
+        "share": 95,
         "settings": {"model": "small"},
         "per_frame": [
             {

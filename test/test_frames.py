@@ -171,6 +171,28 @@ def test_a_rate_stands_in_for_a_videos_stamps(tmp_path: Path) -> None:
     assert [frame.stamp_ns for frame in frames] == [0, 250_000_000, 500_000_000]
 
 
+@pytest.mark.parametrize("kind", ["folder", "video", "bag"])
+def test_a_part_of_a_recording_is_as_in_the_whole(tmp_path: Path, kind: str) -> None:
+    if kind == "bag":
+        write_bag(tmp_path / "drive", bag_frames(6), topic="/image")
+        frames = open_frames(tmp_path / "drive")
+    elif kind == "video":
+        frames = open_frames(write_video(tmp_path / "drive.mp4"))
+    else:
+        for index in range(6):
+            cv2.imwrite(str(tmp_path / f"{index}.png"), picture(index))
+        frames = open_frames(tmp_path)
+    whole = list(frames)
+    for begin, end in ((0, 2), (2, 5), (5, None), (6, 9)):
+        part = list(frames.read(begin, end))
+        assert [(frame.index, frame.stamp_ns, frame.name) for frame in part] == [
+            (frame.index, frame.stamp_ns, frame.name) for frame in whole[begin:end]
+        ]
+        for ours, theirs in zip(part, whole[begin:end], strict=True):
+            np.testing.assert_array_equal(ours.image, theirs.image)
+        assert frames.damage == []
+
+
 def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "notes.mp4"
     file.write_text("not a video")

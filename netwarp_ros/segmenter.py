@@ -106,7 +106,7 @@ class Segmenter:
         self,
         model: Model | str | Path = DEFAULT_MODEL,
         *,
-        flow: FlowEstimator | str = "fast",
+        flow: FlowEstimator | str = "ultrafast",
         device: str = "cpu",
         precision: str = "auto",
         input_height: int = 0,

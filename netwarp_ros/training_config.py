@@ -156,7 +156,7 @@ class ClipConfig:
 
     length: int = _within(1, 64, default=1)
     loss_on: Literal["last", "all-but-first", "all"] = "last"
-    flow: Literal["ultrafast", "fast", "medium"] = "fast"
+    flow: Literal["ultrafast", "fast", "medium"] = "ultrafast"
     detach_every: int = _within(0, 64, default=0)
     checkpointing: bool = False
 

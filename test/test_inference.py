@@ -343,7 +343,7 @@ def test_segmenter_takes_the_class_most_probable_over_all_views() -> None:
     ]
     start, motion = None, [flow_of(0, 0, (48, 64))]
     for previous, image in pairwise(sequence):
-        start = DisFlow("fast")(image, previous, start)
+        start = DisFlow("ultrafast")(image, previous, start)
         motion.append(torch.from_numpy(start).permute(2, 0, 1)[None])
     expected = [probabilities[0].argmax(0).numpy() for probabilities in infer(WINDOWS, strided(), normalised, motion)]
     stream, plain = segmenter(inference=WINDOWS).stream(), segmenter().stream()

@@ -168,6 +168,10 @@ def test_chromium_shows_what_comes_until_the_end(graph: Graph, tmp_path: Path) -
             "document.querySelector('article img[src]')?.naturalWidth === 64",
             lambda: viewer.see(image_message(image, next(stamps))),
         )
+        browser.until(  # diagnostics come once a second
+            "document.querySelector('article').innerText.includes('segmenting')",
+            lambda: viewer.see(image_message(image, next(stamps))),
+        )
         browser.until("document.querySelectorAll('article').length === 2")
         browser.until("document.querySelector('[data-figure=dropped] b').textContent === '0'")
         front = browser.value("document.querySelector('article').innerText")

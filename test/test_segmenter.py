@@ -49,7 +49,7 @@ def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
         rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) / 255
         flow = None
         if previous is not None:
-            start = DisFlow("fast")(image, previous, start)
+            start = DisFlow("ultrafast")(image, previous, start)
             flow = torch.from_numpy(start).permute(2, 0, 1)[None]
         with torch.no_grad():
             logits, memory = network(((rgb - mean) / std)[None], flow, memory)
@@ -121,7 +121,7 @@ def test_flow_that_is_given_is_not_estimated() -> None:
 
     first, second = images(2)
     estimating, given = segmenter().stream(), segmenter(flow=refuse).stream()
-    flow = DisFlow("fast")(second, first)
+    flow = DisFlow("ultrafast")(second, first)
     estimating.segment(first, 1)
     given.segment(first, 1, flow=flow)
     expected, result = estimating.segment(second, 2), given.segment(second, 2, flow=flow)

@@ -28,7 +28,7 @@ class DisFlow:
         ValueError: If the preset is unknown.
     """
 
-    def __init__(self, preset: str = "fast") -> None:
+    def __init__(self, preset: str = "ultrafast") -> None:
         if preset not in PRESETS:
             raise ValueError(f"unknown DIS preset {preset!r}: choose one of {', '.join(PRESETS)}")
         self.preset = preset

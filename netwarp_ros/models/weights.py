@@ -35,7 +35,7 @@ HOSTS: dict[str, Callable[..., nn.Module]] = {
 }
 """The hosts that a weights file can name."""
 
-DEFAULT_MODEL = "ddrnet23slim-netwarp-camvid"
+DEFAULT_MODEL = "swiftnet-lite0-netwarp-camvid"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
 
 _HEADER = "netwarp_ros"

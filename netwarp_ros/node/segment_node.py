@@ -51,7 +51,7 @@ class SegmentParameters:
         choices=("auto", *PRECISIONS),
     )
     compile: bool = parameter(False, "Compile the image CNN, which takes half a minute when the node is configured.")
-    flow_preset: str = parameter("fast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
+    flow_preset: str = parameter("ultrafast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
     input_height: int = parameter(
         0, "Height in pixels that images are scaled to for the network; 0 is that of the training.", limits=(0, 4320)
     )

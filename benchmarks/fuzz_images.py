@@ -107,8 +107,7 @@ def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str,
 
     namespace, kind = f"/fuzz_{os.getpid()}", Image if transport == "raw" else CompressedImage
     topic = f"{namespace}/camera/image_raw" + ("" if transport == "raw" else "/compressed")
-    subscription = f"qos_overrides.{topic}.subscription"
-    lossless = {f"{subscription}.reliability": "reliable", f"{subscription}.depth": count}
+    lossless = {f"qos_overrides.{topic}.subscription.depth": count}
     outcomes: Counter[str] = Counter()
     rng = np.random.default_rng(seed)
     rclpy.init()

@@ -817,10 +817,6 @@ def benchmark_node(
     peak: Annotated[
         bool, typer.Option("--peak/--no-peak", help="Find the highest rate with less than 5 % dropped, too.")
     ] = True,
-    reliable: Annotated[
-        bool,
-        typer.Option("--reliable/--best-effort", help="How the segment node subscribes; the plain one does reliably."),
-    ] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", "-o", help="Write the figures to this file.", show_default=False)
     ] = None,
@@ -851,7 +847,6 @@ def benchmark_node(
         "rates": _positive("rates", rates, float, "10,30,60"),
         "seconds": seconds,
         "peak": peak,
-        "reliable": reliable,
     }
     parameters: dict[str, Any] = {
         "model": str(weights),

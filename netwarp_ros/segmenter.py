@@ -199,7 +199,7 @@ class Segmenter:
         Returns:
             The mask ``(H, W)`` uint8, and the memory for the next call (None where NetWarp is not in use).
         """
-        pixels = self._upload(image).flip(1)
+        pixels = self._upload(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         frame = torch.addcmul(self._shift, pixels, self._scale).to(self.dtype, memory_format=torch.channels_last)
         height, width = image.shape[:2]
         motion = None if flow is None else lambda: resize_flow(self._upload(flow()), (height, width))

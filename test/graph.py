@@ -179,8 +179,6 @@ def lossless(*cameras: str) -> dict[str, Any]:
         for camera in cameras
         for topic, value in (
             (f"{camera}/image_raw.publisher.depth", 100),
-            (f"{camera}/image_raw.subscription.reliability", "reliable"),
-            (f"{camera}/image_raw/compressed.subscription.reliability", "reliable"),
             (f"{camera}/segmentation/mask.publisher.depth", 100),
             (f"{camera}/segmentation/timing.publisher.depth", 100),
         )

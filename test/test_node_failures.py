@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from graph import (
+    FRAME_ID,
     SECOND,
     DiagnosticStatus,
     Graph,
@@ -21,8 +22,12 @@ from graph import (
     tiny_model,
 )
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image
 
 from netwarp_ros.node import camera, segment_node
+from netwarp_ros.node.account import Drop
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
 
@@ -98,6 +103,38 @@ def test_missed_images_are_counted_even_before_their_publisher_is(
     balance = camera.account.balance()
     assert balance.missed > 0
     assert balance.received + balance.missed == 10
+
+
+def test_bytes_that_are_no_image_are_counted_and_the_next_image_is_segmented(graph: Graph, node: SegmentNode) -> None:
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    viewer, account = Viewer(graph), node._cameras["camera"].account
+    image = image_message(moving_images(1)[0], SECOND)
+    sound = serialize_message(image)
+    for number, data in enumerate((sound[:-1], sound.replace(FRAME_ID.encode(), b"\xff" * len(FRAME_ID))), start=1):
+        viewer.publish(data)
+        graph.until(lambda: account.balance().dropped[Drop.MALFORMED] == number, "refusal")  # noqa: B023
+    mask, timing = viewer.see(image)
+    assert mask.header == image.header
+    assert timing.dropped == 2
+
+
+@pytest.mark.parametrize("reliability", [ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE])
+def test_images_come_by_best_effort_from_a_camera_that_offers_no_more(
+    graph: Graph, node: SegmentNode, reliability: ReliabilityPolicy
+) -> None:
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    masks = graph.hear(Image, "camera/segmentation/mask")
+    publisher = graph.node.create_publisher(Image, "camera/image_raw", QoSProfile(depth=1, reliability=reliability))
+    image = image_message(moving_images(1)[0], SECOND)
+
+    def segmented() -> bool:  # what is lost on the way to a subscription that is only just there is sent again
+        publisher.publish(image)
+        return bool(masks)
+
+    graph.until(segmented, "mask")
+    (ours,) = graph.node.get_subscriptions_info_by_topic("camera/image_raw")
+    assert ours.qos_profile.reliability == reliability
+    assert node._cameras["camera"].qos_problem == ""
 
 
 def test_color_and_overlay_are_not_made_for_nobody(

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rosbags.serde import SerdeError
 
 from netwarp_ros.data.bag_reader import BagReader, Topic
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, LabelFolder, is_bag, stamp
 from netwarp_ros.data.image_messages import samples, to_bgr
-from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, stamp_of, typestore
+from netwarp_ros.data.messages import IMAGE, IMAGES, deserialize, stamp_of
 from netwarp_ros.data.samples import Sample, Samples
-
-_IMAGES = (IMAGE, COMPRESSED_IMAGE)
 
 
 class BagFrames(FrameSource):
@@ -80,7 +77,7 @@ class BagFrames(FrameSource):
                     continue
                 try:
                     with _naming(f"{self.path}: image {number} of {topic}"):
-                        message = _deserialize(kind, data)
+                        message = deserialize(kind, data)
                         image = decode(message)
                 except ValueError as error:
                     self.report(str(error))
@@ -131,7 +128,7 @@ class BagLabels:
             for index, (topic, kind, recorded_ns, data) in enumerate(bag.messages(set(topics.values()))):
                 try:
                     with _naming(f"{self.path}: label map {index}, on {topic},"):
-                        stamp_ns = stamp_of(_deserialize(kind, data), recorded_ns)
+                        stamp_ns = stamp_of(deserialize(kind, data), recorded_ns)
                 except ValueError as error:
                     self.damage.append(str(error))
                     continue
@@ -148,7 +145,7 @@ class BagLabels:
             return None
         self._taken.add(key)
         with _naming(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
-            message = _deserialize(IMAGE, zlib.decompress(self._labels[key]))
+            message = deserialize(IMAGE, zlib.decompress(self._labels[key]))
             return _label_for(message, frame.image.shape[:2])
 
     def unmatched(self) -> list[str]:
@@ -259,7 +256,7 @@ class BagVideo(Samples):
         """Read the message of this stamp that was recorded then."""
         with BagReader(self.path, _refuse) as bag:
             for _, kind, _, data in bag.messages_at(topic, recorded_ns):
-                message = _deserialize(kind, data)
+                message = deserialize(kind, data)
                 if stamp_of(message, recorded_ns) == stamp_ns:
                     return message
         raise ValueError("it is no longer there")
@@ -288,13 +285,6 @@ def decode_label(message: Any) -> np.ndarray:
     return samples(message)[..., 0].copy()
 
 
-def _deserialize(kind: str, data: bytes) -> Any:
-    """Return an image message."""
-    if kind not in _IMAGES:
-        raise ValueError(f"it is of {kind}")
-    return typestore.deserialize_cdr(data, kind)
-
-
 def _label_for(message: Any, size: tuple[int, ...]) -> np.ndarray:
     """Decode the label map of an image of a height and width."""
     label = decode_label(message)
@@ -310,7 +300,7 @@ def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
         _check_topic(path, bag.topics, topic)
         for index, (_, kind, recorded_ns, data) in enumerate(bag.messages([topic])):
             with _naming(f"{path}: message {index} of {topic}"):
-                message = _deserialize(kind, data)
+                message = deserialize(kind, data)
             stamps.append((stamp_of(message, recorded_ns), recorded_ns))
     return stamps
 
@@ -320,7 +310,7 @@ def _naming(message: str) -> Iterator[None]:
     """Let what is wrong with a message of a bag become a ValueError that names it."""
     try:
         yield
-    except (ValueError, SerdeError) as error:
+    except ValueError as error:
         raise ValueError(f"{message} cannot be read: {error}") from error
 
 
@@ -330,7 +320,7 @@ def _refuse(damage: str) -> None:
 
 def _only_topic(path: Path, topics: Mapping[str, Topic], leave_out: Collection[str]) -> str:
     """Return the one image topic of a bag that there is, beside those left out."""
-    images = sorted(name for name, topic in topics.items() if topic.kind in _IMAGES and name not in leave_out)
+    images = sorted(name for name, topic in topics.items() if topic.kind in IMAGES and name not in leave_out)
     if not images:
         others = ", ".join(sorted(f"{name} ({topic.kind})" for name, topic in topics.items())) or "no topic at all"
         raise ValueError(f"{path} has no topic of sensor_msgs/Image or CompressedImage to take; it has {others}")
@@ -341,10 +331,10 @@ def _only_topic(path: Path, topics: Mapping[str, Topic], leave_out: Collection[s
 
 def _check_topic(path: Path, topics: Mapping[str, Topic], wanted: str) -> None:
     """Check that a bag has an image topic of a name."""
-    images = ", ".join(sorted(name for name, topic in topics.items() if topic.kind in _IMAGES)) or "none"
+    images = ", ".join(sorted(name for name, topic in topics.items() if topic.kind in IMAGES)) or "none"
     if wanted not in topics:
         raise ValueError(f"{path} has no image topic {wanted!r}: choose one of {images}")
-    if topics[wanted].kind not in _IMAGES:
+    if topics[wanted].kind not in IMAGES:
         raise ValueError(
             f"{path}: {wanted} is of {topics[wanted].kind}, and not of sensor_msgs/Image or CompressedImage: choose "
             f"one of {images}"

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.data.image_messages import ImageError
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+IMAGES = (IMAGE, COMPRESSED_IMAGE)
 FRAME_TIMING = "netwarp_ros/msg/FrameTiming"
 LABEL_INFO = "vision_msgs/msg/LabelInfo"
 _VISION_CLASS = "vision_msgs/msg/VisionClass"
@@ -50,6 +53,27 @@ typestore = get_typestore(Stores.ROS2_JAZZY)
 
 for _name, _text in _DEFINITIONS.items():
     typestore.register(get_types_from_msg(_text, _name))
+
+
+def deserialize(kind: str, data: bytes) -> Any:
+    """Take a serialized image message apart.
+
+    Args:
+        kind: `IMAGE` or `COMPRESSED_IMAGE`.
+        data: The message in CDR.
+
+    Returns:
+        Its fields; the data of the image are a view of ``data``, which cannot be written to.
+
+    Raises:
+        ValueError: If it is of another kind, or no such message.
+    """
+    if kind not in IMAGES:
+        raise ValueError(f"it is of {kind}")
+    try:
+        return typestore.deserialize_cdr(data, kind)
+    except SerdeError as error:
+        raise ImageError(f"{len(data)} bytes are no {kind}: {error}") from error
 
 
 def header(stamp_ns: int, frame_id: str) -> Any:

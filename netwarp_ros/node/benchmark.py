@@ -122,34 +122,28 @@ class Bench:
     def __exit__(self, *error: Any) -> None:
         self._ends.__exit__(*error)
 
-    def start(self, systems: Sequence[str], cameras: int, *, reliable: bool = True, **parameters: Any) -> list[Subject]:
+    def start(self, systems: Sequence[str], cameras: int, **parameters: Any) -> list[Subject]:
         """Start nodes, all at once, and wait until they are ready.
 
         Args:
             systems: Of `SYSTEMS`.
             cameras: How many each has.
-            reliable: Whether a segment node subscribes to its cameras reliably, as the plain node does; otherwise by
-                best effort, by which large images get lost.
             parameters: Of the nodes.
 
         Raises:
             DemoError: If a process ends, or a node cannot be configured.
         """
-        subjects = [self._launch(system, cameras, reliable, parameters) for system in systems]
+        subjects = [self._launch(system, cameras, parameters) for system in systems]
         for subject in subjects:
             self._make_ready(subject)
         return subjects
 
-    def _launch(self, system: str, cameras: int, reliable: bool, parameters: dict[str, Any]) -> Subject:
+    def _launch(self, system: str, cameras: int, parameters: dict[str, Any]) -> Subject:
         """Start the process of a node."""
         (module, own), namespace = SYSTEMS[system], f"/{system}"
         names = [f"camera{index}" for index in range(cameras)]
-        qos: dict[str, Any] = {}
-        for name in names:
-            camera = f"qos_overrides.{namespace}/{name}"
-            # Not one of the timings may be lost, however busy this process is.
-            qos[f"{camera}/segmentation/timing.publisher.depth"] = 1000
-            qos[f"{camera}/image_raw.subscription.reliability"] = "reliable" if reliable else "best_effort"
+        # Not one of the timings may be lost, however busy this process is.
+        qos = {f"qos_overrides.{namespace}/{name}/segmentation/timing.publisher.depth": 1000 for name in names}
         folder = self._folder / system
         folder.mkdir()
         process = NodeProcess(module, namespace, folder, cameras=names, **own, **parameters, **qos)
@@ -268,7 +262,6 @@ def benchmark(
     seconds: float,
     *,
     peak: bool = True,
-    reliable: bool = True,
     **parameters: Any,
 ) -> Iterator[Run]:
     """Put nodes under load, which take turns at each, so that whatever disturbs the machine disturbs all alike.
@@ -280,7 +273,6 @@ def benchmark(
         rates: Of each camera, in Hz.
         seconds: How long each load is measured.
         peak: Whether to look for the highest rate with less than 5 % dropped, too.
-        reliable: As of `Bench.start`.
         parameters: Of the nodes.
 
     Yields:
@@ -295,7 +287,7 @@ def benchmark(
     for number, size in ((number, size) for number in cameras for size in sizes):
         with Bench() as bench:
             runs: dict[str, list[Run]] = {system: [] for system in systems}
-            subjects = bench.start(systems, number, reliable=reliable, **parameters)
+            subjects = bench.start(systems, number, **parameters)
             for rate in rates:
                 for subject in subjects:
                     run = bench.load(subject, size, rate, seconds)

@@ -9,6 +9,7 @@ from threading import Event
 from time import perf_counter
 from typing import Any
 
+from builtin_interfaces.msg import Time
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -16,9 +17,11 @@ from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPo
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.image_messages import to_bgr
+from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, deserialize
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.account import Account, Drop
@@ -46,16 +49,14 @@ class Arrival:
     """An image message and when it came.
 
     Attributes:
-        message: The image.
-        stamp_ns: Its stamp.
+        data: The message as it came, serialized: one that is superseded is never taken apart.
         received: Time of its callback on the steady clock, in s.
-        receive_ms: From its stamp to its callback, on the node's ROS clock.
+        received_ns: The same on the node's ROS clock, in ns.
     """
 
-    message: Image | CompressedImage
-    stamp_ns: int
+    data: bytes
     received: float
-    receive_ms: float
+    received_ns: int
 
 
 class Camera:
@@ -77,9 +78,9 @@ class Camera:
 
     def __init__(self, node: Node, name: str, classes: ClassSet, *, transport: str, alpha: float) -> None:
         self.name, self.alpha, self._node, self._classes = name, alpha, node, classes
-        compressed = transport == "compressed"
-        self._image_type = CompressedImage if compressed else Image
-        self.topic = node.resolve_topic_name(f"{name}/image_raw/compressed" if compressed else f"{name}/image_raw")
+        self._compressed = transport == "compressed"
+        image_topic = f"{name}/image_raw/compressed" if self._compressed else f"{name}/image_raw"
+        self.topic = node.resolve_topic_name(image_topic)
         self.account = Account()
         self.qos_problem = ""
         self._publishers: list[Publisher] = []
@@ -102,18 +103,8 @@ class Camera:
         self._stream, self._mailbox = stream, mailbox
         self.account = Account()
         self.qos_problem = ""
-        self._sequence = None
         self._reset.clear()
-        receive: Any = self._receive  # rclpy's annotation knows only callbacks without the message's info
-        self._subscription = self._node.create_subscription(
-            self._image_type,
-            self.topic,
-            receive,
-            # Best effort matches any camera, and of the images that wait, the newest replaces the others.
-            QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
-            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
-        )
+        self._subscribe()
 
     def stop(self) -> None:
         """Take no more images in."""
@@ -137,15 +128,18 @@ class Camera:
         Raises:
             ImageError: If the image is malformed.
         """
-        message, header = arrival.message, arrival.message.header
         begun = perf_counter()
+        message = deserialize(COMPRESSED_IMAGE if self._compressed else IMAGE, arrival.data)
         image = to_bgr(message)
         decoded = perf_counter()
+        stamp, frame_id = message.header.stamp, message.header.frame_id
+        header = Header(stamp=Time(sec=stamp.sec, nanosec=stamp.nanosec), frame_id=frame_id)
+        stamp_ns = stamp.sec * 10**9 + stamp.nanosec
         if self._reset.is_set():
             self._reset.clear()
             self._stream.reset()
-        encoding = message.format if isinstance(message, CompressedImage) else message.encoding
-        result = self._stream.segment(image, arrival.stamp_ns, header.frame_id, encoding)
+        encoding = message.format if self._compressed else message.encoding
+        result = self._stream.segment(image, stamp_ns, frame_id, encoding)
 
         segmented = perf_counter()
         self._mask.publish(mask_message(result.mask, header))
@@ -158,13 +152,14 @@ class Camera:
         all_published = perf_counter()
 
         balance = self.account.balance()
+        receive_ms = (arrival.received_ns - stamp_ns) / 1e6
         total_ms = 1e3 * (mask_published - arrival.received)
-        age_ms = arrival.receive_ms + total_ms
+        age_ms = receive_ms + total_ms
         self._timing.publish(
             FrameTiming(
                 header=header,
                 sequence=balance.published,
-                receive_ms=arrival.receive_ms,
+                receive_ms=receive_ms,
                 wait_ms=1e3 * (begun - arrival.received),
                 decode_ms=1e3 * (decoded - begun),
                 prepare_ms=result.stages_ms["prepare"],
@@ -178,16 +173,30 @@ class Camera:
                 reason=result.reason,
             )
         )
-        self.account.publish(
-            total_ms, arrival.receive_ms + total_ms, "" if result.reason == Reset.HOST_ONLY else result.reason
+        self.account.publish(total_ms, age_ms, "" if result.reason == Reset.HOST_ONLY else result.reason)
+
+    def _subscribe(self) -> None:
+        """Subscribe to the images, with the QoS of the publishers that there are."""
+        self.stop()
+        self._sequence = None
+        # Of the images that wait, the newest replaces the others. Reliable, unless a publisher is not: by best effort
+        # large images get lost. Where no publisher is there yet, `_on_incompatible_qos` comes back here.
+        self._qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_AVAILABLE)
+        receive: Any = self._receive  # rclpy's annotation knows only callbacks without the message's info
+        self._subscription = self._node.create_subscription(
+            CompressedImage if self._compressed else Image,
+            self.topic,
+            receive,
+            self._qos,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
+            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+            raw=True,
         )
 
-    def _receive(self, message: Image | CompressedImage, info: Mapping[str, int | None]) -> None:
-        received, now_ns = perf_counter(), self._node.get_clock().now().nanoseconds
-        # Not by rclpy's Time, which refuses a negative stamp.
-        stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+    def _receive(self, data: bytes, info: Mapping[str, int | None]) -> None:
+        arrival = Arrival(data, perf_counter(), self._node.get_clock().now().nanoseconds)
         self.account.receive(self._missed(info["publication_sequence_number"]))
-        if self._mailbox.put(self.name, Arrival(message, stamp_ns, received, (now_ns - stamp_ns) / 1e6)) is not None:
+        if self._mailbox.put(self.name, arrival) is not None:
             self.account.drop(Drop.SUPERSEDED)
 
     def _missed(self, sequence: int | None) -> int:
@@ -220,6 +229,11 @@ class Camera:
         return publisher
 
     def _on_incompatible_qos(self, event: Any) -> None:
+        reliability = self._qos.reliability  # as overridden
+        if event.last_policy_kind == QoSPolicyKind.RELIABILITY and reliability == ReliabilityPolicy.BEST_AVAILABLE:
+            self._node.get_logger().info(f"a publisher of {self.topic} is best effort: images may get lost on the way")
+            self._subscribe()
+            return
         self.qos_problem = _qos_problem(self.topic, "subscription", event)
         self._node.get_logger().warning(f"nothing comes from a publisher of {self.topic}: {self.qos_problem}")
 

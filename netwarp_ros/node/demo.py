@@ -124,7 +124,6 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
     # A robot wants the newest frame; a record wants every one.
     lossless = {
         f"qos_overrides.{camera}/image_raw.publisher.depth": frames,
-        f"qos_overrides.{camera}/image_raw.subscription.reliability": "reliable",
         f"qos_overrides.{camera}/image_raw.subscription.depth": frames,
         f"qos_overrides.{camera}/segmentation/mask.publisher.depth": frames,
         f"qos_overrides.{camera}/segmentation/timing.publisher.depth": frames,

@@ -215,8 +215,8 @@ class ViewNode(Node):
                 camera.pictures += 1
                 camera.picture = overlay
 
-        # Of the overlays that wait, the newest replaces the others; the segment node waits for nobody.
-        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        # Of the overlays that wait, the newest replaces the others; by best effort, large ones would get lost.
+        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_AVAILABLE)
         camera.overlay = self.create_subscription(Image, camera.name + OVERLAY, take, newest)
 
     def _on_diagnostics(self, report: DiagnosticArray) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import rclpy
 from graph import (
+    DEADLINE_S,
     FRAME_ID,
     SECOND,
     DiagnosticStatus,
@@ -21,6 +24,7 @@ from graph import (
     open_graph,
     tiny_model,
 )
+from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
@@ -28,6 +32,7 @@ from sensor_msgs.msg import Image
 
 from netwarp_ros.node import camera, segment_node
 from netwarp_ros.node.account import Drop
+from netwarp_ros.node.process import executing
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
 
@@ -178,3 +183,14 @@ def test_shutdown_from_any_state_ends_the_work(graph: Graph, node: SegmentNode) 
     assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
     graph.until(lambda: not graph.node.count_subscribers("camera/image_raw"), "end of the subscription")
     graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")
+
+
+def test_an_idle_node_does_not_wait_for_ever(ros_domain: int) -> None:
+    context = Context()
+    rclpy.init(context=context)
+    with executing(rclpy.create_node("idle", context=context)) as executor:
+        thread = Thread(target=executor.spin_once, daemon=True)
+        thread.start()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()  # it has looked up, and sees whether ROS has ended
+    rclpy.shutdown(context=context)

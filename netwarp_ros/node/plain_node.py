@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import perf_counter
 
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
@@ -21,7 +20,7 @@ from netwarp_ros.data.image_messages import to_bgr
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node import parameters
 from netwarp_ros.node.images import mask_message
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.node.segment_node import SegmentParameters
 from netwarp_ros.segmenter import Segmenter, Stream
 
@@ -95,14 +94,8 @@ class PlainNode(Node):
 
 def main() -> None:
     """Run the node until SIGINT or SIGTERM."""
-    with ros_process("plain_node"):
-        node = PlainNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        try:
-            executor.spin()
-        finally:
-            node.destroy_node()
+    with ros_process("plain_node"), executing(PlainNode()) as executor:
+        executor.spin()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node's process begins and ends."""
+"""How a node's process begins, runs and ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.node import Node
+
+HEARTBEAT_S = 0.5
+"""How long a signal goes unnoticed at most."""
 
 
 @contextmanager
@@ -35,3 +41,17 @@ def ros_process(name: str) -> Iterator[None]:
             raise
     finally:
         rclpy.try_shutdown()
+
+
+@contextmanager
+def executing(node: Node) -> Iterator[Executor]:
+    """Give the executor of a node, which is destroyed in the end."""
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    # A signal wakes the executor a moment before it ends the context. One that had nothing else to do would find all as
+    # it was, and sleep on for ever.
+    node.create_timer(HEARTBEAT_S, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
+    try:
+        yield executor
+    finally:
+        node.destroy_node()

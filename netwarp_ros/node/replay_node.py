@@ -8,7 +8,7 @@ from time import monotonic
 
 from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
-from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -19,7 +19,7 @@ from netwarp_ros.data.frames import Frame, open_frames
 from netwarp_ros.node import parameters
 from netwarp_ros.node.images import bgr_message
 from netwarp_ros.node.parameters import parameter
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import executing, ros_process
 
 QUEUE = 10
 """Images kept for reliable subscribers that lag."""
@@ -117,12 +117,8 @@ def main() -> None:
     """Play the recording, to its end or until SIGINT or SIGTERM."""
     with ros_process("replay_node"):
         node = ReplayNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        try:
+        with executing(node) as executor:
             node.play(executor)
-        finally:
-            node.destroy_node()
 
 
 if __name__ == "__main__":

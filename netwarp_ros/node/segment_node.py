@@ -14,7 +14,6 @@ from threading import Thread
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
@@ -29,7 +28,7 @@ from netwarp_ros.node.account import Balance, Drop
 from netwarp_ros.node.camera import Arrival, Camera
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_REPORTS, Thresholds, camera_status, node_status
 from netwarp_ros.node.parameters import parameter
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.segmenter import MAX_GAP, PRECISIONS, Segmenter
 
 
@@ -245,14 +244,8 @@ class SegmentNode(LifecycleNode):
 
 def main() -> None:
     """Run the node until SIGINT or SIGTERM."""
-    with ros_process("segment_node"):
-        node = SegmentNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        try:
-            executor.spin()
-        finally:
-            node.destroy_node()
+    with ros_process("segment_node"), executing(SegmentNode()) as executor:
+        executor.spin()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import cv2
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import NameValidationException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
@@ -27,7 +26,7 @@ from sensor_msgs.msg import Image
 
 from netwarp_ros.data.image_messages import ImageError, to_bgr
 from netwarp_ros.msg import FrameTiming
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.view import serving
 
 STAGES = ("wait", "decode", "prepare", "flow", "network", "publish")
@@ -243,11 +242,6 @@ def view(cameras: Sequence[str], namespace: str, host: str, port: int) -> None:
     """
     with ros_process("netwarp view"):
         node = ViewNode(cameras, namespace)
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        try:
-            with serving(node, host, port) as address:
-                print(f"{address} (Ctrl-C ends it)", flush=True)
-                executor.spin()
-        finally:
-            node.destroy_node()
+        with executing(node) as executor, serving(node, host, port) as address:
+            print(f"{address} (Ctrl-C ends it)", flush=True)
+            executor.spin()

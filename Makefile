@@ -7,6 +7,7 @@
 
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
+PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: demo test test-ros lint setup clean
 
@@ -14,10 +15,10 @@ demo: setup  ## a street clip through the ROS graph: out/demo
 	@$(IN_ENV) python -m netwarp_ros.node.demo --out out/demo
 
 test: lint  ## the checks and all tests
-	@$(IN_ENV) python -m pytest
+	@$(IN_ENV) $(PYTEST)
 
 test-ros: setup  ## the tests of the ROS graph alone
-	@$(IN_ENV) python -m pytest -m ros
+	@$(IN_ENV) $(PYTEST) -m ros
 
 lint: setup  ## style and types
 	@$(IN_ENV) python -m ruff check && python -m ruff format --check && python -m mypy

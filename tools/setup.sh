@@ -35,8 +35,8 @@ if [ "$(cat "$installed" 2>/dev/null)" != "$wanted" ]; then
         require "$python" "install it, or name another Python as PYTHON=..."
         "$python" -m venv "${venv_options[@]}" "$NETWARP_VENV"
     fi
-    "$NETWARP_VENV/bin/python" -m pip install -qq "${requirements[@]/#/--requirement=}"
-    "$NETWARP_VENV/bin/python" -m pip install -qq --no-deps --requirement=requirements/no-deps.txt
+    "$NETWARP_VENV/bin/python" -m pip install -qq --no-compile "${requirements[@]/#/--requirement=}"
+    "$NETWARP_VENV/bin/python" -m pip install -qq --no-compile --no-deps --requirement=requirements/no-deps.txt
     "$NETWARP_VENV/bin/python" tools/relocate_ros_wheels.py
     echo "$wanted" >"$installed"
     . tools/env.sh

@@ -55,7 +55,7 @@ setup(
     package_dir={"netwarp_ros.config": "config"},
     package_data={
         "netwarp_ros": ["weights/*.safetensors", "report/*.jinja", "view/page.*"],
-        "netwarp_ros.config": ["**/*.yaml", "*.rviz", "*.json"],
+        "netwarp_ros.config": ["**/*.yaml", "*.rviz", "*.json", "*.xml"],
     },
     ext_modules=[Extension("netwarp_ros.ops.libnetwarp_ops", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,22 @@ def test_signal_in_the_midst_of_work_ends_it_quietly(
         assert program.end(signal_number) == 0
         said = [line for line in program.said.splitlines() if "[INFO]" not in line]
         assert said == []
+
+
+def test_signal_ends_it_quietly_before_there_is_work(graph: Graph, model: Path, tmp_path: Path) -> None:
+    with ExitStack() as ends:
+        programs = {}
+        for state, number in product(("unconfigured", "inactive"), (signal.SIGINT, signal.SIGTERM)):
+            namespace = f"{state}_{number.name.lower()}"
+            command = [*node_command("segment_node", model=model), "-r", f"__ns:=/{namespace}"]
+            programs[state, number] = ends.enter_context(running(command, tmp_path / namespace)), namespace
+        for (state, number), (program, namespace) in programs.items():
+            lifecycle = graph.lifecycle(f"/{namespace}/segmenter")
+            if state == "inactive":
+                lifecycle.configure()
+            assert lifecycle.state() == state
+            assert program.end(number) == 0
+            assert [line for line in program.said.splitlines() if "[INFO]" not in line] == []
 
 
 def test_wrong_parameter_ends_it_with_a_message(graph: Graph, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ FRAME_TIMING = "netwarp_ros/msg/FrameTiming"
 LABEL_INFO = "vision_msgs/msg/LabelInfo"
 _VISION_CLASS = "vision_msgs/msg/VisionClass"
 
+STAGES = ("wait", "decode", "prepare", "flow", "network", "publish")
+"""The durations in ``FrameTiming`` of what the node does with a frame, in their order."""
+
 _DEFINITIONS = {
     # The fields of msg/FrameTiming.msg, which says what they mean and is not installed where there is no ROS.
     FRAME_TIMING: """

@@ -26,10 +26,11 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from netwarp_ros.benchmarks.node import Run, find_peak
+from netwarp_ros.data.messages import STAGES
 from netwarp_ros.evaluation import percentiles
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.benchmark_cameras import send
-from netwarp_ros.node.demo import PATIENCE_S, STAGES, DemoError, NodeProcess
+from netwarp_ros.node.demo import PATIENCE_S, DemoError, NodeProcess
 from netwarp_ros.node.lifecycle import LifecycleClient, LifecycleError
 from netwarp_ros.node.process import ros_process
 

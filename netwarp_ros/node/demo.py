@@ -32,6 +32,7 @@ from sensor_msgs.msg import Image
 from netwarp_ros.data.bag_writer import write_bag
 from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.data.frames import Frame, open_frames
+from netwarp_ros.data.messages import STAGES
 from netwarp_ros.data.street import Street
 from netwarp_ros.evaluation import percentiles
 from netwarp_ros.metrics import ConfusionMatrix
@@ -44,9 +45,6 @@ from netwarp_ros.overlay import VideoWriter, overlay
 
 CLASSES = "camvid"
 """Class set of the street's labels."""
-
-STAGES = ("wait", "decode", "prepare", "flow", "network", "publish")
-"""The durations in `FrameTiming` that make up the node's own work."""
 
 PATIENCE_S = 60.0
 """Longest wait for a process to start or to answer, and for a next frame."""

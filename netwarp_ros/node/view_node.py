@@ -25,12 +25,10 @@ from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import Image
 
 from netwarp_ros.data.image_messages import ImageError, to_bgr
+from netwarp_ros.data.messages import STAGES
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.view import serving
-
-STAGES = ("wait", "decode", "prepare", "flow", "network", "publish")
-"""The durations in `FrameTiming` that make up the node's own work, in their order."""
 
 FRAMES = 120
 """Number of latest frames whose timings are shown."""

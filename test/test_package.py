@@ -126,7 +126,14 @@ def test_ros_finds_the_executables_and_the_parameters() -> None:
         "segment_node",
     ]
     share = Path(get_package_share_directory("netwarp_ros"))
-    for name in ("classes/camvid.yaml", "segmenter.yaml", "segmenter.rviz", "foxglove_layout.json", "sros2_policy.xml"):
+    for name in (
+        "classes/camvid.yaml",
+        "segmenter.yaml",
+        "segmenter.rviz",
+        "foxglove_layout.json",
+        "sros2_policy.xml",
+        "fastdds_large_images.xml",
+    ):
         assert (share / "config" / name).is_file(), name
     for name in ("segment", "replay"):
         assert (share / "launch" / f"{name}.launch.py").is_file(), name

@@ -33,6 +33,7 @@ from netwarp_ros.node.benchmark_cameras import send
 from netwarp_ros.node.demo import PATIENCE_S, DemoError, NodeProcess
 from netwarp_ros.node.lifecycle import LifecycleClient, LifecycleError
 from netwarp_ros.node.process import ros_process
+from netwarp_ros.resources import resource
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "netwarp": ("segment_node", {}),
@@ -43,6 +44,9 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 DURATIONS = ("receive", *STAGES, "total", "age")
 """The durations in `FrameTiming`."""
+
+PROFILES_FILE = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+"""Variables of the environment that name a profile of Fast DDS; Jazzy's reads the second."""
 
 WARM_UP_S = 2.0
 """How long the cameras send before anything is measured."""
@@ -98,7 +102,8 @@ class Subject:
 class Bench:
     """Where nodes are put under load; a context manager, which ends them.
 
-    The graph is a ROS domain of this machine alone, whatever the environment says.
+    The graph is a ROS domain of this machine alone, whatever the environment says. Fast DDS has room for images, unless the
+    environment names another profile.
     """
 
     def __init__(self) -> None:
@@ -108,6 +113,8 @@ class Bench:
         with self._ends as ends:
             os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
             os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+            for name in PROFILES_FILE:
+                os.environ.setdefault(name, str(resource("fastdds_large_images.xml")))
             self._folder = Path(ends.enter_context(TemporaryDirectory()))
             ends.enter_context(ros_process("benchmark"))
             self._cameras = ends.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))

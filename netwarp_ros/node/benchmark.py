@@ -102,8 +102,8 @@ class Subject:
 class Bench:
     """Where nodes are put under load; a context manager, which ends them.
 
-    The graph is a ROS domain of this machine alone, whatever the environment says. Fast DDS has room for images, unless the
-    environment names another profile.
+    The graph is a ROS domain of this machine alone, whatever the environment says. Fast DDS has room for images, unless
+    the environment names another profile.
     """
 
     def __init__(self) -> None:

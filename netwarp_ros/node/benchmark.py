@@ -45,8 +45,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
 DURATIONS = ("receive", *STAGES, "total", "age")
 """The durations in `FrameTiming`."""
 
-PROFILES_FILE = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-"""Variables of the environment that name a profile of Fast DDS; Jazzy's reads the second."""
+PROFILES_FILE = f"{'FASTRTPS' if os.environ.get('ROS_DISTRO') == 'jazzy' else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
+"""The variable of the environment that names a profile for Fast DDS, which changed its name after Jazzy."""
 
 WARM_UP_S = 2.0
 """How long the cameras send before anything is measured."""
@@ -113,8 +113,7 @@ class Bench:
         with self._ends as ends:
             os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
             os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-            for name in PROFILES_FILE:
-                os.environ.setdefault(name, str(resource("fastdds_large_images.xml")))
+            os.environ.setdefault(PROFILES_FILE, str(resource("fastdds_large_images.xml")))
             self._folder = Path(ends.enter_context(TemporaryDirectory()))
             ends.enter_context(ros_process("benchmark"))
             self._cameras = ends.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))

@@ -205,7 +205,7 @@ def segment(
     totals = percentiles(row.total_ms for row in segmented.rows)
     Console().print(
         f"{len(segmented.rows)} masks in {output if is_bag else output / 'masks'}, {totals['p50']:.1f} ms a frame "
-        f"(p99 {totals['p99']:.1f} ms), {segmented.share:.0f} % of the time in flow and network",
+        f"(p99 {totals['p99']:.1f} ms), {segmented.share:.0f} % of the time without scoring in flow and network",
         highlight=False,
     )
 
@@ -1121,7 +1121,7 @@ def _print_report(report: Report, damage: Sequence[str]) -> None:
         measures.add_row("disagreement with the host", _shown(report.disagreement, 2))
     console.print(measures)
 
-    rate = f"{report.fps:.1f} frames per second, {report.share:.1f} % of the time in flow and network"
+    rate = f"{report.fps:.1f} frames per second, {report.share:.1f} % of the time without scoring in flow and network"
     timing = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=rate)
     for stage, values in report.stages_ms.items():
         timing.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))

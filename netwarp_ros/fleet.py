@@ -207,7 +207,7 @@ def cluster(address: str = "local", workers: int | None = None) -> Iterator[None
     try:
         import ray
     except ImportError as error:
-        raise ValueError(f"there is no Ray here: pip install netwarp_ros[ray] ({error})") from error
+        raise ValueError(f"there is no Ray here: pip install ray, or the extra netwarp_ros[ray] ({error})") from error
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from graph import (
     DEADLINE_S,
     FRAME_ID,
@@ -30,6 +31,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
+from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.node import camera, segment_node
 from netwarp_ros.node.account import Drop
 from netwarp_ros.node.process import executing
@@ -140,6 +142,41 @@ def test_images_come_by_best_effort_from_a_camera_that_offers_no_more(
     (ours,) = graph.node.get_subscriptions_info_by_topic("camera/image_raw")
     assert ours.qos_profile.reliability == reliability
     assert node._cameras["camera"].qos_problem == ""
+
+
+def test_the_last_report_tells_of_what_waited_at_deactivation(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment, working, deactivating = Stream.segment, Event(), Event()
+
+    def be_slow(self: Stream, *arguments: Any) -> Any:
+        working.set()
+        assert deactivating.wait(DEADLINE_S)
+        return segment(self, *arguments)
+
+    def close(self: Mailbox[Any]) -> list[str]:
+        left = close_mailbox(self)
+        deactivating.set()
+        return left
+
+    close_mailbox = Mailbox.close
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    monkeypatch.setattr(Stream, "segment", be_slow)
+    monkeypatch.setattr(Mailbox, "close", close)
+    viewer, account = Viewer(graph), node._cameras["camera"].account
+    reports = graph.hear(DiagnosticArray, "/diagnostics")
+    viewer.publish(image_message(moving_images(1)[0], SECOND))
+    graph.until(working.is_set, "work")
+    viewer.publish(image_message(moving_images(1)[0], 2 * SECOND))
+    graph.until(lambda: account.balance().received == 2, "image that waits")
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+
+    def told() -> list[dict[str, str]]:
+        statuses = [status for report in reports for status in report.status if status.name.endswith(": camera")]
+        return [{pair.key: pair.value for pair in status.values} for status in statuses]
+
+    graph.until(lambda: told() and told()[-1]["in flight"] == "0", "last report")
+    assert [told()[-1][key] for key in ("received", "published", "dropped: deactivated")] == ["2", "1", "1"]
 
 
 def test_color_and_overlay_are_not_made_for_nobody(

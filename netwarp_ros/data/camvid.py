@@ -17,7 +17,6 @@ from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import read_image, read_label
 from netwarp_ros.data.samples import Sample, Samples
 
-NUM_CLASSES = 11
 VOID = 11
 
 SPLITS = ("train", "val", "test")

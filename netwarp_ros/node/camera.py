@@ -85,6 +85,7 @@ class Camera:
         self.qos_problem = ""
         self._publishers: list[Publisher] = []
         self._subscription: Subscription | None = None
+        self._stream: Stream | None = None
         self._sequence: int | None = None  # of the latest image, as its publisher counts
         self._reset = Event()
 
@@ -107,10 +108,14 @@ class Camera:
         self._subscribe()
 
     def stop(self) -> None:
-        """Take no more images in."""
+        """Take no more images in; those taken are still to be segmented."""
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
+
+    def forget(self) -> None:
+        """Free the memory, when there is nothing more to segment."""
+        self._stream = None
 
     def close(self) -> None:
         """Take no more images in, and withdraw all topics."""
@@ -128,6 +133,7 @@ class Camera:
         Raises:
             ImageError: If the image is malformed.
         """
+        assert self._stream is not None
         begun = perf_counter()
         message = deserialize(COMPRESSED_IMAGE if self._compressed else IMAGE, arrival.data)
         image = to_bgr(message)

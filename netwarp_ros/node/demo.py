@@ -248,7 +248,11 @@ class NodeProcess:
 
     def __exit__(self, *error: object) -> None:
         self._process.terminate()
-        self._process.wait(PATIENCE_S)
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
 
     @property
     def pid(self) -> int:

@@ -87,6 +87,8 @@ class LifecycleClient:
 
 def main() -> None:
     """Configure and activate the lifecycle node that the first argument names; a failure is status 1."""
+    if len(sys.argv) != 2:
+        sys.exit("lifecycle: give the node, such as /segmenter")
     with ros_process("lifecycle"):
         node, executor = rclpy.create_node("lifecycle_client"), SingleThreadedExecutor()
         executor.add_node(node)

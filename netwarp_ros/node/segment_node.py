@@ -139,8 +139,9 @@ class SegmentNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Finish the frame in work and take no more."""
+        """Finish the frame in work, take no more, and report what became of all."""
         self._stop()
+        self._report(final=True)
         return TransitionCallbackReturn.SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -172,6 +173,8 @@ class SegmentNode(LifecycleNode):
         if self._worker is not None:
             self._worker.join()
             self._worker = None
+        for camera in self._cameras.values():
+            camera.forget()
 
     def _free(self) -> None:
         self._stop()
@@ -188,17 +191,17 @@ class SegmentNode(LifecycleNode):
                 camera.segment(arrival)
             except ImageError as error:
                 camera.account.drop(Drop.MALFORMED, str(error))
-                self._complain(camera, f"a malformed image on {camera.topic}: {error}")
+                self._complain(f"a malformed image on {camera.topic}: {error}")
             except Exception as error:  # one frame's failure must not end the others'
                 camera.account.drop(Drop.FAILED, f"{type(error).__name__}: {error}")
                 if self.context.ok():  # after a signal nothing can be published: that is no error
-                    self._complain(camera, f"an image on {camera.topic} failed: {type(error).__name__}: {error}")
+                    self._complain(f"an image on {camera.topic} failed: {type(error).__name__}: {error}")
 
     def _fail(self, problem: str) -> None:
         self._last_error = problem
         self.get_logger().error(problem)
 
-    def _complain(self, camera: Camera, problem: str) -> None:
+    def _complain(self, problem: str) -> None:
         self.get_logger().error(problem, throttle_duration_sec=PERIOD_S)
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
@@ -227,13 +230,13 @@ class SegmentNode(LifecycleNode):
         )
         return response
 
-    def _report(self) -> None:
+    def _report(self, *, final: bool = False) -> None:
         node = self.get_fully_qualified_name().removeprefix("/")
         thresholds = parameters.read(self, Thresholds)
         state = "active" if self._worker else "inactive" if self._segmenter else "unconfigured"
         report = DiagnosticArray(status=[node_status(node, state, self._segmenter, thresholds, self._last_error)])
         report.header.stamp = self.get_clock().now().to_msg()
-        for camera in self._cameras.values() if state == "active" else ():
+        for camera in self._cameras.values() if final or state == "active" else ():
             name, history = f"{node}: {camera.name}", self._history[camera.name]
             history.append(camera.account.balance())
             report.status.append(

@@ -37,7 +37,7 @@ from std_msgs.msg import Header
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.images import bgr_message
-from netwarp_ros.node.lifecycle import LifecycleClient
+from netwarp_ros.node.lifecycle import ASK_AGAIN_S, LifecycleClient
 
 SIZE = (64, 48)
 DEADLINE_S = 100.0
@@ -78,10 +78,17 @@ class Graph:
         return publisher
 
     def ask(self, service_type: Any, name: str, request: Any = None) -> Any:
-        """Call a service and return its answer."""
+        """Call a service, which does no harm where it is called twice, and return its answer."""
         client = self.node.create_client(service_type, name)
         assert client.wait_for_service(DEADLINE_S), f"no service {name}"
-        return self.until(client.call_async(request or service_type.Request()).result, f"answer of {name}")
+
+        def answer() -> Any:
+            # A node that has not discovered this client yet drops its answer.
+            future = client.call_async(request or service_type.Request())
+            self.executor.spin_until_future_complete(future, ASK_AGAIN_S)
+            return future.result()
+
+        return self.until(answer, f"answer of {name}")
 
     def lifecycle(self, target: str = "/segmenter") -> LifecycleClient:
         """Return what drives the segment node."""

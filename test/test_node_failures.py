@@ -34,7 +34,7 @@ from sensor_msgs.msg import Image
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.node import camera, segment_node
 from netwarp_ros.node.account import Drop
-from netwarp_ros.node.process import executing
+from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
 
@@ -231,3 +231,10 @@ def test_an_idle_node_does_not_wait_for_ever(ros_domain: int) -> None:
         thread.join(DEADLINE_S)
         assert not thread.is_alive()  # it has looked up, and sees whether ROS has ended
     rclpy.shutdown(context=context)
+
+
+def test_an_interrupt_that_comes_before_the_end_of_ros_ends_a_process_quietly(ros_domain: int) -> None:
+    with ros_process("interrupted"):
+        assert rclpy.ok()
+        raise KeyboardInterrupt
+    assert not rclpy.ok()

@@ -154,9 +154,26 @@ def test_signal_in_the_midst_of_work_ends_it_quietly(
         for index, image in enumerate(moving_images(20)):
             viewer.publish(image_message(image, SECOND + index * PERIOD))
         graph.until(lambda: viewer.masks, "first mask")
-        assert program.end(signal_number) == 0
+        assert program.end(signal_number) == 0, program.said
         said = [line for line in program.said.splitlines() if "[INFO]" not in line]
         assert said == []
+
+
+def test_state_is_asked_for_again_when_an_answer_gets_lost(
+    graph: Graph, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(node_command("segment_node", model=model), tmp_path / "log"):
+        lifecycle = graph.lifecycle()
+        spin, questions = graph.executor.spin_until_future_complete, []
+
+        def lose_the_first(future: Any, timeout_s: float) -> None:
+            questions.append(future)
+            if len(questions) > 1:
+                spin(future, timeout_s)
+
+        monkeypatch.setattr(graph.executor, "spin_until_future_complete", lose_the_first)
+        assert lifecycle.state() == "unconfigured"
+        assert len(questions) > 1
 
 
 def test_signal_ends_it_quietly_before_there_is_work(graph: Graph, model: Path, tmp_path: Path) -> None:
@@ -171,7 +188,7 @@ def test_signal_ends_it_quietly_before_there_is_work(graph: Graph, model: Path, 
             if state == "inactive":
                 lifecycle.configure()
             assert lifecycle.state() == state
-            assert program.end(number) == 0
+            assert program.end(number) == 0, program.said
             assert [line for line in program.said.splitlines() if "[INFO]" not in line] == []
 
 

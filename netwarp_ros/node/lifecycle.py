@@ -9,6 +9,7 @@ Fast DDS), and what it says is lost.
 from __future__ import annotations
 
 import sys
+from time import monotonic
 from typing import Any
 
 import rclpy
@@ -22,6 +23,9 @@ from netwarp_ros.node.process import ros_process
 
 PATIENCE_S = 600.0
 """Longest wait of the program for an answer; a large model on a slow machine takes its time."""
+
+ASK_AGAIN_S = 2.0
+"""Wait for an answer before the same question is asked again."""
 
 
 class LifecycleError(RuntimeError):
@@ -68,21 +72,40 @@ class LifecycleClient:
 
     def state(self) -> str:
         """Return the label of the node's state, such as ``active``."""
-        return self._call(self._get_state, GetState.Request()).current_state.label
+        self._wait_for(self._get_state)
+        deadline = monotonic() + self._timeout_s
+        while (wait_s := deadline - monotonic()) > 0:
+            # A node that has not discovered this end yet drops its answer. Asked again, it does no harm.
+            if answer := self._call(self._get_state, GetState.Request(), min(wait_s, ASK_AGAIN_S)):
+                return answer.current_state.label
+        raise self._silence(self._get_state)
 
     def _change(self, name: str, transition: int) -> None:
+        # Endpoints are discovered in the order in which they were created: a node that tells its state knows the
+        # client of the transitions, too, and that answer is not lost.
+        self.state()
+        self._wait_for(self._change_state)
         request = ChangeState.Request(transition=Transition(id=transition))
-        if not self._call(self._change_state, request).success:
+        answer = self._call(self._change_state, request, self._timeout_s)
+        if answer is None:
+            raise self._silence(self._change_state)
+        if not answer.success:
             raise LifecycleError(f"{self.target} refused or failed to {name}, and is {self.state()}: see its log")
 
-    def _call(self, client: Client, request: Any) -> Any:
+    def _wait_for(self, client: Client) -> None:
         if not client.wait_for_service(self._timeout_s):
             raise LifecycleError(f"no {client.srv_name} within {self._timeout_s:g} s: is the node running?")
+
+    def _call(self, client: Client, request: Any, timeout_s: float) -> Any:
+        """Return the answer, or None if there is none in time."""
         future = client.call_async(request)
-        self._executor.spin_until_future_complete(future, self._timeout_s)
+        self._executor.spin_until_future_complete(future, timeout_s)
         if not future.done():
-            raise LifecycleError(f"no answer from {client.srv_name} within {self._timeout_s:g} s")
+            client.remove_pending_request(future)
         return future.result()
+
+    def _silence(self, client: Client) -> LifecycleError:
+        return LifecycleError(f"no answer from {client.srv_name} within {self._timeout_s:g} s")
 
 
 def main() -> None:

@@ -34,9 +34,11 @@ def ros_process(name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # of SIGINT, be it before the context has ended
+        pass
     except BaseException:
-        # A signal ends the context. What comes of it then depends on what rclpy was at: ExternalShutdownException,
-        # KeyboardInterrupt, or an RCLError where it was about to wait.
+        # A signal ends the context. What comes of it then depends on what rclpy was at: ExternalShutdownException, or
+        # an RCLError where it was about to wait.
         if rclpy.ok():
             raise
     finally:

@@ -166,7 +166,6 @@ def segment(
 
     A run that was killed goes on where it was.
     """
-    from netwarp_ros.data.classes import load_classes
     from netwarp_ros.data.frames import open_frames
     from netwarp_ros.evaluation import percentiles
     from netwarp_ros.flow import open_flow
@@ -183,7 +182,7 @@ def segment(
     inference = _inference(window, scales, flip)
     estimator, flows = open_flow(flow)
     segmenter = _segmenter(model, estimator, device, precision, input_height, host_only, inference)
-    classes = load_classes(segmenter.model.spec.classes)
+    classes = segmenter.model.spec.classes
     origin = {
         "recording": str(recording.resolve()),
         "cameras": list(frames.cameras),
@@ -324,7 +323,7 @@ def evaluate(
     inference = _inference(window, scales, flip)
     estimator, flows = open_flow(flow)
     segmenter = _segmenter(model, estimator, device, precision, input_height, host_only, inference)
-    class_set = load_classes(classes or segmenter.model.spec.classes)
+    class_set = load_classes(classes) if classes else segmenter.model.spec.classes
     for file in filter(None, (json_file, csv_file, html_file)):
         file.parent.mkdir(parents=True, exist_ok=True)
     weights = find_weights(model or DEFAULT_MODEL)
@@ -652,7 +651,7 @@ def convert(
     class_set = load_classes(classes)
     spec = ModelSpec(
         host,
-        class_set.name,
+        class_set,
         {"num_classes": len(class_set)},
         input_height=input_height,
         notes={"origin": f"converted from {checkpoint.name}"},
@@ -706,7 +705,7 @@ def models() -> None:
             f"{name} (default)" if name == DEFAULT_MODEL else name,
             spec.host,
             ", ".join(spec.netwarp.layers) if spec.netwarp else "none",
-            spec.classes,
+            spec.classes.name,
             f"{path.stat().st_size / 1e6:.1f}",
             "\n".join(f"{key}: {value}" for key, value in spec.notes.items()),
         )

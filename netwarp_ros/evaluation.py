@@ -161,8 +161,11 @@ def score(
         FileNotFoundError: If a flow is missing.
     """
     trained_on = segmenter.model.spec.classes
-    if trained_on != classes.name:
-        raise ValueError(f"model {segmenter.model.name} has the classes of {trained_on}, not of {classes.name}")
+    if trained_on.names != classes.names:
+        raise ValueError(
+            f"model {segmenter.model.name} has the classes of {trained_on.name}, not of {classes.name}: "
+            f"{', '.join(trained_on.names)} instead of {', '.join(classes.names)}"
+        )
     if realtime and host:
         raise ValueError("in real time there is no time for the host: leave out one of the two")
     if realtime and flows:

@@ -17,7 +17,6 @@ import yaml
 
 from netwarp_ros.benchmarks.model import measure
 from netwarp_ros.benchmarks.ops import environment
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import FrameSource
 from netwarp_ros.data.output import replacing
 from netwarp_ros.evaluation import Report
@@ -67,7 +66,7 @@ class Judge:
         estimator, flows = open_flow(flow)
         options = {**self.options, "flow": estimator}
         segmenter = Segmenter(model, **options)
-        classes, video = load_classes(model.spec.classes), segmenter.temporal
+        classes, video = model.spec.classes, segmenter.temporal
         scores = self.evaluate(segmenter, classes, flows=flows, host=host and video, widths=[WIDTH]).to_json()
         del scores["per_frame"]
         timed = video and flows is None and len(self.images) > 1

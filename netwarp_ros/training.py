@@ -145,15 +145,18 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
     initial = load_model(model.initial) if model.initial else None
     if initial:
         spec = dataclasses.replace(initial.spec, input_height=input_height, notes={})
-        if spec.classes != classes.name:
-            raise ValueError(f"model.initial {model.initial} has the classes of {spec.classes}, data of {classes.name}")
+        if spec.classes.names != classes.names:
+            raise ValueError(
+                f"model.initial {model.initial} has the classes of {spec.classes.name}, data of {classes.name}: "
+                f"{', '.join(spec.classes.names)} instead of {', '.join(classes.names)}"
+            )
         if spec.netwarp and model.netwarp:
             raise ValueError(
                 f"model.initial {model.initial} has NetWarp behind {', '.join(spec.netwarp.layers)} already: leave "
                 "model.netwarp out to train that, or start from its image CNN"
             )
     else:
-        spec = ModelSpec(str(model.host), classes.name, {"num_classes": len(classes)}, input_height=input_height)
+        spec = ModelSpec(str(model.host), classes, {"num_classes": len(classes)}, input_height=input_height)
     if model.netwarp:
         spec = dataclasses.replace(spec, netwarp=NetWarpSpec(**dataclasses.asdict(model.netwarp)))
     if spec.netwarp and config.clip.length == 1:

@@ -34,6 +34,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from netwarp_ros.data.classes import load_classes
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.images import bgr_message
@@ -219,7 +220,7 @@ def tiny_model(path: Path) -> Path:
     torch.manual_seed(0)
     spec = ModelSpec(
         host="ddrnet23slim",
-        classes="camvid",
+        classes=load_classes("camvid"),
         host_arguments={"num_classes": 11},
         netwarp=NetWarpSpec(layers=("fusion",), flow_grid="features"),
         input_height=SIZE[1],

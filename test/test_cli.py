@@ -24,7 +24,7 @@ from torch import nn
 from netwarp_ros import cli, plots, training
 from netwarp_ros.data.bag_writer import BagWriter, write_bag
 from netwarp_ros.data.bags import BagFrames, BagLabels, BagVideo
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.data.frames import Frame, LabelFolder, open_frames, stamp
 from netwarp_ros.data.messages import header, image_message
 from netwarp_ros.evaluation import TRIMAP_WIDTHS
@@ -36,7 +36,7 @@ from netwarp_ros.training_config import TrainingConfig
 
 SPEC = ModelSpec(
     host="small",
-    classes="camvid",
+    classes=load_classes("camvid"),
     host_arguments={"num_classes": 11},
     netwarp=NetWarpSpec(layers=("features",), flow_grid="features"),
     input_height=48,
@@ -247,10 +247,28 @@ def test_evaluate_takes_any_widths_of_the_trimap(tmp_path: Path, model: Path, im
     assert [int(width) for width in json.loads(file.read_text())["tiou"]] == list(TRIMAP_WIDTHS)
 
 
+def test_model_of_classes_of_its_own_needs_no_class_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path
+) -> None:
+    monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
+    things = ClassSet("things", ("near", "far"), np.array([[9, 8, 7], [1, 2, 3]], np.uint8), 255)
+    spec = ModelSpec("small", things, {"num_classes": 2}, input_height=48)
+    model = save_model(tmp_path / "things.safetensors", build(spec), spec)
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    cv2.imwrite(str(labels / "f0.png"), np.full((48, 64), 1, np.uint8))
+    file, out = tmp_path / "scores.json", tmp_path / "out"
+    assert run("evaluate", "--images", images, "--labels", labels, "--model", model, "--json", file) == 0
+    scores = json.loads(file.read_text())
+    assert scores["settings"]["classes"] == "things" and set(scores["iou"]) == {"near", "far"}
+    assert run("segment", images, "-o", out, "--model", model, "--no-video") == 0
+    assert set(np.unique(cv2.imread(str(out / "masks" / "f0.png"), cv2.IMREAD_UNCHANGED))) <= {0, 1}
+
+
 def test_evaluate_on_cityscapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
     torch.manual_seed(0)
-    spec = ModelSpec("small", "cityscapes", {"num_classes": 19}, input_height=48)
+    spec = ModelSpec("small", load_classes("cityscapes"), {"num_classes": 19}, input_height=48)
     network = build(spec).eval()
     network.host.classifier.bias.data[13] += 0.5  # so that some pixels are taken for a car, and some not
     model = save_model(tmp_path / "cityscapes.safetensors", network, spec)

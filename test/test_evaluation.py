@@ -22,7 +22,7 @@ from netwarp_ros.models import Model, ModelSpec, augment
 from netwarp_ros.segmenter import Result, Segmenter, Stream
 
 CAMVID = load_classes("camvid")
-SPEC = ModelSpec(host="ddrnet23slim", classes="camvid", host_arguments={"num_classes": 11}, input_height=48)
+SPEC = ModelSpec(host="ddrnet23slim", classes=CAMVID, host_arguments={"num_classes": 11}, input_height=48)
 SHIFT = 3
 """Pixels that the pictures move to the right from frame to frame."""
 

@@ -317,7 +317,7 @@ def test_convert_writes_a_model_and_the_report(
     text = " ".join(capsys.readouterr().out.split())
     assert re.search(r"(\d+) of the network's \1 tensors loaded 7 left over in the file: aux.0.weight", text)
     model = load_model(out)
-    assert (model.spec.classes, model.spec.input_height) == ("cityscapes", 713)
+    assert (model.spec.classes.name, model.spec.input_height) == ("cityscapes", 713)
     assert model.spec.mean == pytest.approx((0.485, 0.456, 0.406))
     assert torch.equal(logits_of(model.network.host, frame), logits_of(trained, frame))
 

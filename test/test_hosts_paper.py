@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netwarp_ros.data.classes import load_classes
 from netwarp_ros.models import ModelSpec, NetWarpSpec, augment, build, load_model, save_model
 from netwarp_ros.models.hosts import Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101
 from netwarp_ros.models.hosts.dilation import _mirrored
@@ -247,7 +248,7 @@ def test_refuses_what_it_cannot_do(kind: type[nn.Module]) -> None:
     ],
 )
 def test_a_weights_file_can_name_it(host: str, layer: str, tmp_path: Path) -> None:
-    spec = ModelSpec(host, "camvid", {"num_classes": 11, "width": 2}, NetWarpSpec((layer,)))
+    spec = ModelSpec(host, load_classes("camvid"), {"num_classes": 11, "width": 2}, NetWarpSpec((layer,)))
     network = build(spec).eval()
     model = load_model(save_model(tmp_path / "model.safetensors", network, spec, dtype=torch.float32))
     frame = torch.randn(1, 3, 32, 48)

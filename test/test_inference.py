@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netwarp_ros.data.classes import load_classes
 from netwarp_ros.flow import DisFlow
 from netwarp_ros.models import Inference, Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.segmenter import MemoryState, Segmenter
@@ -321,7 +322,8 @@ def test_inputs_that_do_not_fit_are_named() -> None:
 
 # In the segmenter
 
-SPEC = ModelSpec(host="ddrnet23slim", classes="camvid", host_arguments={"num_classes": 4}, input_height=48)
+CAMVID = load_classes("camvid")
+SPEC = ModelSpec(host="ddrnet23slim", classes=CAMVID, host_arguments={"num_classes": 4}, input_height=48)
 WINDOWS = Inference(32, scales=(0.5, 1.0), flip=True)
 
 

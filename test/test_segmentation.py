@@ -25,7 +25,7 @@ from netwarp_ros.segmentation import film_names, segment_recording, write_film, 
 from netwarp_ros.segmenter import Segmenter
 
 CAMVID = load_classes("camvid")
-SPEC = ModelSpec(host="ddrnet23slim", classes="camvid", host_arguments={"num_classes": 11}, input_height=48)
+SPEC = ModelSpec(host="ddrnet23slim", classes=CAMVID, host_arguments={"num_classes": 11}, input_height=48)
 ORIGIN = {"recording": "drive", "model": "small"}
 T0 = 10**18
 

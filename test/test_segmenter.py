@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from netwarp_ros.data.classes import load_classes
 from netwarp_ros.flow import DisFlow
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.segmenter import MemoryState, Reset, Result, Segmenter
 
 SECOND = 1_000_000_000
-SPEC = ModelSpec(host="ddrnet23slim", classes="camvid", host_arguments={"num_classes": 5}, input_height=48)
+CAMVID = load_classes("camvid")
+SPEC = ModelSpec(host="ddrnet23slim", classes=CAMVID, host_arguments={"num_classes": 5}, input_height=48)
 
 
 def host() -> nn.Module:

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from netwarp_ros import cli, tables, training
+from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import ImageFiles
 from netwarp_ros.flow import write_flo
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
@@ -23,7 +24,8 @@ from netwarp_ros.models.weights import HOSTS
 from netwarp_ros.tables import Row, fill, first_images, markdown, variants
 from netwarp_ros.training_config import TrainingConfig
 
-SPEC = ModelSpec("tiny", "camvid", {"num_classes": 11}, input_height=64)
+CAMVID = load_classes("camvid")
+SPEC = ModelSpec("tiny", CAMVID, {"num_classes": 11}, input_height=64)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
     """An image CNN of random weights, and the same with NetWarp."""
     torch.manual_seed(0)
     host = build(SPEC)
-    video_spec = ModelSpec("tiny", "camvid", {"num_classes": 11}, NetWarpSpec(("features",)), input_height=64)
+    video_spec = ModelSpec("tiny", CAMVID, {"num_classes": 11}, NetWarpSpec(("features",)), input_height=64)
     video = build(video_spec)
     video.load_state_dict(host.state_dict(), strict=False)
     nn.init.constant_(video.netwarps[0].w2, 3.0)

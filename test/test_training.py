@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from netwarp_ros import training
 from netwarp_ros.data.camvid import CamVid
+from netwarp_ros.data.classes import load_classes
 from netwarp_ros.losses import ClipLoss, labelled_weight, normalise, segmentation_loss
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
 from netwarp_ros.models.weights import HOSTS
@@ -30,6 +31,7 @@ from netwarp_ros.training import build_network, learning_rate, parameter_groups,
 from netwarp_ros.training_config import OptimiserConfig, TrainingConfig, load_config
 from netwarp_ros.training_data import Batch, Batches, open_sources
 
+CAMVID = load_classes("camvid")
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (ModelSpec.mean, ModelSpec.std))
 
 
@@ -85,7 +87,7 @@ def test_learns_sky_from_road_and_writes_a_model(
         augment={"height": 64, "width": 64}, optimiser={"steps": 30, "rate": 0.03},
     )  # fmt: skip
     model = load_model(training.train(config))
-    assert model.spec == ModelSpec("tiny", "camvid", {"num_classes": 11}, input_height=64)
+    assert model.spec == ModelSpec("tiny", CAMVID, {"num_classes": 11}, input_height=64)
     assert not any("auxiliary" in name for name, _ in model.network.named_parameters())
     still = CamVid(camvid)[1]
     with torch.inference_mode():
@@ -188,7 +190,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, camvid: Pat
 
 
 def test_netwarp_is_trained_behind_a_host_that_stays_as_it_is(tmp_path: Path, camvid: Path) -> None:
-    spec = ModelSpec("tiny", "camvid", {"num_classes": 11}, mean=(0.5, 0.5, 0.5))
+    spec = ModelSpec("tiny", CAMVID, {"num_classes": 11}, mean=(0.5, 0.5, 0.5))
     torch.manual_seed(0)
     file = save_model(tmp_path / "host.safetensors", build(spec), spec, dtype=torch.float32)
     sections = video(camvid)

@@ -6,11 +6,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.models import (
     ModelSpec,
     NetWarpSpec,
@@ -25,7 +29,7 @@ from netwarp_ros.models.weights import find_weights, read_spec
 
 SPEC = ModelSpec(
     host="ddrnet23slim",
-    classes="camvid",
+    classes=load_classes("camvid"),
     host_arguments={"num_classes": 11},
     netwarp=NetWarpSpec(layers=("fusion",), flow_grid="features", remember="after"),
     input_height=48,
@@ -47,6 +51,12 @@ def file(tmp_path: Path, network: VideoCNN) -> Path:
 def rewrite(file: Path, header: dict[str, str] | None, tensors: dict[str, torch.Tensor] | None = None) -> Path:
     save_file(load_file(file) if tensors is None else tensors, file, metadata=header)
     return file
+
+
+def header_of(file: Path) -> dict[str, Any]:
+    with safe_open(file, framework="pt") as opened:
+        header: dict[str, Any] = json.loads(opened.metadata()["netwarp_ros"])
+        return header
 
 
 def test_what_is_saved_comes_back(tmp_path: Path, network: VideoCNN) -> None:
@@ -74,6 +84,20 @@ def test_image_cnn_has_no_insertion(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, netwarp=None)
     model = load_model(save_model(tmp_path / "host.safetensors", build(spec), spec))
     assert model.network.layers == ()
+
+
+def test_class_set_goes_with_the_weights(tmp_path: Path, network: VideoCNN) -> None:
+    names = tuple(f"thing {index}" for index in range(11))
+    palette = np.arange(33, dtype=np.uint8).reshape(11, 3)
+    spec = dataclasses.replace(SPEC, classes=ClassSet("things", names, palette, 255))
+    read = read_spec(save_model(tmp_path / "things.safetensors", network, spec)).classes
+    assert (read.name, read.names, read.void) == ("things", names, 255)
+    np.testing.assert_array_equal(read.palette, palette)
+
+
+def test_class_set_of_this_package_may_be_named(file: Path) -> None:
+    spec = read_spec(rewrite(file, {"netwarp_ros": json.dumps({**header_of(file), "classes": "cityscapes"})}))
+    assert spec.classes == load_classes("cityscapes")
 
 
 def test_nothing_half_written_is_left(file: Path) -> None:
@@ -129,13 +153,14 @@ def test_foreign_file_is_refused(file: Path) -> None:
         ({"mean": [0.5, 0.5]}, "mean is"),
         ({"input_height": 0}, "input_height is 0"),
         ({"classes": "../../etc"}, "classes is"),
+        ({"classes": "roads"}, "no class set named 'roads'"),
+        ({"classes": {"name": "roads", "void": 11}}, "lacks the key classes"),
         ({"surprise": 1}, "surprise"),
     ],
 )
 def test_spec_that_does_not_hold_is_named(file: Path, change: dict[str, object], message: str) -> None:
-    header = json.dumps({**dataclasses.asdict(SPEC), **change})
     with pytest.raises(WeightsError, match=message):
-        load_model(rewrite(file, {"netwarp_ros": header}))
+        load_model(rewrite(file, {"netwarp_ros": json.dumps({**header_of(file), **change})}))
 
 
 @pytest.mark.parametrize("header", ["{", "[]", "3", "{}"])
@@ -146,6 +171,6 @@ def test_header_that_is_no_spec_is_refused(file: Path, header: str) -> None:
 
 def test_claimed_size_takes_no_memory(file: Path) -> None:
     """A network of 10^12 parameters is refused by its shapes, before anything is allocated."""
-    spec = dataclasses.replace(SPEC, host_arguments={"num_classes": 10**10}, netwarp=None)
+    header = {**header_of(file), "host_arguments": {"num_classes": 10**10}, "netwarp": None}
     with pytest.raises(WeightsError, match="does not fit"):
-        load_model(rewrite(file, {"netwarp_ros": json.dumps(dataclasses.asdict(spec))}))
+        load_model(rewrite(file, {"netwarp_ros": json.dumps(header)}))

@@ -17,9 +17,9 @@ from netwarp_ros.resources import resource
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ClassSet:
-    """The classes a network tells apart; class k has id k.
+    """The classes a network tells apart; class k has id k. Colours make no difference between two sets.
 
     Attributes:
         name: For instance ``camvid``.
@@ -30,7 +30,7 @@ class ClassSet:
 
     name: str
     names: tuple[str, ...]
-    palette: np.ndarray = field(repr=False)
+    palette: np.ndarray = field(repr=False, compare=False)
     void: int
 
     def __len__(self) -> int:
@@ -52,12 +52,17 @@ class ClassSet:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid YAML: {error}") from error
         try:
-            return cls._parse(data)
+            return cls.from_data(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def _parse(cls, data: Any) -> ClassSet:
+    def from_data(cls, data: Any) -> ClassSet:
+        """Return the class set of what a file holds.
+
+        Raises:
+            ValueError: If it is none; the message names the key.
+        """
         _check_keys(data, {"name", "void", "classes"}, "the file")
         if not isinstance(data["name"], str) or not _NAME.fullmatch(data["name"]):
             raise ValueError(f"name is {data['name']!r}: give lower-case letters, digits, - and _")
@@ -73,6 +78,12 @@ class ClassSet:
         if not _is_byte(void) or void < len(names):
             raise ValueError(f"void is {void!r}: give an id from {len(names)}, the number of classes, to 255")
         return cls(data["name"], names, np.array([entry["color"] for entry in classes], np.uint8), void)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return what a file would hold."""
+        entries = zip(self.names, self.palette.tolist(), strict=True)
+        classes = [{"name": name, "color": color} for name, color in entries]
+        return {"name": self.name, "void": self.void, "classes": classes}
 
     def colorize(self, mask: np.ndarray) -> np.ndarray:
         """Paint a mask in the colours of its classes; every id that is no class is black.

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
 from netwarp_ros.models.video_cnn import VideoCNN, augment
 
@@ -65,7 +66,7 @@ class ModelSpec:
 
     Attributes:
         host: A key of `HOSTS`.
-        classes: Name of the class set the network was trained on (``config/classes/NAME.yaml``).
+        classes: The class set the network was trained on.
         host_arguments: Keyword arguments of the host, ``num_classes`` among them.
         netwarp: The insertion, or None for an image CNN.
         mean: Mean of the RGB values in [0, 1] that the frame is normalised with.
@@ -75,7 +76,7 @@ class ModelSpec:
     """
 
     host: str
-    classes: str
+    classes: ClassSet
     host_arguments: Mapping[str, int | bool]
     netwarp: NetWarpSpec | None = None
     mean: tuple[float, float, float] = _IMAGENET_MEAN
@@ -134,8 +135,9 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
         name: (value.to(dtype) if value.ndim > 1 else value).detach().cpu().contiguous()
         for name, value in network.state_dict().items()
     }
+    header = json.dumps({**dataclasses.asdict(spec), "classes": spec.classes.to_data()})
     temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={_HEADER: json.dumps(dataclasses.asdict(spec))})
+    save_file(tensors, temporary, metadata={_HEADER: header})
     return temporary.replace(path)
 
 
@@ -182,7 +184,7 @@ def read_spec(path: str | Path) -> ModelSpec:
         )
     try:
         return _parse_spec(json.loads(header))
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, FileNotFoundError) as error:
         raise WeightsError(f"{path}: the model spec in the header is not valid: {error}") from error
 
 
@@ -223,10 +225,11 @@ def _open(path: Path) -> Any:
 def _parse_spec(data: Any) -> ModelSpec:
     if not isinstance(data, dict):
         raise TypeError(f"a JSON object expected, found {type(data).__name__}")
-    netwarp = data.pop("netwarp", None)
+    classes, netwarp = _parse_classes(data["classes"]), data.pop("netwarp", None)
     if netwarp is not None:
         netwarp = NetWarpSpec(**{**netwarp, "layers": tuple(netwarp["layers"])})
-    spec = ModelSpec(**{**data, "netwarp": netwarp, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    spec = ModelSpec(**{**data, "classes": classes, "netwarp": netwarp, "mean": mean, "std": std})
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) != 3 or not all(isinstance(value, float) for value in values):
             raise ValueError(f"{name} is {values}: three floats expected")
@@ -234,9 +237,15 @@ def _parse_spec(data: Any) -> ModelSpec:
         raise ValueError(f"host_arguments is {dict(spec.host_arguments)}: whole numbers and booleans expected")
     if not isinstance(spec.input_height, int) or spec.input_height < 1:
         raise ValueError(f"input_height is {spec.input_height!r}: a positive number of pixels expected")
-    if not isinstance(spec.classes, str) or not _NAME.fullmatch(spec.classes):
-        raise ValueError(f"classes is {spec.classes!r}: the name of a class set expected")
     return spec
+
+
+def _parse_classes(data: Any) -> ClassSet:
+    if not isinstance(data, str):
+        return ClassSet.from_data(data)
+    if not _NAME.fullmatch(data):  # a path might lead anywhere
+        raise ValueError(f"classes is {data!r}: a class set, or the name of one that this package has, expected")
+    return load_classes(data)
 
 
 def _check_shapes(path: Path, network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

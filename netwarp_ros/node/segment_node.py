@@ -18,7 +18,6 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.image_messages import ImageError
 from netwarp_ros.flow.dis import PRESETS, DisFlow
 from netwarp_ros.mailbox import Mailbox
@@ -107,7 +106,7 @@ class SegmentNode(LifecycleNode):
             if self._segmenter.compile_problem:
                 self.get_logger().warning(f"the image CNN runs uncompiled: {self._segmenter.compile_problem}")
             self._segmenter.warm_up()
-            classes = load_classes(self._segmenter.model.spec.classes)
+            classes = self._segmenter.model.spec.classes
             for name in wanted.cameras:
                 camera = Camera(self, name, classes, transport=wanted.transport, alpha=wanted.overlay_alpha)
                 self._cameras[name] = camera

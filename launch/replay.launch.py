@@ -32,6 +32,9 @@ PARAMETERS = {
     "stamp": "Stamps in the headers: now, or recorded. Default: now.",
 }
 
+NEEDED = {"transport": "raw", "autostart": "true"}
+"""Arguments of the segment node's launch file without which no image would get to it."""
+
 RECORDED = ("mask", "timing", "label_info")
 """Topics that are recorded, of those under <camera>/segmentation."""
 
@@ -60,7 +63,7 @@ def generate_launch_description() -> LaunchDescription:
             OpaqueFunction(function=_await_node),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(segment)),
-                launch_arguments=[("cameras", LaunchConfiguration("camera"))],
+                launch_arguments=[("cameras", LaunchConfiguration("camera")), *NEEDED.items()],
             ),
         ]
     )
@@ -69,6 +72,9 @@ def generate_launch_description() -> LaunchDescription:
 def _await_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Record from the beginning, and play as soon as the segment node is active."""
     given = context.launch_configurations
+    for name, value in NEEDED.items():
+        if given.get(name, value) != value:
+            raise ValueError(f"{name} is {given[name]}: a replay needs {value}, leave it out")
     namespace = given.get("namespace", "")
     texts = {name: given[name] for name in ("path", "camera", *PARAMETERS) if given[name] and name != "rate"}
     replay = Node(
@@ -78,7 +84,7 @@ def _await_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=namespace,
         parameters=[
             {name: ParameterValue(text, value_type=str) for name, text in texts.items()},
-            {"rate": float(given["rate"])} if given["rate"] else {},
+            {"rate": _number("rate", given["rate"])} if given["rate"] else {},
         ],
         output="screen",
         on_exit=_end,
@@ -96,6 +102,13 @@ def _await_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         command = ["ros2", "bag", "record", "--storage", "mcap", "--output", given["record"], "--topics", *topics]
         entities.append(ExecuteProcess(cmd=command, output="screen"))
     return entities
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}: give a number") from None
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:

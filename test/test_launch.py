@@ -133,6 +133,9 @@ def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
     [
         ("path:=/nowhere", "replay_node: nothing at /nowhere: give a folder of images"),
         ("model:=nonesuch", "cannot be configured: no model named 'nonesuch'"),
+        ("transport:=compressed", "transport is compressed: a replay needs raw, leave it out"),
+        ("autostart:=false", "autostart is false: a replay needs true, leave it out"),
+        ("rate:=fast", "rate is 'fast': give a number"),
     ],
 )
 def test_replay_ends_where_it_cannot_begin(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:

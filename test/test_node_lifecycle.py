@@ -67,6 +67,13 @@ def segmenting(graph: Graph, log: Path, model: Path, **parameters: Any) -> Itera
         yield program
 
 
+def ends_quietly(program: Program, signal_number: int) -> None:
+    """Check that all is well after a signal, and nothing else is said than before."""
+    before = len(program.said)
+    assert program.end(signal_number) == 0, program.said
+    assert [line for line in program.said[before:].splitlines() if "[INFO]" not in line] == []
+
+
 def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, tmp_path: Path) -> None:
     absent = tmp_path / "absent.safetensors"
 
@@ -154,9 +161,7 @@ def test_signal_in_the_midst_of_work_ends_it_quietly(
         for index, image in enumerate(moving_images(20)):
             viewer.publish(image_message(image, SECOND + index * PERIOD))
         graph.until(lambda: viewer.masks, "first mask")
-        assert program.end(signal_number) == 0, program.said
-        said = [line for line in program.said.splitlines() if "[INFO]" not in line]
-        assert said == []
+        ends_quietly(program, signal_number)
 
 
 def test_state_is_asked_for_again_when_an_answer_gets_lost(
@@ -188,8 +193,7 @@ def test_signal_ends_it_quietly_before_there_is_work(graph: Graph, model: Path, 
             if state == "inactive":
                 lifecycle.configure()
             assert lifecycle.state() == state
-            assert program.end(number) == 0, program.said
-            assert [line for line in program.said.splitlines() if "[INFO]" not in line] == []
+            ends_quietly(program, number)
 
 
 def test_wrong_parameter_ends_it_with_a_message(graph: Graph, tmp_path: Path) -> None:

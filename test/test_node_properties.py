@@ -100,6 +100,8 @@ class Car:
         self.deactivate()
 
     def activate(self) -> None:
+        if self.node._worker is not None:  # an example that failed left it so
+            self.deactivate()
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
 
     def deactivate(self) -> None:

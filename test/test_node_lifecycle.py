@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import product
@@ -30,6 +31,8 @@ from graph import (
     running,
     tiny_model,
 )
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -194,6 +197,34 @@ def test_signal_ends_it_quietly_before_there_is_work(graph: Graph, model: Path, 
                 lifecycle.configure()
             assert lifecycle.state() == state
             ends_quietly(program, number)
+
+
+SLOW = """
+from time import sleep
+from netwarp_ros.node import segment_node
+
+def warm_up(segmenter):
+    print("[INFO] warming up", flush=True)
+    while True:
+        sleep(0.01)
+
+segment_node.Segmenter.warm_up = warm_up
+segment_node.main()
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_it_quietly_while_it_is_configured(
+    graph: Graph, model: Path, tmp_path: Path, signal_number: int
+) -> None:
+    command = [sys.executable, "-c", SLOW, "--ros-args", "-p", f"model:={model}"]
+    with running(command, tmp_path / "log") as program:
+        assert graph.lifecycle().state() == "unconfigured"
+        client = graph.node.create_client(ChangeState, "/segmenter/change_state")
+        assert client.wait_for_service()
+        client.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
+        graph.until(lambda: "warming up" in program.said, "warm-up")
+        ends_quietly(program, signal_number)
 
 
 def test_wrong_parameter_ends_it_with_a_message(graph: Graph, tmp_path: Path) -> None:

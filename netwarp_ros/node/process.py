@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,21 +29,24 @@ def ros_process(name: str) -> Iterator[None]:
     Raises:
         SystemExit: With status 2, after that line.
     """
+    # ROS would end its context alone, which a model being compiled does not look at. This interrupts the body.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     rclpy.init()
     try:
         yield
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:  # of SIGINT, be it before the context has ended
+    except KeyboardInterrupt:
         pass
     except BaseException:
-        # A signal ends the context. What comes of it then depends on what rclpy was at: ExternalShutdownException, or
-        # an RCLError where it was about to wait.
+        # Where the context ends first, what comes of it depends on what rclpy was at: ExternalShutdownException, or an
+        # RCLError where it was about to wait.
         if rclpy.ok():
             raise
     finally:
         rclpy.try_shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import typer
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.frames import LabelFolder, open_frames
 from netwarp_ros.data.street import Street
 from netwarp_ros.flow import PRESETS, DisFlow, FlowEstimator, estimator

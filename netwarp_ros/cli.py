@@ -306,8 +306,8 @@ def evaluate(
     import torch
 
     from netwarp_ros.benchmarks.ops import environment
+    from netwarp_ros.classes import load_classes
     from netwarp_ros.data.bags import BagLabels
-    from netwarp_ros.data.classes import load_classes
     from netwarp_ros.evaluation import Moment
     from netwarp_ros.evaluation import evaluate as evaluate_frames
     from netwarp_ros.fleet import Job, cut, recording_name
@@ -643,7 +643,7 @@ def convert(
     """Make a model file of a public network's weights, and say what fitted."""
     import torch
 
-    from netwarp_ros.data.classes import load_classes
+    from netwarp_ros.classes import load_classes
     from netwarp_ros.models import ModelSpec, build, save_model
     from netwarp_ros.models.foreign import load_foreign, read_checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.frames import Frame, ahead
 from netwarp_ros.flow import FlowFolder
 from netwarp_ros.metrics import (

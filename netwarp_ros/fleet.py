@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import torch
 
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.bags import BagLabels, open_labels
-from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import FrameSource, open_frames
 from netwarp_ros.data.output import replacing
 from netwarp_ros.evaluation import TRIMAP_WIDTHS, Labels, Part, score

@@ -10,7 +10,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 
 try:
     import imageio_ffmpeg

@@ -19,8 +19,8 @@ from typing import Any
 import cv2
 import torch
 
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.bag_writer import BagWriter
-from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import Frame, FrameSource, ahead, read_image
 from netwarp_ros.data.messages import header, image_message, label_info, timing_message
 from netwarp_ros.data.output import replacing

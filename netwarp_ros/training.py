@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.samples import SampleFrames, Samples
 from netwarp_ros.losses import ClipLoss, class_weights, mean_over_processes
 from netwarp_ros.metrics import ConfusionMatrix

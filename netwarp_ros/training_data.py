@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.data.augment import Augmentation
 from netwarp_ros.data.bags import BagVideo
 from netwarp_ros.data.camvid import CamVid
 from netwarp_ros.data.cityscapes import Cityscapes
-from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.data.drives import StreetDrives
 from netwarp_ros.data.folders import ImageFolder
 from netwarp_ros.data.motion import Motion

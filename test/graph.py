@@ -34,7 +34,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.images import bgr_message

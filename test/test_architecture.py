@@ -14,10 +14,11 @@ PACKAGE = Path(netwarp_ros.ops.__file__).parent.parent
 ROS = {"rclpy", "launch", "launch_ros", "ament_index_python", "cv_bridge", "diagnostic_updater"}
 MAY_IMPORT = {
     "ops": set(),
-    "models": {"ops"},
+    "classes": {"resources"},
+    "models": {"ops", "classes"},
     "flow": set(),
     "metrics": set(),
-    "data": {"resources"},
+    "data": {"classes", "resources"},
     "segmenter": {"models", "flow"},
 }
 

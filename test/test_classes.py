@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netwarp_ros.data.classes import ClassSet, load_classes
+from netwarp_ros.classes import ClassSet, load_classes
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 GOOD = "name: two\nvoid: 255\nclasses:\n- {name: floor, color: [1, 2, 3]}\n- {name: wall, color: [4, 5, 6]}\n"

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from netwarp_ros import cli, plots, training
+from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.data.bag_writer import BagWriter, write_bag
 from netwarp_ros.data.bags import BagFrames, BagLabels, BagVideo
-from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.data.frames import Frame, LabelFolder, open_frames, stamp
 from netwarp_ros.data.messages import header, image_message
 from netwarp_ros.evaluation import TRIMAP_WIDTHS

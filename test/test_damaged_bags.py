@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.bag_reader import BagReader
 from netwarp_ros.data.bags import BagLabels, BagVideo
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import open_frames, stamp
 from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, header, image_message, typestore
 

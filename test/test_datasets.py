@@ -14,10 +14,10 @@ from cityscapesscripts.helpers.labels import name2label
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.bags import BagVideo
 from netwarp_ros.data.camvid import COLORS, VOID, CamVid, from_colors, usual_split
 from netwarp_ros.data.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.folders import ImageFolder
 from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE
 from netwarp_ros.data.samples import SampleFrames, clips

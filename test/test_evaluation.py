@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from netwarp_ros.data.classes import ClassSet, load_classes
+from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.data.frames import Frame, stamp
 from netwarp_ros.evaluation import Moment, evaluate, judging_flow, percentiles
 from netwarp_ros.metrics import miou

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from netwarp_ros import fleet
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.bag_writer import write_bag
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import Frame, FrameSource, stamp
 from netwarp_ros.evaluation import Labels, Part, evaluate, summarise
 from netwarp_ros.fleet import Found, Job, Slice, cut, evaluate_slices

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.models import ModelSpec, NetWarpSpec, augment, build, load_model, save_model
 from netwarp_ros.models.hosts import Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101
 from netwarp_ros.models.hosts.dilation import _mirrored

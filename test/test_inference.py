@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.flow import DisFlow
 from netwarp_ros.models import Inference, Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.segmenter import MemoryState, Segmenter

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import args, evaluateImgLists
 
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.metrics import ConfusionMatrix, InstanceIoU
 
 K, VOID = 3, 9

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.resources import resource
 
 TIMING = "/camera/segmentation/timing"

@@ -32,7 +32,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
 from netwarp_ros.mailbox import Mailbox
-from netwarp_ros.node import camera, segment_node
+from netwarp_ros.node import camera
 from netwarp_ros.node.account import Drop
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.node.segment_node import SegmentNode
@@ -193,14 +193,14 @@ def test_color_and_overlay_are_not_made_for_nobody(
 def test_whatever_goes_wrong_in_configuring_leaves_it_unconfigured(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Segmenter) -> None:
+    def fail(self: Segmenter | camera.Camera) -> None:
         raise RuntimeError("CUDA error: no kernel image")
 
     with monkeypatch.context() as patch:
         patch.setattr(Segmenter, "warm_up", fail)
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     with monkeypatch.context() as patch:
-        patch.setattr(segment_node, "load_classes", lambda name: (_ for _ in ()).throw(FileNotFoundError(name)))
+        patch.setattr(camera.Camera, "advertise", fail)
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
 

@@ -41,9 +41,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
+from netwarp_ros.classes import load_classes
 from netwarp_ros.cli import main as netwarp
 from netwarp_ros.data.bag_writer import write_bag
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.data.frames import Frame, open_frames
 from netwarp_ros.evaluation import Moment, evaluate
 from netwarp_ros.flow import DisFlow

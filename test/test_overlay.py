@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import netwarp_ros.overlay
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.overlay import VideoWriter, overlay
 
 CAMVID = load_classes("camvid")

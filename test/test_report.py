@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.frames import Frame
 from netwarp_ros.evaluation import Moment
 from netwarp_ros.plots import timeline_figure

@@ -17,7 +17,7 @@ from rosbags.rosbag2 import Reader
 from torch import nn
 
 from netwarp_ros import segmentation
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.frames import Frame, FrameSource, open_frames, stamp
 from netwarp_ros.data.messages import FRAME_TIMING, IMAGE, LABEL_INFO, typestore
 from netwarp_ros.models import Inference, Model, ModelSpec, augment

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.flow import DisFlow
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.segmenter import MemoryState, Reset, Result, Segmenter

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from netwarp_ros import cli, tables, training
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.frames import ImageFiles
 from netwarp_ros.flow import write_flo
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model

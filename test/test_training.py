@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netwarp_ros import training
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.camvid import CamVid
-from netwarp_ros.data.classes import load_classes
 from netwarp_ros.losses import ClipLoss, labelled_weight, normalise, segmentation_loss
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
 from netwarp_ros.models.weights import HOSTS

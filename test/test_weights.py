@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from netwarp_ros.data.classes import ClassSet, load_classes
+from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.models import (
     ModelSpec,
     NetWarpSpec,

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.bag_reader import BagReader, Topic
-from netwarp_ros.data.classes import ClassSet
 from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, LabelFolder, is_bag, stamp
 from netwarp_ros.data.image_messages import samples, to_bgr
 from netwarp_ros.data.messages import IMAGE, IMAGES, deserialize, stamp_of

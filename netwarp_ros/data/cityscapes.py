@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.frames import read_image, read_label
 from netwarp_ros.data.samples import Sample, Samples
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from netwarp_ros.data.classes import load_classes
+from netwarp_ros.classes import load_classes
 from netwarp_ros.data.samples import Sample, Samples
 from netwarp_ros.data.street import Street
 

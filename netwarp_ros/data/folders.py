@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.frames import ImageFiles, LabelFolder, read_image, read_label
 from netwarp_ros.data.samples import Sample, Samples
 

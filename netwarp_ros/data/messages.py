@@ -14,7 +14,7 @@ import numpy as np
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.image_messages import ImageError
 
 IMAGE = "sensor_msgs/msg/Image"

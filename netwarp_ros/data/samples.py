@@ -12,7 +12,7 @@ from typing import overload
 
 import numpy as np
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from netwarp_ros.data.classes import ClassSet, load_classes
+from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
 from netwarp_ros.models.video_cnn import VideoCNN, augment
 

@@ -19,7 +19,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.image_messages import to_bgr
 from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, deserialize
 from netwarp_ros.mailbox import Mailbox

@@ -29,8 +29,8 @@ from rich.progress import Progress
 from rich.table import Table
 from sensor_msgs.msg import Image
 
+from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.data.bag_writer import write_bag
-from netwarp_ros.data.classes import ClassSet, load_classes
 from netwarp_ros.data.frames import Frame, open_frames
 from netwarp_ros.data.messages import STAGES
 from netwarp_ros.data.street import Street

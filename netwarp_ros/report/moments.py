@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.evaluation import Moment
 from netwarp_ros.overlay import overlay
 from netwarp_ros.results import FrameRecord

@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netwarp_ros.data.classes import ClassSet
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.output import replacing
 from netwarp_ros.plots import timeline_figure, trimap_figure
 from netwarp_ros.report.moments import Moments

@@ -17,11 +17,13 @@ SMALL = ops.Case("small", (1, 8, 9, 12), torch.float32, "channels_last")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_what_is_compared_computes_the_same(layout: str) -> None:
-    calls = ops._Setup(ops.Case("small", (1, 8, 9, 12), torch.float32, layout), CPU, None).forward()
-    results = {name: call() for name, (call, _) in calls.items()}
-    torch.testing.assert_close(results["warp"], results["grid_sample"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(results["warp_combine"], results["grid_sample + mul + add"], atol=1e-4, rtol=0)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_what_is_compared_computes_the_same(layout: str, dtype: torch.dtype, tolerance: float) -> None:
+    setup = ops._Setup(ops.Case("small", (1, 8, 9, 12), dtype, layout), CPU, None)
+    for calls, of_maps in ((setup.forward(), slice(None)), (setup.backward(), 0)):
+        results = {name: call()[of_maps] for name, (call, _) in calls.items()}
+        for ours, theirs in (("warp", "grid_sample"), ("warp_combine", "grid_sample + mul + add")):
+            torch.testing.assert_close(results[ours], results[theirs], atol=tolerance, rtol=0)
 
 
 def test_results_relate_to_the_copy_and_to_what_is_replaced() -> None:

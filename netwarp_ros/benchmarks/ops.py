@@ -2,8 +2,10 @@
 """The warp operator beside what it replaces: a copy of the same tensor, `grid_sample`, and compiled `grid_sample`.
 
 All of them run in one process and take turns, so that whatever disturbs the machine disturbs them alike; of each, the
-median counts. Every one allocates its result. The grid that `grid_sample` wants is made beforehand and not timed, and
-has the type of the features, as it demands: in half precision its coordinates are not exact.
+median counts. Every one allocates its result. The grid that `grid_sample` wants is made beforehand and not timed. On
+CUDA it has the type of the features, as it demands: in half precision its coordinates are not exact. On the CPU
+`grid_sample` gets and gives float32, between two conversions: in bfloat16 it returns NaN, and its gradient is written
+outside of its memory (PyTorch 2.13).
 
 A large result costs more to allocate than to compute: on the CPU, the C library returns it to the system and gets it
 back in pages that must be cleared. So there are two states of the memory. On the CPU, ``fresh`` is as PyTorch comes and
@@ -153,7 +155,7 @@ class _Setup:
 
         self.present, self.previous, self.grad = features(), features(), features()
         self.flow = _flow(case, source).to(device)
-        self.grid = _grid(self.flow).to(case.dtype)
+        self.grid = _grid(self.flow).to(case.dtype if device.type == "cuda" else torch.float32)
         self.w1, self.w2 = torch.rand(2, case.shape[1], generator=source).to(device)
 
     def forward(self) -> dict[str, tuple[Callable[[], object], int]]:
@@ -193,7 +195,8 @@ class _Setup:
 
 
 def _sample(features: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    sampled = F.grid_sample(features.to(grid.dtype), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return sampled.to(features.dtype)
 
 
 def _sample_and_blend(present: Tensor, previous: Tensor, grid: Tensor, w1: Tensor, w2: Tensor) -> Tensor:

@@ -102,8 +102,9 @@ def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str,
     import rclpy
     from sensor_msgs.msg import CompressedImage, Image
 
-    from netwarp_ros.node.demo import NodeProcess, Recorder
+    from netwarp_ros.node.demo import Recorder
     from netwarp_ros.node.lifecycle import LifecycleClient
+    from netwarp_ros.node.process import NodeProcess
 
     namespace, kind = f"/fuzz_{os.getpid()}", Image if transport == "raw" else CompressedImage
     topic = f"{namespace}/camera/image_raw" + ("" if transport == "raw" else "/compressed")

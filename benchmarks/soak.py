@@ -23,11 +23,10 @@ from typing import Any
 
 import torch
 
-from netwarp_ros.benchmarks.ops import environment
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node.benchmark import Bench, Subject
 from netwarp_ros.node.benchmark_cameras import memory_mb
-from netwarp_ros.provenance import versions
+from netwarp_ros.provenance import environment, versions
 
 OVERLOAD = 1.5
 GROWTH = 1.0

@@ -305,7 +305,6 @@ def evaluate(
     """Score a model on recorded frames, taken as one stream for each camera; with labels, or without."""
     import torch
 
-    from netwarp_ros.benchmarks.ops import environment
     from netwarp_ros.classes import load_classes
     from netwarp_ros.data.bags import BagLabels
     from netwarp_ros.evaluation import Moment
@@ -313,7 +312,7 @@ def evaluate(
     from netwarp_ros.fleet import Job, cut, recording_name
     from netwarp_ros.flow import open_flow
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
-    from netwarp_ros.provenance import describe_input, versions
+    from netwarp_ros.provenance import describe_input, environment, versions
     from netwarp_ros.report import Moments, check_requirements, write_page
     from netwarp_ros.results import write_csv, write_json
 
@@ -618,7 +617,12 @@ def train(
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict: .safetensors, or of torch.save.")],
     host: Annotated[
-        str, typer.Option("--host", help="playdata, dilation8, dilation10, pspnet50 or pspnet101.", show_default=False)
+        str,
+        typer.Option(
+            "--host",
+            help="The network that they are of, such as pspnet101; a wrong name brings up the list.",
+            show_default=False,
+        ),
     ],
     classes: Annotated[
         str,
@@ -726,6 +730,7 @@ def benchmark_ops(
     import torch
 
     from netwarp_ros.benchmarks import ops
+    from netwarp_ros.provenance import environment
 
     target = torch.device(device)
     if json_file:
@@ -748,7 +753,7 @@ def benchmark_ops(
                 )  # fmt: skip
         Console().print(table)
     if json_file:
-        report = {"environment": ops.environment(target), "results": [result.to_json() for result in results]}
+        report = {"environment": environment(target), "results": [result.to_json() for result in results]}
         json_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -759,7 +764,9 @@ def benchmark_model(
     precision: PrecisionOption = "auto",
     flow: EstimatorOption = "ultrafast",
     input_height: HeightOption = 0,
-    compile_host: Annotated[bool, typer.Option("--compile", help="Compile the host with torch.compile.")] = False,
+    compile_host: Annotated[
+        str, typer.Option("--compile", help="Mode of torch.compile for the host: none, default or reduce-overhead.")
+    ] = "none",
     frames: Annotated[int, typer.Option("--frames", help="Frames of the synthetic street, 480x360.")] = 40,
     passes: Annotated[int, typer.Option("--passes", help="How often they are taken.")] = 5,
     json_file: Annotated[
@@ -770,10 +777,10 @@ def benchmark_model(
     import torch
 
     from netwarp_ros.benchmarks import model as benchmark
-    from netwarp_ros.benchmarks.ops import environment
     from netwarp_ros.data.street import Street
     from netwarp_ros.flow import estimator
     from netwarp_ros.models import DEFAULT_MODEL, load_model
+    from netwarp_ros.provenance import environment
 
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -827,13 +834,12 @@ def benchmark_node(
     import torch
 
     from netwarp_ros.benchmarks.node import markdown
-    from netwarp_ros.benchmarks.ops import environment
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
-    from netwarp_ros.provenance import describe_input, versions
+    from netwarp_ros.provenance import describe_input, environment, versions
 
     try:
         from netwarp_ros.node.benchmark import benchmark, middleware
-        from netwarp_ros.node.demo import DemoError
+        from netwarp_ros.node.process import NodeError
     except ImportError as error:
         raise ValueError(f"it needs ROS 2 with netwarp_ros built for it, to be sourced ({error})") from error
     if json_file:
@@ -860,7 +866,7 @@ def benchmark_node(
             for run in benchmark(**loads, **parameters):
                 runs.append(run)
                 status.update(f"{run.cameras} × {run.width}x{run.height} at {run.rate:.1f} Hz: {run.system} is done")
-        except DemoError as error:
+        except NodeError as error:
             sys.stderr.write(f"netwarp: {error}\n")
             raise typer.Exit(1) from None
     typer.echo(markdown(runs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+
+from netwarp_ros.ops import compiled
 
 
 def describe_input(path: Path) -> dict[str, Any]:
@@ -39,6 +42,23 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "opencv": cv2.__version__,
         "rosbags": metadata.version("rosbags"),
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Describe what was measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else model,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "operator": "compiled" if device.type in compiled.DEVICES else "plain PyTorch",
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 

@@ -37,6 +37,13 @@ from netwarp_ros.models import (
 )
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GRAPHS = "reduce-overhead"
+COMPILE_MODES = ("none", "default", GRAPHS)
+"""What may be done to the host: nothing, or a mode of `torch.compile`; the last replays it as CUDA graphs."""
+
+TOLERANCE = 0.01
+"""Share of the pixels that a compiled host may see differently: its sums are rounded in another order."""
+
 MAX_GAP = 0.5
 """Seconds between two frames over which the flow between them is not trusted."""
 
@@ -95,8 +102,9 @@ class Segmenter:
         max_gap: Seconds between two stamps over which the memory starts anew.
         host_only: Run the host network frame by frame, without NetWarp and flow.
         inference: What the network sees of a frame at the input height: by default all of it, at once.
-        compile: Whether `torch.compile` shall make the host faster, which takes half a minute now and for each size of
-            image. Where it cannot, the host runs as it is, and ``compile_problem`` says why.
+        compile: Of `COMPILE_MODES`: how `torch.compile` shall make the host faster, which takes half a minute now and
+            for each size of image. A host that cannot be compiled, or would give other masks, runs as it is; where that
+            is so with CUDA graphs, it is compiled without. ``compiled`` is what it came to, ``compile_problem`` why.
 
     Raises:
         ValueError: If an argument is not of these, or the device or precision is not to be had here.
@@ -113,10 +121,12 @@ class Segmenter:
         max_gap: float = MAX_GAP,
         host_only: bool = False,
         inference: Inference = WHOLE_FRAME,
-        compile: bool = False,
+        compile: str = "none",
     ) -> None:
         if input_height < 0:
             raise ValueError(f"input_height is {input_height}: give pixels, or 0 for the height of the training")
+        if compile not in COMPILE_MODES:
+            raise ValueError(f"compile is {compile!r}: choose one of {', '.join(COMPILE_MODES)}")
         if not max_gap > 0:
             raise ValueError(f"max_gap is {max_gap}: give seconds > 0")
         self.model = model if isinstance(model, Model) else load_model(model)
@@ -127,37 +137,49 @@ class Segmenter:
         self.max_gap = max_gap
         self.network = self.model.network.eval().to(self.device)
         self.network.host.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.compile_problem = self._compile() if compile else ""
-        self.compiled = compile and not self.compile_problem
         self.temporal = bool(self.network.layers) and not host_only
         self.inference = inference
-        network = self.network if self.temporal else VideoCNN(self.network.host, {})
+        self._video_cnn = self.network if self.temporal else VideoCNN(self.network.host, {})
         self._forward: Callable[..., tuple[Tensor, Memory | InferenceMemory]] = (
-            network if inference == WHOLE_FRAME else partial(inference, network)
+            self._video_cnn if inference == WHOLE_FRAME else partial(inference, self._video_cnn)
         )
 
         # (rgb / 255 - mean) / std as one multiplication and one addition per channel.
         spec = self.model.spec
         mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
+        self.compiled, self.compile_problem = "none", ""
+        if compile != "none":
+            self._compile(compile)
 
     @property
     def precision(self) -> str:
         """Name of the precision in use."""
         return str(self.dtype).removeprefix("torch.")
 
-    @torch.inference_mode()
-    def _compile(self) -> str:
-        """Compile the host and run it; where that fails leave it as it was, and return why."""
-        host, height = self.network.host, self.input_height
-        frame = torch.zeros(1, 3, height, height * 4 // 3, dtype=self.dtype, device=self.device)
+    def _compile(self, mode: str) -> None:
+        """Compile the host and hold its masks to those without; where that fails, note why and do with less."""
+        host = self._video_cnn.host
         try:
-            self.network.host = torch.compile(host, dynamic=False)  # type: ignore[assignment]  # of a module, a module
-            self.network(frame.to(memory_format=torch.channels_last))
+            if mode == GRAPHS and not (self.device.type == "cuda" and self.inference == WHOLE_FRAME):
+                raise RuntimeError("CUDA graphs are for whole frames on CUDA")
+            wanted = self._rehearse()
+            self._video_cnn.host = torch.compile(host, dynamic=False, mode=mode)  # type: ignore[assignment]
+            self.compiled = mode
+            if (differing := (self._rehearse() != wanted).mean()) > TOLERANCE:
+                raise RuntimeError(f"compiled, it gives other masks in {differing:.1%} of the pixels")
         except Exception as error:  # PyTorch's compilers and the C++ compiler they call have no error in common
-            self.network.host = host
-            return str(error).strip().partition("\n")[0] or type(error).__name__
-        return ""
+            self._video_cnn.host, self.compiled = host, "none"
+            self.compile_problem = str(error).strip().partition("\n")[0] or type(error).__name__
+            if mode == GRAPHS:
+                self._compile("default")
+
+    def _rehearse(self) -> np.ndarray:
+        """Return the masks of a few frames of a stream that moves."""
+        height, stream = self.input_height, self.stream()
+        noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+        image = cv2.resize(noise, (height * 4 // 3, height), interpolation=cv2.INTER_CUBIC)
+        return np.stack([stream.segment(np.roll(image, 2 * step, axis=1), step).mask for step in range(4)])
 
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
         """Return a new stream: one for each camera; with the `Stream.state` of another, one that goes on from there."""
@@ -203,7 +225,11 @@ class Segmenter:
         frame = torch.addcmul(self._shift, pixels, self._scale).to(self.dtype, memory_format=torch.channels_last)
         height, width = image.shape[:2]
         motion = None if flow is None else lambda: resize_flow(self._upload(flow()), (height, width))
+        if self.compiled == GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()
         scores, memory = self._forward(frame, motion, memory)
+        if self.compiled == GRAPHS and isinstance(memory, Memory):
+            memory = memory.clone()  # the next replay writes over what this one gave
         return _mask(scores, (height, width)), memory if self.temporal else None
 
     def _upload(self, array: np.ndarray) -> Tensor:

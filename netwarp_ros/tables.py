@@ -16,14 +16,13 @@ import numpy as np
 import yaml
 
 from netwarp_ros.benchmarks.model import measure
-from netwarp_ros.benchmarks.ops import environment
 from netwarp_ros.data.frames import FrameSource
 from netwarp_ros.data.output import replacing
 from netwarp_ros.evaluation import Report
 from netwarp_ros.flow import open_flow
 from netwarp_ros.models import Model, load_model, read_spec
 from netwarp_ros.models.weights import find_weights
-from netwarp_ros.provenance import describe_input, versions
+from netwarp_ros.provenance import describe_input, environment, versions
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training import train
 from netwarp_ros.training_config import FREE_KEYS, TrainingConfig, load_config

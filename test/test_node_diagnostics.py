@@ -159,7 +159,7 @@ def test_values() -> None:
 
 def segmenter(device: str) -> Any:
     model = SimpleNamespace(name="tiny")
-    return SimpleNamespace(model=model, device=torch.device(device), precision="float16", compiled=False)
+    return SimpleNamespace(model=model, device=torch.device(device), precision="float16", compiled="none")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_active_node_says_what_is_in_use() -> None:
     status = node_status("segmenter", "active", segmenter("cpu"), Thresholds())
     assert (status.level, status.message, status.hardware_id) == (OK, "segmenting on cpu", "cpu")
     assert values(status) == {
-        "state": "active", "model": "tiny", "device": "cpu", "precision": "float16", "compiled": "False",
+        "state": "active", "model": "tiny", "device": "cpu", "precision": "float16", "compiled": "none",
         "last error": "none",
     }  # fmt: skip
 

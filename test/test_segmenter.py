@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.flow import DisFlow
@@ -100,8 +100,8 @@ def test_input_height_scales_network_and_flow() -> None:
 
 
 def test_compiled_host_gives_the_same_masks() -> None:
-    plain, compiled = segmenter(), segmenter(compile=True)
-    assert (plain.compiled, compiled.compiled, compiled.compile_problem) == (False, True, "")
+    plain, compiled = segmenter(), segmenter(compile="default")
+    assert (plain.compiled, compiled.compiled, compiled.compile_problem) == ("none", "default", "")
     expected, stream = plain.stream(), compiled.stream()
     for i, image in enumerate(images(3)):
         assert (stream.segment(image, i).mask == expected.segment(image, i).mask).mean() > 0.999
@@ -112,9 +112,54 @@ def test_host_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", fail)
-    refused, image = segmenter(compile=True), images(1)[0]
-    assert (refused.compiled, refused.compile_problem) == (False, "no C++ compiler")
+    refused, image = segmenter(compile="default"), images(1)[0]
+    assert (refused.compiled, refused.compile_problem) == ("none", "no C++ compiler")
     assert np.array_equal(refused.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
+
+
+class Inverted(torch.nn.Module):
+    """What no compiler should make of a host."""
+
+    def __init__(self, host: torch.nn.Module) -> None:
+        super().__init__()
+        self.host = host
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return -self.host(frame)
+
+
+def test_host_that_changes_when_it_is_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda host, **_options: Inverted(host))
+    refused, image = segmenter(compile="default"), images(1)[0]
+    assert refused.compiled == "none" and "compiled, it gives other masks in " in refused.compile_problem
+    assert np.array_equal(refused.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
+
+
+def test_without_cuda_graphs_the_host_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda host, mode, **_options: modes.append(mode) or host)
+    compiled = segmenter(compile="reduce-overhead")
+    assert (modes, compiled.compiled) == (["default"], "default")
+    assert compiled.compile_problem == "CUDA graphs are for whole frames on CUDA"
+
+
+@pytest.mark.parametrize(("compiled", "same"), [("reduce-overhead", True), ("none", False)])
+def test_memory_is_out_of_reach_of_cuda_graphs(monkeypatch: pytest.MonkeyPatch, compiled: str, same: bool) -> None:
+    """A replay writes its results where those of the last one were, and so does the layer here."""
+    expected, replayed = segmenter().stream(), segmenter().stream()
+    layer = replayed.segmenter.network.host[0]  # type: ignore[index]
+    convolve, places = layer.forward, []
+
+    def replay(frame: Tensor) -> Tensor:
+        result = convolve(frame)
+        if not places:
+            places.append(torch.empty_like(result))
+        return places[0].copy_(result)
+
+    monkeypatch.setattr(layer, "forward", replay)
+    monkeypatch.setattr(replayed.segmenter, "compiled", compiled)
+    masks = [(replayed.segment(image, i).mask, expected.segment(image, i).mask) for i, image in enumerate(images(4))]
+    assert all(np.array_equal(*pair) for pair in masks) == same
 
 
 def test_flow_that_is_given_is_not_estimated() -> None:

@@ -16,12 +16,10 @@ every run, and ``warm`` does not.
 from __future__ import annotations
 
 import ctypes
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netwarp_ros import ops
-from netwarp_ros.ops import compiled
 
 COPY, GRID_SAMPLE = "copy", "grid_sample"
 
@@ -296,20 +293,3 @@ def _prepare_memory(state: str, device: torch.device) -> Callable[[], None]:
         library.mallopt(mmap_threshold, limit)
         library.mallopt(trim_threshold, 2 * limit - 1)
     return lambda: None
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Describe what was measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else model,
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "operator": "compiled" if device.type in compiled.DEVICES else "plain PyTorch",
-        "date": time.strftime("%Y-%m-%d"),
-    }

@@ -86,8 +86,13 @@ def header(stamp_ns: int, frame_id: str) -> Any:
     return typestore.types["std_msgs/msg/Header"](stamp=time, frame_id=frame_id)
 
 
-def stamp_of(message: Any, recorded_ns: int) -> int:
-    """Return the stamp of a message's header in ns; where it has none (0), the time of recording."""
+def stamp_of(message: Any, recorded_ns: int = 0) -> int:
+    """Return the stamp of a message's header in ns; where it has none (0), the time of recording.
+
+    Args:
+        message: Of this module or of ROS.
+        recorded_ns: That time.
+    """
     time = message.header.stamp
     return time.sec * 10**9 + time.nanosec or recorded_ns
 

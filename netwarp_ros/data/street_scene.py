@@ -230,7 +230,7 @@ class Scene:
         for house in houses:
             width = house.width * stretch
             offset = PAVEMENT_EDGE - rng.uniform(0.05, 0.4)
-            self._house(rng, builder, house, x, width, side, offset)
+            self._house(builder, house, x, width, side, offset)
             if rng.random() < 0.3:
                 frame = self.at(x + width * rng.uniform(0.2, 0.8), side * (offset - 0.55))
                 builder.add(
@@ -249,7 +249,6 @@ class Scene:
 
     def _house(
         self,
-        rng: np.random.Generator,
         builder: _Builder,
         house: paint.House,
         x: float,

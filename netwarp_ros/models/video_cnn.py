@@ -57,6 +57,10 @@ class Memory(NamedTuple):
         frames = {size: frame.detach() for size, frame in self.frames.items()}
         return Memory(self.shape, frames, {name: z.detach() for name, z in self.representations.items()})
 
+    def clone(self) -> Memory:
+        """Return a copy whose representations nobody else writes to."""
+        return self._replace(representations={name: z.clone() for name, z in self.representations.items()})
+
 
 @dataclass
 class _Call:

@@ -26,13 +26,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from netwarp_ros.benchmarks.node import Run, find_peak
-from netwarp_ros.data.messages import STAGES
+from netwarp_ros.data.messages import STAGES, stamp_of
 from netwarp_ros.evaluation import percentiles
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.benchmark_cameras import send
-from netwarp_ros.node.demo import PATIENCE_S, DemoError, NodeProcess
 from netwarp_ros.node.lifecycle import LifecycleClient, LifecycleError
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import PATIENCE_S, NodeError, NodeProcess, ros_process
 from netwarp_ros.resources import resource
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,8 +75,7 @@ class Subject:
 
     def on_timing(self, camera: int, timing: FrameTiming) -> None:
         """Note where the time of a frame went."""
-        stamp_ns = timing.header.stamp.sec * 10**9 + timing.header.stamp.nanosec
-        self.rows[camera].append((stamp_ns, tuple(getattr(timing, f"{name}_ms") for name in DURATIONS)))
+        self.rows[camera].append((stamp_of(timing), tuple(getattr(timing, f"{name}_ms") for name in DURATIONS)))
 
     def on_diagnostics(self, report: DiagnosticArray) -> None:
         """Note what the node says of its cameras."""
@@ -138,7 +136,7 @@ class Bench:
             parameters: Of the nodes.
 
         Raises:
-            DemoError: If a process ends, or a node cannot be configured.
+            NodeError: If a process ends, or a node cannot be configured.
         """
         subjects = [self._launch(system, cameras, parameters) for system in systems]
         for subject in subjects:
@@ -178,7 +176,7 @@ class Bench:
             meanwhile: Called ten times a second at most.
 
         Raises:
-            DemoError: If the node ends, or does not subscribe.
+            NodeError: If the node ends, or does not subscribe.
         """
         for rows in subject.rows:
             rows.clear()
@@ -219,13 +217,13 @@ class Bench:
         """Take messages in until something is done.
 
         Raises:
-            DemoError: If the node ends before, or patience does.
+            NodeError: If the node ends before, or patience does.
             KeyboardInterrupt: If a signal ends ROS.
         """
         deadline = time.monotonic() + patience_s
         while not done():
             if time.monotonic() > deadline:
-                raise DemoError(f"{subject.system} is not ready within {patience_s:g} s")
+                raise NodeError(f"{subject.system} is not ready within {patience_s:g} s")
             try:
                 self._executor.spin_once(timeout_sec=0.1)
             except ExternalShutdownException:
@@ -241,7 +239,7 @@ class Bench:
                 lifecycle.configure()
                 lifecycle.activate()
             except LifecycleError as error:
-                raise DemoError(f"{error}\n{subject.process.said}") from error
+                raise NodeError(f"{error}\n{subject.process.said}") from error
         self._node.create_subscription(DiagnosticArray, "/diagnostics", subject.on_diagnostics, QoSProfile(depth=10))
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         timings = []
@@ -287,7 +285,7 @@ def benchmark(
 
     Raises:
         ValueError: If there is no such system.
-        DemoError: If a node ends, or cannot be configured.
+        NodeError: If a node ends, or cannot be configured.
     """
     if unknown := set(systems) - set(SYSTEMS):
         raise ValueError(f"nodes are {', '.join(sorted(unknown))!r}: give some of {', '.join(SYSTEMS)}")

@@ -21,7 +21,7 @@ from std_msgs.msg import Header
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.data.image_messages import to_bgr
-from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, deserialize
+from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, deserialize, stamp_of
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.account import Account, Drop
@@ -140,7 +140,7 @@ class Camera:
         decoded = perf_counter()
         stamp, frame_id = message.header.stamp, message.header.frame_id
         header = Header(stamp=Time(sec=stamp.sec, nanosec=stamp.nanosec), frame_id=frame_id)
-        stamp_ns = stamp.sec * 10**9 + stamp.nanosec
+        stamp_ns = stamp_of(message)
         if self._reset.is_set():
             self._reset.clear()
             self._stream.reset()

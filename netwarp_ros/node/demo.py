@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from sensor_msgs.msg import Image
 from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.data.bag_writer import write_bag
 from netwarp_ros.data.frames import Frame, open_frames
-from netwarp_ros.data.messages import STAGES
+from netwarp_ros.data.messages import STAGES, stamp_of
 from netwarp_ros.data.street import Street
 from netwarp_ros.evaluation import percentiles
 from netwarp_ros.metrics import ConfusionMatrix
@@ -40,18 +39,11 @@ from netwarp_ros.models import DEFAULT_MODEL, read_spec
 from netwarp_ros.models.weights import find_weights
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.lifecycle import LifecycleClient
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import PATIENCE_S, NodeError, NodeProcess, ros_process
 from netwarp_ros.overlay import VideoWriter, overlay
 
 CLASSES = "camvid"
 """Class set of the street's labels."""
-
-PATIENCE_S = 60.0
-"""Longest wait for a process to start or to answer, and for a next frame."""
-
-
-class DemoError(RuntimeError):
-    """A process of the demonstration failed, or a frame got lost."""
 
 
 def run(
@@ -114,7 +106,7 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
     """Play the bag through a segment node, and record what comes out.
 
     Raises:
-        DemoError: If a process fails, or a frame neither comes out nor is counted as dropped.
+        NodeError: If a process fails, or a frame neither comes out nor is counted as dropped.
     """
     # A namespace of its own, so that two demonstrations do not meet.
     namespace = f"/demo_{os.getpid()}"
@@ -194,14 +186,14 @@ class Recorder:
         """Take messages in until something is done.
 
         Raises:
-            DemoError: If it is not, and no frame came for long.
+            NodeError: If it is not, and no frame came for long.
         """
         count, deadline = -1, 0.0
         while not done():
             if len(self.masks) != count:
                 count, deadline = len(self.masks), time.monotonic() + PATIENCE_S
             if time.monotonic() > deadline:
-                raise DemoError(f"nothing more came for {PATIENCE_S:g} s after {count} masks; account: {self.account}")
+                raise NodeError(f"nothing more came for {PATIENCE_S:g} s after {count} masks; account: {self.account}")
             self.executor.spin_once(timeout_sec=0.1)
             meanwhile()
 
@@ -211,67 +203,15 @@ class Recorder:
         self.node.destroy_node()
 
     def _on_mask(self, message: Image) -> None:
-        self.masks[_stamp_ns(message)] = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
+        self.masks[stamp_of(message)] = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
 
     def _on_timing(self, message: FrameTiming) -> None:
-        self.timings[_stamp_ns(message)] = message
+        self.timings[stamp_of(message)] = message
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name == self._status:
                 self.account = {pair.key: pair.value for pair in status.values}
-
-
-class NodeProcess:
-    """A node in a process of its own, which writes to a log and ends with the ``with`` statement."""
-
-    def __init__(self, module: str, namespace: str, folder: Path, **parameters: Any) -> None:
-        self._log = folder / f"{module}.log"
-        arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    f"netwarp_ros.node.{module}",
-                    "--ros-args",
-                    "-r",
-                    f"__ns:={namespace}",
-                    *arguments,
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def __enter__(self) -> NodeProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            raise
-
-    @property
-    def pid(self) -> int:
-        """Number of the process."""
-        return self._process.pid
-
-    @property
-    def said(self) -> str:
-        """What it wrote so far."""
-        return self._log.read_text(encoding="utf-8", errors="replace").strip()
-
-    def has_ended(self) -> bool:
-        """Tell whether it has ended by itself."""
-        return self._process.poll() is not None
-
-    def check(self) -> None:
-        """Raise a `DemoError` if it has ended with an error."""
-        if self._process.poll():
-            raise DemoError(f"{self._log.stem} ended with status {self._process.returncode}:\n{self.said}")
 
 
 def draw(
@@ -330,10 +270,6 @@ def _percentiles(values: Iterator[float]) -> dict[str, float]:
     return {key: round(value, 2) for key, value in percentiles(values).items()}
 
 
-def _stamp_ns(message: Image | FrameTiming) -> int:
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-
-
 def main() -> None:
     """Run the demonstration; a failure ends it with status 1, wrong input with 2."""
     # Robots on the same network are none of a demonstration's business.
@@ -341,7 +277,7 @@ def main() -> None:
     with ros_process("demo"):
         try:
             typer.run(run)
-        except DemoError as error:
+        except NodeError as error:
             sys.stderr.write(f"demo: {error}\n")
             raise SystemExit(1) from None
 

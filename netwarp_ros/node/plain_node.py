@@ -17,6 +17,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 
 from netwarp_ros.data.image_messages import to_bgr
+from netwarp_ros.data.messages import stamp_of
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node import parameters
 from netwarp_ros.node.images import mask_message
@@ -39,7 +40,7 @@ class _Camera:
     def on_image(self, node: Node, message: Image) -> None:
         """Segment an image and publish the mask."""
         received, now_ns = perf_counter(), node.get_clock().now().nanoseconds
-        stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        stamp_ns = stamp_of(message)
         image = to_bgr(message)
         decoded = perf_counter()
         result = self.stream.segment(image, stamp_ns)

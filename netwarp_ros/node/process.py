@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node's process begins, runs and ends."""
+"""How a node's process begins, runs and ends, seen from inside and from outside."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import rclpy
 from rclpy.clock import Clock, ClockType
@@ -15,6 +18,13 @@ from rclpy.node import Node
 
 HEARTBEAT_S = 0.5
 """How long a signal goes unnoticed at most."""
+
+PATIENCE_S = 60.0
+"""Longest wait for a process to start, to answer or to end, and for a next frame."""
+
+
+class NodeError(RuntimeError):
+    """A node's process failed, or does not do in time what it should."""
 
 
 @contextmanager
@@ -61,3 +71,51 @@ def executing(node: Node) -> Iterator[Executor]:
         yield executor
     finally:
         node.destroy_node()
+
+
+class NodeProcess:
+    """A node of this package in a process of its own, which ends with the ``with`` statement.
+
+    Args:
+        module: Its module in ``netwarp_ros.node``.
+        namespace: Its namespace.
+        folder: Where its log goes, to ``MODULE.log``.
+        parameters: Its parameters.
+    """
+
+    def __init__(self, module: str, namespace: str, folder: Path, **parameters: Any) -> None:
+        self._log = folder / f"{module}.log"
+        arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
+        with self._log.open("wb") as log:
+            command = [sys.executable, "-m", f"netwarp_ros.node.{module}", "--ros-args", "-r", f"__ns:={namespace}"]
+            self._process = subprocess.Popen([*command, *arguments], stdout=log, stderr=subprocess.STDOUT)
+
+    def __enter__(self) -> NodeProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    @property
+    def said(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace").strip()
+
+    def has_ended(self) -> bool:
+        """Tell whether it has ended by itself."""
+        return self._process.poll() is not None
+
+    def check(self) -> None:
+        """Raise a `NodeError` if it has ended with an error."""
+        if self._process.poll():
+            raise NodeError(f"{self._log.stem} ended with status {self._process.returncode}:\n{self.said}")

@@ -28,7 +28,7 @@ from netwarp_ros.node.camera import Arrival, Camera
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_REPORTS, Thresholds, camera_status, node_status
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.node.process import executing, ros_process
-from netwarp_ros.segmenter import MAX_GAP, PRECISIONS, Segmenter
+from netwarp_ros.segmenter import COMPILE_MODES, MAX_GAP, PRECISIONS, Segmenter
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,12 @@ class SegmentParameters:
         "Precision of the network; auto is the fastest that the device is made for.",
         choices=("auto", *PRECISIONS),
     )
-    compile: bool = parameter(False, "Compile the image CNN, which takes half a minute when the node is configured.")
+    compile: str = parameter(
+        "none",
+        "Mode of torch.compile for the image CNN, which takes half a minute when the node is configured; "
+        "reduce-overhead replays CUDA graphs.",
+        choices=COMPILE_MODES,
+    )
     flow_preset: str = parameter("ultrafast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
     input_height: int = parameter(
         0, "Height in pixels that images are scaled to for the network; 0 is that of the training.", limits=(0, 4320)
@@ -104,7 +109,9 @@ class SegmentNode(LifecycleNode):
                 compile=wanted.compile,
             )
             if self._segmenter.compile_problem:
-                self.get_logger().warning(f"the image CNN runs uncompiled: {self._segmenter.compile_problem}")
+                self.get_logger().warning(
+                    f"compile is {self._segmenter.compiled}, not {wanted.compile}: {self._segmenter.compile_problem}"
+                )
             self._segmenter.warm_up()
             classes = self._segmenter.model.spec.classes
             for name in wanted.cameras:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -156,11 +156,15 @@ class Program:
             self._process.kill()
             raise
 
-    def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
 
-    def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+    def has_ended(self, within_s: float) -> bool:
+        """Tell whether it ends within a time."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(within_s)
+        return self._process.returncode is not None
 
     @property
     def said(self) -> str:

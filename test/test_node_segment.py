@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import runpy
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -349,9 +350,9 @@ def test_every_frame_of_a_flood_is_accounted_for(graph: Graph, program: Program)
     viewer.see(image_message(images[0], SECOND))
     for index, image in enumerate(images[1:], start=1):
         if index == 10:
-            program.pause()  # what it cannot take from its queue of one, it must miss
+            program.send(signal.SIGSTOP)  # what it cannot take from its queue of one, it must miss
         viewer.publish(image_message(image, SECOND + index * PERIOD))
-    program.resume()
+    program.send(signal.SIGCONT)
     last = SECOND + 39 * PERIOD
     graph.until(lambda: viewer.masks[-1].header == header(last), "mask of the newest image")
     seen = graph.diagnosis("segmenter: camera", lambda status, values: values["in flight"] == "0")

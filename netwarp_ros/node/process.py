@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import rclpy
@@ -39,8 +40,7 @@ def ros_process(name: str) -> Iterator[None]:
     Raises:
         SystemExit: With status 2, after that line.
     """
-    # ROS would end its context alone, which a model being compiled does not look at. This interrupts the body.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     rclpy.init()
     try:
         yield
@@ -56,7 +56,20 @@ def ros_process(name: str) -> Iterator[None]:
             raise
     finally:
         rclpy.try_shutdown()
-        signal.signal(signal.SIGTERM, before)
+        interrupted = signal.getsignal(signal.SIGINT) is not _interrupt
+        for number, handler in before.items():
+            # Ignored is what stays so while the interpreter ends, which with PyTorch takes a second.
+            signal.signal(number, signal.SIG_IGN if interrupted else handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt the program, once: on Ctrl-C, the terminal sends SIGINT to all of a launch, and `ros2 launch` another.
+
+    ROS by itself ends its context alone, which a model that is being compiled does not look at.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: None)
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether several cameras' frames are faster through the network together than one after the other.
 
-``python benchmarks/batching.py`` prints the table of docs/benchmarks.md. The batch and the single frames take turns, so
-that whatever disturbs the machine disturbs both; of all rounds, the median ratio counts.
+``python benchmarks/batching.py`` prints the ratios that docs/benchmarks.md has. The batch and the single frames take
+turns, so that whatever disturbs the machine disturbs both; of all rounds, the median ratio counts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-validation over drives: a recipe trained without each drive in turn, and judged on the labelled frames of it.
 
-``python benchmarks/cross_validation.py config/training/swiftnet_lite0_camvid.yaml`` prints the table of docs/models.md.
-Frames of one drive resemble each other whichever of them were trained on, so that only a drive that was left out whole
-says how a model does on new ones. A run that was stopped goes on where it was.
+``python benchmarks/cross_validation.py config/training/swiftnet_lite0_camvid.yaml`` prints the scores that
+docs/models.md has. Frames of one drive resemble each other whichever of them were trained on, so that only a drive
+that was left out whole says how a model does on new ones. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations

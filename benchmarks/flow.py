@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flow estimators on the synthetic street, whose flow is exact, and on labels that they carry: error and time.
 
-``python benchmarks/flow.py`` prints the first table of docs/benchmarks.md, and with a folder that holds images/ and
-labels/ of adjacent frames, ``--video FOLDER``, the second. Warm means that the flow of the pair before is handed to DIS
-as its start. Beside the package's estimators there are DIS at full resolution and what else OpenCV's contributed
-modules have, but for Dual TV-L1 and SimpleFlow, which take seconds.
+``python benchmarks/flow.py`` prints the errors and times that docs/benchmarks.md has, and with a folder that holds
+images/ and labels/ of adjacent frames, ``--video FOLDER``, the labels' part. Warm means that the flow of the pair
+before is handed to DIS as its start. Beside the package's estimators there are DIS at full resolution and what else
+OpenCV's contributed modules have, but for Dual TV-L1 and SimpleFlow, which take seconds.
 """
 
 from __future__ import annotations

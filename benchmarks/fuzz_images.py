@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged image messages sent to a segment node: none may crash it, and each must be counted.
 
-``python benchmarks/fuzz_images.py`` sends 10,000, one after the other, and prints the table of docs/node.md.
+``python benchmarks/fuzz_images.py`` sends 10,000, one after the other, and prints what docs/node.md has in its table.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def segment(
     totals = percentiles(row.total_ms for row in segmented.rows)
     Console().print(
         f"{len(segmented.rows)} masks in {output if is_bag else output / 'masks'}, {totals['p50']:.1f} ms a frame "
-        f"(p99 {totals['p99']:.1f} ms), {segmented.share:.0f} % of the time without scoring in flow and network",
+        f"(p99 {totals['p99']:.1f} ms), {segmented.share:.0f} % of the time in flow and network",
         highlight=False,
     )
 

@@ -80,6 +80,18 @@ def test_given_values_override_defaults_with_types_and_ranges_told() -> None:
         assert not any(descriptor.read_only for descriptor in told.values())
 
 
+def test_every_parameter_tells_its_range_and_when_it_is_read() -> None:
+    with open_graph() as graph:
+        for kind in KINDS:
+            declare(graph.node, kind)
+            for field in dataclasses.fields(kind):
+                told = graph.node.describe_parameter(field.name)
+                assert told.description and not told.read_only
+                assert told.additional_constraints.endswith(("read when the node is configured", "taken at once"))
+                assert bool(told.floating_point_range) == (type(field.default) is float)
+                assert bool(told.integer_range) == (type(field.default) is int)
+
+
 def test_parameters_of_the_replay_node_are_read_only() -> None:
     with open_graph() as graph:
         declare(graph.node, ReplayParameters, read_only=True)

@@ -84,7 +84,7 @@ def _await_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=namespace,
         parameters=[
             {name: ParameterValue(text, value_type=str) for name, text in texts.items()},
-            {"rate": _number("rate", given["rate"])} if given["rate"] else {},
+            {"rate": _rate(given["rate"])} if given["rate"] else {},
         ],
         output="screen",
         on_exit=_end,
@@ -104,11 +104,11 @@ def _await_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return entities
 
 
-def _number(name: str, text: str) -> float:
+def _rate(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}: give a number") from None
+        raise ValueError(f"rate is {text!r}: give a number") from None
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:

@@ -115,6 +115,22 @@ class ClassSet:
                 "for void"
             )
 
+    def check_names(self, other: ClassSet, name: str) -> None:
+        """Check that the ids of another class set mean what they do here.
+
+        Args:
+            other: The class set.
+            name: Of what has it, for the error.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        if other.names != self.names:
+            raise ValueError(
+                f"{name} has the classes of {other.name}, not of {self.name}: {', '.join(other.names)} instead of "
+                f"{', '.join(self.names)}"
+            )
+
     @cached_property
     def _colors(self) -> np.ndarray:
         """``(256, 3)`` uint8: the colour of every value a mask can hold."""

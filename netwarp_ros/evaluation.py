@@ -160,12 +160,7 @@ def score(
             known flow is to be used in real time.
         FileNotFoundError: If a flow is missing.
     """
-    trained_on = segmenter.model.spec.classes
-    if trained_on.names != classes.names:
-        raise ValueError(
-            f"model {segmenter.model.name} has the classes of {trained_on.name}, not of {classes.name}: "
-            f"{', '.join(trained_on.names)} instead of {', '.join(classes.names)}"
-        )
+    classes.check_names(segmenter.model.spec.classes, f"model {segmenter.model.name}")
     if realtime and host:
         raise ValueError("in real time there is no time for the host: leave out one of the two")
     if realtime and flows:

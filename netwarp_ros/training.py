@@ -145,11 +145,7 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
     initial = load_model(model.initial) if model.initial else None
     if initial:
         spec = dataclasses.replace(initial.spec, input_height=input_height, notes={})
-        if spec.classes.names != classes.names:
-            raise ValueError(
-                f"model.initial {model.initial} has the classes of {spec.classes.name}, data of {classes.name}: "
-                f"{', '.join(spec.classes.names)} instead of {', '.join(classes.names)}"
-            )
+        classes.check_names(spec.classes, f"model.initial {model.initial}")
         if spec.netwarp and model.netwarp:
             raise ValueError(
                 f"model.initial {model.initial} has NetWarp behind {', '.join(spec.netwarp.layers)} already: leave "

@@ -132,10 +132,14 @@ def open_graph(*arguments: str) -> Iterator[Graph]:
         rclpy.shutdown()
 
 
+PYTHON = [sys.executable, "-W", "ignore:failed to send response:RuntimeWarning"]
+"""Python without rclpy's warning of a lost answer, which is asked for again."""
+
+
 def node_command(module: str, **parameters: Any) -> list[str]:
     """Return the command that runs a node of this package."""
     pairs = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-    return [sys.executable, "-m", f"netwarp_ros.node.{module}", "--ros-args", *pairs]
+    return [*PYTHON, "-m", f"netwarp_ros.node.{module}", "--ros-args", *pairs]
 
 
 class Program:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,12 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     file.write_text("!!python/object/apply:os.mkdir [made]\n")
     with pytest.raises(ValueError, match="not valid YAML"):
         ClassSet.from_file(file)
+
+
+def test_ids_of_two_sets_mean_the_same_by_their_names() -> None:
+    camvid = load_classes("camvid")
+    camvid.check_names(dataclasses.replace(camvid, name="other", palette=camvid.palette + 1, void=255), "model a")
+    with pytest.raises(
+        ValueError, match="^model a has the classes of cityscapes, not of camvid: road, .* instead of sky"
+    ):
+        camvid.check_names(load_classes("cityscapes"), "model a")

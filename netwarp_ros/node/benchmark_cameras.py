@@ -21,13 +21,10 @@ from std_msgs.msg import Header
 
 from netwarp_ros.data.street import Street
 from netwarp_ros.node.images import bgr_message
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import PATIENCE_S, ros_process
 
 FRAMES = 10
 """Images of the street that a camera sends, there and back again."""
-
-PATIENCE_S = 60.0
-"""Longest wait for a subscriber."""
 
 FAREWELL = Duration(seconds=2)
 """Longest wait at the end for reliable subscribers to have all images."""

@@ -55,8 +55,7 @@ def run(
 ) -> None:
     """Send a street clip through the ROS graph, and leave summary.json, overlay.mp4 and overlay.png."""
     classes = load_classes(CLASSES)
-    if (trained_on := read_spec(find_weights(model)).classes).names != classes.names:
-        raise ValueError(f"model {model} is trained on {trained_on.name}: give one of the street's classes, {CLASSES}")
+    classes.check_names(read_spec(find_weights(model)).classes, f"model {model}")
     out.mkdir(parents=True, exist_ok=True)
     bag = out / "street"
     with Progress() as progress:

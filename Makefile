@@ -12,7 +12,7 @@ PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
 .PHONY: demo test test-ros lint setup clean
 
 demo: setup  ## a street clip through the ROS graph: out/demo
-	@$(IN_ENV) python -m netwarp_ros.node.demo --out out/demo
+	@$(IN_ENV) python -m netwarp_ros.node.tools.demo --out out/demo
 
 test: lint  ## the checks and all tests
 	@$(IN_ENV) $(PYTEST)

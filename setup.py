@@ -54,7 +54,7 @@ setup(
     packages=[*find_packages(include=["netwarp_ros", "netwarp_ros.*"]), "netwarp_ros.config"],
     package_dir={"netwarp_ros.config": "config"},
     package_data={
-        "netwarp_ros": ["weights/*.safetensors", "report/*.jinja", "view/page.*"],
+        "netwarp_ros": ["weights/*.safetensors", "evaluation/report/*.jinja", "view/page.*"],
         "netwarp_ros.config": ["**/*.yaml", "*.rviz", "*.json", "*.xml"],
     },
     ext_modules=[Extension("netwarp_ros.ops.libnetwarp_ops", sources=[], optional=True)],

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 
@@ -97,6 +98,27 @@ class ClassSet:
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise ValueError(f"mask is {mask.shape} {mask.dtype}: give (H, W) uint8 class ids")
         return self._colors[mask]
+
+    def overlay(self, image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+        """Blend the colours of a mask's classes over the image it was made from.
+
+        Args:
+            image: ``(H, W, 3)`` uint8, BGR.
+            mask: ``(H, W)`` uint8 class ids.
+            alpha: Weight of the colours, from 0 (image only) to 1 (colours only).
+
+        Returns:
+            ``(H, W, 3)`` uint8, BGR.
+
+        Raises:
+            ValueError: If image and mask differ in size, or alpha is out of its range.
+        """
+        if image.shape != (*mask.shape, 3):
+            raise ValueError(f"image is {image.shape}, mask is {mask.shape}: give (H, W, 3) and (H, W)")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: give 0 to 1")
+        colors = np.ascontiguousarray(self.colorize(mask)[..., ::-1])
+        return cv2.addWeighted(image, 1 - alpha, colors, alpha, 0)
 
     def check(self, label: np.ndarray, name: str) -> None:
         """Check that a label map holds the ids of classes and void alone.

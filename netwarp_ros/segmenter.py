@@ -8,13 +8,11 @@ one camera: the memory of its previous frame, and the rules by which that memory
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import cv2
@@ -35,6 +33,7 @@ from netwarp_ros.models import (
     load_model,
     resize_flow,
 )
+from netwarp_ros.timing import timed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GRAPHS = "reduce-overhead"
@@ -328,7 +327,7 @@ class Stream:
         reason = self._reason(stamp_ns, image.shape, encoding, frame_id)
         previous = None if reason else self._previous
 
-        with _timed(stages, "prepare"):
+        with timed(stages, "prepare"):
             scaled = segmenter.scale(image)
             grey = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY) if segmenter.temporal else None
         estimated = None
@@ -338,11 +337,11 @@ class Stream:
             if flow is not None:
                 return flow
             assert previous is not None and grey is not None
-            with _timed(stages, "flow"):
+            with timed(stages, "flow"):
                 estimated = self._flow(grey, previous)
             return estimated
 
-        with _timed(stages, "network"):
+        with timed(stages, "network"):
             mask, memory = segmenter.infer(scaled, find_flow, previous.memory if previous else None)
             if mask.shape != image.shape[:2]:
                 mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
@@ -386,13 +385,6 @@ def _mask(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
     if tuple(scores.shape[-2:]) != size:
         scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     return scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
-
-
-@contextmanager
-def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
-    start = perf_counter()
-    yield
-    stages[name] = (perf_counter() - start) * 1e3
 
 
 def _device(name: str) -> torch.device:

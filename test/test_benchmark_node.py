@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from netwarp_ros import cli, plots
+from netwarp_ros import cli
 from netwarp_ros.benchmarks.node import SLOWEST, Run, find_peak, markdown
+from netwarp_ros.evaluation import plots
 
 TIMES = {"p50": 1.0, "p95": 2.0, "p99": 3.25}
 STAGES = dict.fromkeys(("own", "flow", "network", "total", "age"), TIMES)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from netwarp_ros.data.camvid import CamVid
+from netwarp_ros.datasets.camvid import CamVid
 
 
 def write(root: Path, name: str, image: np.ndarray, label: np.ndarray | None) -> None:

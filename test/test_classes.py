@@ -106,3 +106,19 @@ def test_ids_of_two_sets_mean_the_same_by_their_names() -> None:
         ValueError, match="^model a has the classes of cityscapes, not of camvid: road, .* instead of sky"
     ):
         camvid.check_names(load_classes("cityscapes"), "model a")
+
+
+def test_an_overlay_blends_by_hand() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    mask = np.array([[10, 8]], np.uint8)  # bicyclist (0, 128, 192) and car (64, 0, 128) in RGB
+    assert load_classes("camvid").overlay(image, mask).tolist() == [[[146, 114, 50], [114, 50, 82]]]
+    assert load_classes("camvid").overlay(image, mask, alpha=1).tolist() == [[[192, 128, 0], [128, 0, 64]]]
+    np.testing.assert_array_equal(load_classes("camvid").overlay(image, mask, alpha=0), image)
+
+
+def test_an_overlay_of_what_does_not_fit_is_refused() -> None:
+    image, mask = np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"image is \(2, 3, 3\), mask is \(3, 2\)"):
+        load_classes("camvid").overlay(image, mask.T)
+    with pytest.raises(ValueError, match="alpha is 1.5: give 0 to 1"):
+        load_classes("camvid").overlay(image, mask, alpha=1.5)

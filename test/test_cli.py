@@ -21,18 +21,23 @@ import pytest
 import torch
 from torch import nn
 
-from netwarp_ros import cli, plots, training
+from netwarp_ros import cli
 from netwarp_ros.classes import ClassSet, load_classes
-from netwarp_ros.data.bag_writer import BagWriter, write_bag
-from netwarp_ros.data.bags import BagFrames, BagLabels, BagVideo
-from netwarp_ros.data.frames import Frame, LabelFolder, open_frames, stamp
-from netwarp_ros.data.messages import header, image_message
-from netwarp_ros.evaluation import TRIMAP_WIDTHS
+from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.evaluation import plots
+from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS
 from netwarp_ros.flow import estimator, write_flo
 from netwarp_ros.models import Inference, ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.models import weights as weights_module
+from netwarp_ros.recordings.bag_writer import BagWriter, write_bag
+from netwarp_ros.recordings.bags import BagFrames, BagLabels
+from netwarp_ros.recordings.frames import Frame, stamp
+from netwarp_ros.recordings.images import LabelFolder
+from netwarp_ros.recordings.messages import header, image_message
+from netwarp_ros.recordings.open import open_frames
 from netwarp_ros.segmenter import Segmenter
-from netwarp_ros.training_config import TrainingConfig
+from netwarp_ros.training import trainer as training
+from netwarp_ros.training.config import TrainingConfig
 
 SPEC = ModelSpec(
     host="small",

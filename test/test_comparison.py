@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from netwarp_ros import cli
-from netwarp_ros.comparison import Difference, Units, compare, gated, read_pair
+from netwarp_ros.evaluation.comparison import Difference, Observations, compare, gated, read_pair
+from netwarp_ros.evaluation.results import sparse
 from netwarp_ros.metrics import iou, miou
-from netwarp_ros.results import sparse
 
 CLASSES = ("sky", "road")
 
@@ -74,7 +74,7 @@ def test_values_are_those_of_all_frames_together(tmp_path: Path) -> None:
 def test_an_interval_equals_a_plain_bootstrap() -> None:
     rng = np.random.default_rng(1)
     first, second = (
-        Units([""] * 30, CLASSES, {"iou": rng.integers(1, 50, (30, 2, 2)).astype(float)}, np.ones((30, 2)))
+        Observations([""] * 30, CLASSES, {"iou": rng.integers(1, 50, (30, 2, 2)).astype(float)}, np.ones((30, 2)))
         for _ in range(2)
     )
     drawn = []

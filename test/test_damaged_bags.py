@@ -14,10 +14,12 @@ import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.data.bag_reader import BagReader
-from netwarp_ros.data.bags import BagLabels, BagVideo
-from netwarp_ros.data.frames import open_frames, stamp
-from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, header, image_message, typestore
+from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.recordings.bag_reader import BagReader
+from netwarp_ros.recordings.bags import BagLabels
+from netwarp_ros.recordings.frames import stamp
+from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE, header, image_message, typestore
+from netwarp_ros.recordings.open import open_frames
 
 T0 = 1_700_000_000_000_000_000
 COUNT = 24

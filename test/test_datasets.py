@@ -15,12 +15,12 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.data.bags import BagVideo
-from netwarp_ros.data.camvid import COLORS, VOID, CamVid, from_colors, usual_split
-from netwarp_ros.data.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
-from netwarp_ros.data.folders import ImageFolder
-from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE
-from netwarp_ros.data.samples import SampleFrames, clips
+from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.datasets.camvid import COLORS, VOID, CamVid, from_colors, usual_split
+from netwarp_ros.datasets.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
+from netwarp_ros.datasets.folder import ImageFolder
+from netwarp_ros.datasets.samples import SampleFrames, clips
+from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE
 
 HEIGHT, WIDTH = 6, 8
 CAMVID, CITYSCAPES = load_classes("camvid"), load_classes("cityscapes")

@@ -20,7 +20,7 @@ FRAMES = 8
 
 
 def demo(log: Path, *arguments: object) -> Program:
-    return Program([sys.executable, "-m", "netwarp_ros.node.demo", *map(str, arguments)], log)
+    return Program([sys.executable, "-m", "netwarp_ros.node.tools.demo", *map(str, arguments)], log)
 
 
 def test_every_frame_comes_out_or_is_counted(ros_domain: int, tmp_path: Path) -> None:

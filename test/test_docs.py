@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from netwarp_ros import training_config
-from netwarp_ros.data.camvid import COLORS
-from netwarp_ros.results import Report
+from netwarp_ros.datasets.camvid import COLORS
+from netwarp_ros.evaluation.results import EvaluationResults
+from netwarp_ros.training import config as training_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +50,7 @@ def test_every_key_of_a_recipe_is_documented_with_its_default() -> None:
 
 def test_every_key_of_results_is_documented() -> None:
     told = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("evaluation.md", "metrics.md"))
-    keys = [field.name for field in fields(Report) if field.name != "records"]
+    keys = [field.name for field in fields(EvaluationResults) if field.name != "records"]
     assert [key for key in (*keys, "per_frame", "damage", "settings", "inputs") if f"`{key}`" not in told] == []
 
 

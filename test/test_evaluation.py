@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from netwarp_ros.classes import ClassSet, load_classes
-from netwarp_ros.data.frames import Frame, stamp
-from netwarp_ros.evaluation import Moment, evaluate, judging_flow, percentiles
+from netwarp_ros.evaluation.scoring import ScoredFrame, consistency_flow, evaluate
 from netwarp_ros.metrics import miou
 from netwarp_ros.models import Model, ModelSpec, augment
+from netwarp_ros.recordings.frames import Frame, stamp
 from netwarp_ros.segmenter import Result, Segmenter, Stream
+from netwarp_ros.timing import percentiles
 
 CAMVID = load_classes("camvid")
 SPEC = ModelSpec(host="ddrnet23slim", classes=CAMVID, host_arguments={"num_classes": 11}, input_height=48)
@@ -231,7 +232,7 @@ def test_the_host_is_judged_on_the_same_frames(segmenter: Segmenter) -> None:
     recording = frames(5)
     labels = labels_from(masks_of(segmenter, recording))
     host = Segmenter(segmenter.model, precision="float32", host_only=True)
-    seen: list[Moment] = []
+    seen: list[ScoredFrame] = []
     report = evaluate(recording, labels, segmenter, CAMVID, host=True, watch=seen.append)
     alone = evaluate(recording, labels, host, CAMVID)
     assert report.miou == 100 and report.host is not None
@@ -350,6 +351,6 @@ def test_there_is_no_time_for_the_host_in_real_time(segmenter: Segmenter) -> Non
 
 def test_the_judging_flow_is_reverse_flow_in_pixels() -> None:
     previous, present = (cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY) for frame in frames(2))
-    flow = judging_flow(present, previous)
+    flow = consistency_flow(present, previous)
     assert flow.shape == (48, 96, 2) and flow.dtype == np.float32
     np.testing.assert_allclose(np.median(flow.reshape(-1, 2), axis=0), [-SHIFT, 0], atol=0.1)

@@ -12,16 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from netwarp_ros.flow import (
-    ESTIMATORS,
-    PRESETS,
-    DeepFlow,
-    DisFlow,
-    FlowFolder,
-    estimator,
-    read_flo,
-    write_flo,
-)
+from netwarp_ros.flow import ESTIMATORS, PRESETS, DeepFlow, DisFlow, FlowFolder, estimator, read_flo, write_flo
 
 
 def texture(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:

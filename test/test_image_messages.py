@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 from rosbags.image import image_to_cvimage
 
-from netwarp_ros.data.image_messages import ENCODINGS, ImageError, samples, to_bgr
+from netwarp_ros.recordings.image_messages import ENCODINGS, ImageError, samples, to_bgr
 
 WIDTH, HEIGHT = 32, 20
 RED, GREEN, BLUE, GREY, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (128, 128, 128), (0, 0, 0)
 BLACK_IMAGE = np.zeros((4, 4, 3), np.uint8)
 
-fuzz = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "fuzz_images.py"))
+fuzz = runpy.run_path(str(Path(__file__).parent / "fuzz_images.py"))
 
 
 def image(encoding: str, width: int, height: int, data: bytes, step: int = 0, **changes: Any) -> Any:
@@ -306,7 +306,7 @@ def test_a_node_does_not_believe_any_size_that_a_header_claims() -> None:
     program = f"""
 import netwarp_ros.node
 from types import SimpleNamespace
-from netwarp_ros.data.image_messages import to_bgr
+from netwarp_ros.recordings.image_messages import to_bgr
 to_bgr(SimpleNamespace(format="jpeg", data={bytes(jpeg)!r}))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

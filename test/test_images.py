@@ -11,8 +11,8 @@ import pytest
 from graph import header
 from sensor_msgs.msg import CompressedImage, Image
 
-from netwarp_ros.data.image_messages import to_bgr
 from netwarp_ros.node.images import bgr_message, mask_message, rgb_message
+from netwarp_ros.recordings.image_messages import to_bgr
 
 pytestmark = pytest.mark.ros
 

@@ -12,7 +12,7 @@ import pytest
 from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import args, evaluateImgLists
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.data.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
+from netwarp_ros.datasets.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
 from netwarp_ros.metrics import ConfusionMatrix, InstanceIoU
 
 K, VOID = 3, 9

@@ -17,7 +17,7 @@ import yaml
 from graph import SECOND, Graph, Program, Viewer, image_message, lossless, moving_images, open_graph, tiny_model
 from sensor_msgs.msg import Image
 
-from netwarp_ros.data.frames import open_frames
+from netwarp_ros.recordings.open import open_frames
 
 REPLAY = ["path", "topic", "rate", "stamp", "camera", "record"]
 

@@ -88,9 +88,9 @@ def test_foxglove_has_a_place_for_every_panel(foxglove: dict[str, Any]) -> None:
 def test_both_are_about_what_the_node_says(ros_domain: int, rviz: dict[str, Any], foxglove: dict[str, Any]) -> None:
     from graph import open_graph
 
-    from netwarp_ros.data.messages import STAGES
     from netwarp_ros.msg import FrameTiming
     from netwarp_ros.node.camera import Camera
+    from netwarp_ros.recordings.messages import STAGES
 
     with open_graph() as graph:
         camera = Camera(graph.node, "camera", load_classes("camvid"), transport="raw", alpha=0.5)

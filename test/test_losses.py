@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from netwarp_ros.losses import class_weights, labelled_weight, lovasz_softmax, segmentation_loss
-from netwarp_ros.training_config import LossConfig
+from netwarp_ros.training.config import LossConfig
+from netwarp_ros.training.losses import class_weights, labelled_weight, lovasz_softmax, segmentation_loss
 
 
 def test_class_weights_by_hand() -> None:

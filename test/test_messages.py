@@ -11,7 +11,15 @@ import pytest
 from rosbags.typesys import get_types_from_msg
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.data.messages import FRAME_TIMING, LABEL_INFO, header, label_info, stamp_of, timing_message, typestore
+from netwarp_ros.recordings.messages import (
+    FRAME_TIMING,
+    LABEL_INFO,
+    header,
+    label_info,
+    stamp_of,
+    timing_message,
+    typestore,
+)
 
 DEFINITION = Path(__file__).parent.parent / "msg" / "FrameTiming.msg"
 

@@ -12,21 +12,21 @@ import pytest
 import torch
 from graph import DiagnosticStatus
 
-from netwarp_ros.node.account import Balance, Drop
 from netwarp_ros.node.diagnostics import Thresholds, camera_status, node_status
+from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 
 pytestmark = pytest.mark.ros
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 NOW = 100.0
 TOPIC = "/front/image_raw"
-FRESH = Balance(time=NOW, first_received=NOW - 50, last_received=NOW, received=1, published=1)
+FRESH = FrameCounts(time=NOW, first_received=NOW - 50, last_received=NOW, received=1, published=1)
 
 
 def report(
-    present: Balance, previous: Balance | None = None, qos_problem: str = "", **thresholds: float
+    present: FrameCounts, previous: FrameCounts | None = None, qos_problem: str = "", **thresholds: float
 ) -> DiagnosticStatus:
-    history = deque([previous or Balance(time=NOW - 10), present])
+    history = deque([previous or FrameCounts(time=NOW - 10), present])
     return camera_status("segmenter: front", "front", TOPIC, history, Thresholds(**thresholds), qos_problem)
 
 
@@ -37,30 +37,30 @@ def values(status: DiagnosticStatus) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("present", "level", "message"),
     [
-        (Balance(time=NOW, opened=NOW - 1), WARN, f"no image yet on {TOPIC}"),
-        (Balance(time=NOW, opened=NOW - 11), ERROR, f"no image yet on {TOPIC}"),
+        (FrameCounts(time=NOW, opened=NOW - 1), WARN, f"no image yet on {TOPIC}"),
+        (FrameCounts(time=NOW, opened=NOW - 11), ERROR, f"no image yet on {TOPIC}"),
         (replace(FRESH, last_received=NOW - 1), OK, "segmenting"),
-        (replace(FRESH, received=9, dropped=Counter({Drop.SUPERSEDED: 8})), OK, "segmenting"),
+        (replace(FRESH, received=9, dropped=Counter({DropReason.SUPERSEDED: 8})), OK, "segmenting"),
         (replace(FRESH, last_received=NOW - 4), WARN, f"no image on {TOPIC} for 4 s"),
         (replace(FRESH, last_received=NOW - 11), ERROR, f"no image on {TOPIC} for 11 s"),
         (
-            replace(FRESH, dropped=Counter({Drop.MALFORMED: 2}), last_error="step is 0"),
+            replace(FRESH, dropped=Counter({DropReason.MALFORMED: 2}), last_error="step is 0"),
             WARN,
             "2 images malformed: step is 0",
         ),
         (
-            replace(FRESH, dropped=Counter({Drop.FAILED: 1}), last_error="out of memory"),
+            replace(FRESH, dropped=Counter({DropReason.FAILED: 1}), last_error="out of memory"),
             ERROR,
             "1 frames failed: out of memory",
         ),
         (
-            replace(FRESH, dropped=Counter({Drop.MALFORMED: 1}), last_error="step is 0", last_received=NOW - 11),
+            replace(FRESH, dropped=Counter({DropReason.MALFORMED: 1}), last_error="step is 0", last_received=NOW - 11),
             ERROR,
             f"no image on {TOPIC} for 11 s; 1 images malformed: step is 0",
         ),
     ],
 )
-def test_level_and_message(present: Balance, level: bytes, message: str) -> None:
+def test_level_and_message(present: FrameCounts, level: bytes, message: str) -> None:
     status = report(present)
     assert (status.level, status.message) == (level, message)
     assert (status.name, status.hardware_id) == ("segmenter: front", "front")
@@ -93,11 +93,11 @@ def test_no_threshold_makes_silence_a_fault() -> None:
 
 
 def test_rates_are_those_since_the_first_report_or_the_first_image() -> None:
-    before = Balance(time=NOW - 10, received=100, published=40, first_received=NOW - 20, last_received=NOW - 10)
+    before = FrameCounts(time=NOW - 10, received=100, published=40, first_received=NOW - 20, last_received=NOW - 10)
     present = replace(before, time=NOW, received=400, published=140, last_received=NOW)
     seen = values(report(present, before))
     assert (seen["rate of images (Hz)"], seen["rate of masks (Hz)"]) == ("30.0", "10.0")
-    late = Balance(time=NOW, received=60, published=20, first_received=NOW - 2, last_received=NOW)
+    late = FrameCounts(time=NOW, received=60, published=20, first_received=NOW - 2, last_received=NOW)
     assert values(report(late))["rate of images (Hz)"] == "30.0"
     just_now = replace(late, received=1, published=0, first_received=NOW - 0.1)
     status = report(just_now, rate_error=5.0)
@@ -105,7 +105,7 @@ def test_rates_are_those_since_the_first_report_or_the_first_image() -> None:
 
 
 def test_a_failure_is_reported_once_and_its_cause_kept() -> None:
-    present = replace(FRESH, received=2, dropped=Counter({Drop.FAILED: 1}), last_error="boom")
+    present = replace(FRESH, received=2, dropped=Counter({DropReason.FAILED: 1}), last_error="boom")
     assert report(present).level == ERROR
     later = report(present, previous=present)
     assert later.level == OK
@@ -113,20 +113,20 @@ def test_a_failure_is_reported_once_and_its_cause_kept() -> None:
 
 
 def test_a_qos_problem_explains_the_silence() -> None:
-    nothing = Balance(time=NOW, opened=NOW)
+    nothing = FrameCounts(time=NOW, opened=NOW)
     assert report(nothing, qos_problem="incompatible").message == f"no image yet on {TOPIC} (incompatible)"
     assert report(FRESH, qos_problem="incompatible").message == "segmenting"
 
 
 def test_values() -> None:
-    present = Balance(
+    present = FrameCounts(
         time=NOW,
         first_received=NOW - 5,
         last_received=NOW,
         missed=3,
         received=10,
         published=5,
-        dropped=Counter({Drop.SUPERSEDED: 4}),
+        dropped=Counter({DropReason.SUPERSEDED: 4}),
         resets=Counter({"first frame": 1, "request": 2}),
         latencies_ms=deque([10.0, 20.0, 30.0]),
         ages_ms=deque([110.0, 120.0, 130.0]),

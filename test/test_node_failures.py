@@ -31,9 +31,10 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.node import camera
-from netwarp_ros.node.account import Drop
+from netwarp_ros.node.frame_counts import DropReason
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
@@ -119,7 +120,7 @@ def test_bytes_that_are_no_image_are_counted_and_the_next_image_is_segmented(gra
     sound = serialize_message(image)
     for number, data in enumerate((sound[:-1], sound.replace(FRAME_ID.encode(), b"\xff" * len(FRAME_ID))), start=1):
         viewer.publish(data)
-        graph.until(lambda: account.balance().dropped[Drop.MALFORMED] == number, "refusal")  # noqa: B023
+        graph.until(lambda: account.balance().dropped[DropReason.MALFORMED] == number, "refusal")  # noqa: B023
     mask, timing = viewer.see(image)
     assert mask.header == image.header
     assert timing.dropped == 2
@@ -184,7 +185,7 @@ def test_color_and_overlay_are_not_made_for_nobody(
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(camera, "rgb_message", lambda *arguments: made.append("rgb"))
-    monkeypatch.setattr(camera, "overlay", lambda *arguments: made.append("overlay"))
+    monkeypatch.setattr(ClassSet, "overlay", lambda *arguments: made.append("overlay"))
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     Viewer(graph).see(image_message(moving_images(1)[0], SECOND))
     assert made == []

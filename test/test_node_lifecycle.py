@@ -39,8 +39,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from netwarp_ros.node.benchmark import PROFILES_FILE
 from netwarp_ros.node.lifecycle import LifecycleError
+from netwarp_ros.node.tools.load import PROFILES_FILE
 from netwarp_ros.resources import resource
 from netwarp_ros.segmenter import Reset, Segmenter
 

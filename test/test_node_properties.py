@@ -34,8 +34,8 @@ from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
-from netwarp_ros.node.account import Balance, Drop
 from netwarp_ros.node.camera import Camera
+from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
 
@@ -107,7 +107,7 @@ class Car:
     def deactivate(self) -> None:
         assert self.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
 
-    def balance(self, name: str) -> Balance:
+    def balance(self, name: str) -> FrameCounts:
         return self.node._cameras[name].account.balance()
 
 
@@ -182,17 +182,17 @@ class Ride:
             sound, malformed = (sum(sent[kind] for kind in kinds) for kinds in (SOUND, MALFORMED))
             dropped = balance.dropped
             assert balance.received == balance.published + dropped.total()
-            assert set(dropped) <= set(Drop)
+            assert set(dropped) <= set(DropReason)
             assert balance.received + balance.missed <= sent.total()
             assert balance.published <= sound
-            assert dropped[Drop.MALFORMED] <= malformed
-            assert dropped[Drop.FAILED] <= sent["fails"]
+            assert dropped[DropReason.MALFORMED] <= malformed
+            assert dropped[DropReason.FAILED] <= sent["fails"]
             if waited:
                 assert balance.received + balance.missed == sent.total()
-                assert not dropped[Drop.DEACTIVATED]
+                assert not dropped[DropReason.DEACTIVATED]
             if name == "rear":
                 assert not balance.missed
-            assert bool(balance.last_error) == bool(dropped[Drop.MALFORMED] + dropped[Drop.FAILED])
+            assert bool(balance.last_error) == bool(dropped[DropReason.MALFORMED] + dropped[DropReason.FAILED])
 
             first = self._before[name]
             self.car.graph.until(

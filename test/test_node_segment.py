@@ -44,12 +44,12 @@ from std_srvs.srv import Trigger
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.cli import main as netwarp
-from netwarp_ros.data.bag_writer import write_bag
-from netwarp_ros.data.frames import Frame, open_frames
-from netwarp_ros.evaluation import Moment, evaluate
+from netwarp_ros.evaluation.scoring import ScoredFrame, evaluate
 from netwarp_ros.flow import DisFlow
 from netwarp_ros.msg import FrameTiming
-from netwarp_ros.overlay import overlay
+from netwarp_ros.recordings.bag_writer import write_bag
+from netwarp_ros.recordings.frames import Frame
+from netwarp_ros.recordings.open import open_frames
 from netwarp_ros.segmenter import MAX_GAP, Reset, Segmenter
 
 pytestmark = pytest.mark.ros
@@ -130,7 +130,7 @@ def test_a_replayed_bag_gives_the_masks_that_are_evaluated(graph: Graph, model: 
         graph.until(lambda: len(masks) == 6, "six masks")
 
     segmenter = Segmenter(model)
-    moments: list[Moment] = []
+    moments: list[ScoredFrame] = []
     evaluate(open_frames(tmp_path / "drive.mcap"), None, segmenter, segmenter.model.spec.classes, watch=moments.append)
     for mask, moment, frame in zip(masks, moments, frames, strict=True):
         assert mask.header.stamp == header(frame.stamp_ns).stamp
@@ -183,7 +183,7 @@ def test_malformed_images_are_counted_and_explained_and_the_next_one_is_segmente
 
 
 def test_every_damaged_image_is_counted_and_none_fails(graph: Graph) -> None:
-    fuzz = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "fuzz_images.py"))
+    fuzz = runpy.run_path(str(Path(__file__).parent / "fuzz_images.py"))
     viewer, rng, outcomes = Viewer(graph), np.random.default_rng(1), Counter()
     for index in range(60):
         message = fuzz["FUZZED"]["raw"](rng, Image)
@@ -265,7 +265,7 @@ def test_color_and_overlay_show_the_mask_to_those_who_subscribe(graph: Graph) ->
     graph.until(lambda: colors[-1].header == overlays[-1].header == mask.header, "color and overlay of the mask")
     assert colors[-1].encoding == overlays[-1].encoding == "rgb8"
     np.testing.assert_array_equal(array_of(colors[-1]), classes.colorize(array_of(mask)))
-    np.testing.assert_array_equal(array_of(overlays[-1]), overlay(image, array_of(mask), classes, 0.5)[..., ::-1])
+    np.testing.assert_array_equal(array_of(overlays[-1]), classes.overlay(image, array_of(mask), 0.5)[..., ::-1])
 
 
 def set_parameters(graph: Graph, **values: Any) -> str:
@@ -303,7 +303,7 @@ def test_parameters_that_are_taken_at_once_change_the_next_frame(graph: Graph, m
     assert set_parameters(graph, overlay_alpha=0.9) == ""
     mask, _ = see(4)
     graph.until(lambda: overlays and overlays[-1].header == header(SECOND + 4 * PERIOD), "overlay")
-    np.testing.assert_array_equal(array_of(overlays[-1]), overlay(images[4], mask, classes, 0.9)[..., ::-1])
+    np.testing.assert_array_equal(array_of(overlays[-1]), classes.overlay(images[4], mask, 0.9)[..., ::-1])
     assert set_parameters(graph, flow_preset="fast", max_gap=0.5, overlay_alpha=0.5) == ""
 
 

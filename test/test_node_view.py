@@ -36,7 +36,7 @@ from graph import (
 )
 from sensor_msgs.msg import Image
 
-from netwarp_ros.data.messages import STAGES
+from netwarp_ros.recordings.messages import STAGES
 
 pytestmark = pytest.mark.ros
 

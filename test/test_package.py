@@ -141,7 +141,8 @@ def test_ros_finds_the_executables_and_the_parameters() -> None:
 
 @pytest.mark.parametrize("module", ["netwarp_ros.cli", "netwarp_ros.node.segment_node", "netwarp_ros.node.replay_node"])
 def test_the_module_of_every_executable_has_a_main(module: str) -> None:
-    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text()
+    path = ROOT.joinpath(*module.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     assert re.search(r"^def main\(", source, re.MULTILINE)
     scripts = [path.read_text() for path in (ROOT / "scripts").iterdir()]
     assert sum(f"from {module} import main\n" in script for script in scripts) == 1

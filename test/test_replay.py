@@ -25,9 +25,10 @@ from graph import (
 )
 from sensor_msgs.msg import Image
 
-from netwarp_ros.data.bag_writer import write_bag
-from netwarp_ros.data.frames import Frame, open_frames
-from netwarp_ros.data.image_messages import to_bgr
+from netwarp_ros.recordings.bag_writer import write_bag
+from netwarp_ros.recordings.frames import Frame
+from netwarp_ros.recordings.image_messages import to_bgr
+from netwarp_ros.recordings.open import open_frames
 
 pytestmark = pytest.mark.ros
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.data.frames import Frame
-from netwarp_ros.evaluation import Moment
-from netwarp_ros.plots import timeline_figure
-from netwarp_ros.report import Moments, check_requirements, write_page
-from netwarp_ros.results import FrameRecord, Report, Scores
+from netwarp_ros.evaluation.plots import timeline_figure
+from netwarp_ros.evaluation.report import FrameGallery, check_requirements, write_page
+from netwarp_ros.evaluation.results import EvaluationResults, FrameRecord, Scores
+from netwarp_ros.evaluation.scoring import ScoredFrame
+from netwarp_ros.recordings.frames import Frame
 
 CAMVID = load_classes("camvid")
 NAN = math.nan
@@ -45,7 +45,9 @@ def record(index: int, gain: float = 0.0, **changes: Any) -> FrameRecord:
     return FrameRecord(f"f{index}", "", index * 10**9 // 5, times, **{**values, **changes})
 
 
-def report(records: list[FrameRecord], *, labelled: bool = True, host: bool = True, **changes: Any) -> Report:
+def report(
+    records: list[FrameRecord], *, labelled: bool = True, host: bool = True, **changes: Any
+) -> EvaluationResults:
     iou = dict.fromkeys(CAMVID.names, NAN) | ({"road": 91.26, "car": 60.0} if labelled else {})
     scores = {
         "miou": 70.12 if labelled else NAN,
@@ -74,24 +76,24 @@ def report(records: list[FrameRecord], *, labelled: bool = True, host: bool = Tr
         "wall_s": {"reading": 0.5, "segmenting": 9.5},
         "records": records,
     }
-    return Report(**scores, **{**values, **changes})
+    return EvaluationResults(**scores, **{**values, **changes})
 
 
-def moment(of: FrameRecord, *, host: bool = True) -> Moment:
+def moment(of: FrameRecord, *, host: bool = True) -> ScoredFrame:
     image = np.full((20, 30, 3), 100, np.uint8)
     mask, host_mask = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
     mask[:, 15:] = 8
-    return Moment(of, Frame(0, of.stamp_ns, of.name, image), mask, host_mask if host else None, None)
+    return ScoredFrame(of, Frame(0, of.stamp_ns, of.name, image), mask, host_mask if host else None, None)
 
 
-def seen(records: list[FrameRecord], *, labelled: bool = True, host: bool = True) -> Moments:
-    moments = Moments(CAMVID, labelled=labelled, host=host)
+def seen(records: list[FrameRecord], *, labelled: bool = True, host: bool = True) -> FrameGallery:
+    moments = FrameGallery(CAMVID, labelled=labelled, host=host)
     for each in records:
         moments.see(moment(each, host=host))
     return moments
 
 
-def page(tmp_path: Path, found: Report, moments: Moments) -> str:
+def page(tmp_path: Path, found: EvaluationResults, moments: FrameGallery) -> str:
     write_page(tmp_path / "deep" / "report.html", found, CAMVID, moments, CONTEXT)
     return (tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
 
@@ -232,7 +234,7 @@ def test_large_pictures_are_scaled_down() -> None:
     large = dataclasses.replace(
         large, mask=np.zeros((1000, 1500), np.uint8), host_mask=np.zeros((1000, 1500), np.uint8)
     )
-    moments = Moments(CAMVID, labelled=True, host=True)
+    moments = FrameGallery(CAMVID, labelled=True, host=True)
     moments.see(large)
     data = base64.b64decode(moments.best()[0].images["host"].partition(",")[2])
     assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (320, 480, 3)

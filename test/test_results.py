@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netwarp_ros.results import FrameRecord, Report, Scores, dense, sparse, write_csv, write_json
+from netwarp_ros.evaluation.results import EvaluationResults, FrameRecord, Scores, dense, sparse, write_csv, write_json
 
 NAN = math.nan
 
@@ -35,8 +35,8 @@ def record(name: str = "f0", **changes: Any) -> FrameRecord:
     return FrameRecord(name=name, camera="", stamp_ns=7, stages_ms={"flow": 1.00049, "network": 2.0}, **changes)
 
 
-def report(records: list[FrameRecord], host: Scores | None = None) -> Report:
-    return Report(
+def report(records: list[FrameRecord], host: Scores | None = None) -> EvaluationResults:
+    return EvaluationResults(
         **scores(),
         frames=len(records),
         labelled=1,

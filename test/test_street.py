@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from netwarp_ros.data.street import Street, StreetFrame
+from netwarp_ros.street import Street, StreetFrame
 
 CLASSES = 11
 WIDTH, HEIGHT = 160, 120

@@ -15,14 +15,16 @@ import torch
 import yaml
 from torch import nn
 
-from netwarp_ros import cli, tables, training
+from netwarp_ros import cli
+from netwarp_ros.benchmarks import tables
+from netwarp_ros.benchmarks.tables import Row, fill, first_images, markdown, variants
 from netwarp_ros.classes import load_classes
-from netwarp_ros.data.frames import ImageFiles
 from netwarp_ros.flow import write_flo
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
 from netwarp_ros.models.weights import HOSTS
-from netwarp_ros.tables import Row, fill, first_images, markdown, variants
-from netwarp_ros.training_config import TrainingConfig
+from netwarp_ros.recordings.images import ImageFiles
+from netwarp_ros.training import trainer as training
+from netwarp_ros.training.config import TrainingConfig
 
 CAMVID = load_classes("camvid")
 SPEC = ModelSpec("tiny", CAMVID, {"num_classes": 11}, input_height=64)
@@ -157,13 +159,13 @@ def test_models_score_as_evaluate_says(
 def test_a_second_run_judges_what_has_changed(
     tmp_path: Path, camvid: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, judge = [], tables.Judge.judge
+    judged, judge = [], tables.RowEvaluator.judge
 
-    def counting(self: tables.Judge, *arguments: Any, **options: Any) -> dict[str, Any]:
+    def counting(self: tables.RowEvaluator, *arguments: Any, **options: Any) -> dict[str, Any]:
         judged.append(arguments[0].name)
         return judge(self, *arguments, **options)
 
-    monkeypatch.setattr(tables.Judge, "judge", counting)
+    monkeypatch.setattr(tables.RowEvaluator, "judge", counting)
     host, video = models
     command = ["table", "models", *on(camvid), "--model", host, "--model", video, "-o", tmp_path / "table.json"]
     assert [run(*command), run(*command)] == [0, 0]

@@ -21,15 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwarp_ros import training
 from netwarp_ros.classes import load_classes
-from netwarp_ros.data.camvid import CamVid
-from netwarp_ros.losses import ClipLoss, labelled_weight, normalise, segmentation_loss
+from netwarp_ros.datasets.camvid import CamVid
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
 from netwarp_ros.models.weights import HOSTS
-from netwarp_ros.training import build_network, learning_rate, parameter_groups, update_average
-from netwarp_ros.training_config import OptimiserConfig, TrainingConfig, load_config
-from netwarp_ros.training_data import Batch, Batches, open_sources
+from netwarp_ros.training import trainer as training
+from netwarp_ros.training.config import OptimiserConfig, TrainingConfig, load_config
+from netwarp_ros.training.data import Batch, Batches, open_sources
+from netwarp_ros.training.losses import ClipLoss, labelled_weight, normalise, segmentation_loss
+from netwarp_ros.training.trainer import build_network, learning_rate, parameter_groups, update_average
 
 CAMVID = load_classes("camvid")
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (ModelSpec.mean, ModelSpec.std))

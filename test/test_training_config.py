@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from netwarp_ros.training_config import (
+from netwarp_ros.training.config import (
     CamVidConfig,
     ClipConfig,
     ModelConfig,

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from netwarp_ros import training_data
-from netwarp_ros.data.camvid import VOID, CamVid
-from netwarp_ros.data.drives import StreetDrives
-from netwarp_ros.data.samples import Clip, Selection, clips
-from netwarp_ros.data.street import Street
-from netwarp_ros.training_config import (
+from netwarp_ros.datasets.camvid import VOID, CamVid
+from netwarp_ros.datasets.samples import Clip, Selection, clips
+from netwarp_ros.datasets.street import StreetDataset
+from netwarp_ros.street import Street
+from netwarp_ros.training import data as training_data
+from netwarp_ros.training.config import (
     AugmentConfig,
     BagConfig,
     CamVidConfig,
@@ -31,7 +31,7 @@ from netwarp_ros.training_config import (
     StreetConfig,
     TrainingConfig,
 )
-from netwarp_ros.training_data import Batches, class_pixels, flows, load, open_sources
+from netwarp_ros.training.data import Batches, class_pixels, flows, load, open_sources
 
 
 def test_flow_leads_from_each_frame_to_the_one_before() -> None:
@@ -45,7 +45,7 @@ def test_flow_leads_from_each_frame_to_the_one_before() -> None:
 
 
 def test_drives_show_the_street() -> None:
-    drives = StreetDrives(48, 32, range(3, 5), frames=2, rate=15)
+    drives = StreetDataset(48, 32, range(3, 5), frames=2, rate=15)
     assert [drives.name(index) for index in range(4)] == ["street_3_12", "street_3_24", "street_4_12", "street_4_24"]
     assert not (drives[0].image == drives[2].image).all()
     clip = clips(drives, 3)[0]
@@ -131,7 +131,7 @@ def test_class_pixels_are_those_of_a_batch(camvid: Path) -> None:
 def test_each_kind_of_source_opens_its_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     for name in ("CamVid", "Cityscapes", "ImageFolder", "BagVideo"):
-        samples = StreetDrives(48, 32, range(1), frames=1)
+        samples = StreetDataset(48, 32, range(1), frames=1)
         monkeypatch.setattr(
             training_data, name, lambda *arguments, s=samples, n=name: opened.append((n, *arguments)) or s
         )
@@ -162,7 +162,7 @@ def test_a_selection_is_by_name(camvid: Path) -> None:
     config = CamVidConfig(root=str(camvid), leave_out=("[12]",))
     (opened,) = open_sources((config,), AugmentConfig())
     assert [sample.name for sample in opened] == ["0", "3"]
-    drives = Selection(StreetDrives(48, 32, range(1), frames=3), ["street_0_*"], ["street_0_2[01]", "street_0_36"])
+    drives = Selection(StreetDataset(48, 32, range(1), frames=3), ["street_0_*"], ["street_0_2[01]", "street_0_36"])
     assert [drives.name(index) for index in range(len(drives))] == ["street_0_12", "street_0_24"]
     assert [drives.reach(index) for index in range(len(drives))] == [12, 2]
     with pytest.raises(ValueError, match=r"none of the 4 frames of .*camvid has a name like x\*"):

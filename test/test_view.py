@@ -163,7 +163,7 @@ def test_a_port_in_use_is_named(source: Still) -> None:
 def test_without_ros_the_command_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "netwarp_ros.node.view_node", None)
+    monkeypatch.setitem(sys.modules, "netwarp_ros.node.tools.view_node", None)
     with pytest.raises(SystemExit) as ended:
         netwarp(["view"])
     assert ended.value.code == 2

@@ -42,8 +42,9 @@ HOSTS = {"tiny": TinyHost, "tiny-plain": partial(TinyHost, random=False)}
 
 
 def main(config: Path) -> None:
-    from netwarp_ros import cli, training
+    from netwarp_ros import cli
     from netwarp_ros.models import weights
+    from netwarp_ros.training import trainer as training
 
     weights.HOSTS.update(HOSTS)
     step, states = training.train_step, []

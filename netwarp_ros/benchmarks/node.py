@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segment node under load, beside its own host frame by frame and beside the node that tutorials write.
 
-What is measured, and what is made of it; `netwarp_ros.node.benchmark` runs the nodes.
+What is measured, and what is made of it; `netwarp_ros.node.tools.load` runs the nodes.
 """
 
 from __future__ import annotations

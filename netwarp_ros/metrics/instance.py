@@ -22,8 +22,8 @@ class InstanceIoU:
         num_classes: Number of classes K.
         void: Id of unlabelled pixels in label maps.
         sizes: Average size of an object in pixels by class id, for the classes to be scored; Cityscapes prescribes its
-            own (`netwarp_ros.data.cityscapes.INSTANCE_SIZES`). By default, the average in the labels, for all classes
-            that have objects there.
+            own (`netwarp_ros.datasets.cityscapes.INSTANCE_SIZES`). By default, the average in the labels, for all
+            classes that have objects there.
 
     Attributes:
         matrix: Labels and predictions.

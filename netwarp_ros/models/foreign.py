@@ -41,7 +41,7 @@ _VGG_FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision'
 
 
 @dataclass(frozen=True)
-class MatchReport:
+class LoadedWeights:
     """What became of the tensors of a network and of a file.
 
     Attributes:
@@ -92,7 +92,7 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from error
 
 
-def load_foreign(host: nn.Module, checkpoint: Mapping[str, Any], *, bgr: bool = False) -> MatchReport:
+def load_foreign(host: nn.Module, checkpoint: Mapping[str, Any], *, bgr: bool = False) -> LoadedWeights:
     """Load what fits of a public network's weights into a host of this package.
 
     Fully connected layers become convolutions: a matrix ``(4096, 25088)`` is a kernel ``(4096, 512, 7, 7)``. What does
@@ -130,7 +130,7 @@ def load_foreign(host: nn.Module, checkpoint: Mapping[str, Any], *, bgr: bool = 
         if (kernel := _convolution_of(name)) in wanted and kernel not in fitting:
             left_over.append(fitting.pop(name)[0])
     missing = [name for name in wanted if name not in fitting and name not in other_shape]
-    report = MatchReport(tuple(fitting), tuple(other_shape.values()), tuple(missing), tuple(left_over))
+    report = LoadedWeights(tuple(fitting), tuple(other_shape.values()), tuple(missing), tuple(left_over))
     if not fitting:
         raise WeightsError(f"nothing fits {type(host).__name__}, which knows the names of {sources}; {report}")
     host.load_state_dict({name: value for name, (_, value) in fitting.items()}, strict=False)

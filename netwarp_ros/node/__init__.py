@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from netwarp_ros import libraries
+from netwarp_ros import environment as libraries
 
 libraries.configure()

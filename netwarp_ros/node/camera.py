@@ -20,13 +20,12 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from netwarp_ros.classes import ClassSet
-from netwarp_ros.data.image_messages import to_bgr
-from netwarp_ros.data.messages import COMPRESSED_IMAGE, IMAGE, deserialize, stamp_of
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.msg import FrameTiming
-from netwarp_ros.node.account import Account, Drop
+from netwarp_ros.node.frame_counts import DropReason, FrameCounter
 from netwarp_ros.node.images import mask_message, rgb_message
-from netwarp_ros.overlay import overlay
+from netwarp_ros.recordings.image_messages import to_bgr
+from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE, deserialize, stamp_of
 from netwarp_ros.segmenter import Reset, Stream
 
 try:
@@ -81,7 +80,7 @@ class Camera:
         self._compressed = transport == "compressed"
         image_topic = f"{name}/image_raw/compressed" if self._compressed else f"{name}/image_raw"
         self.topic = node.resolve_topic_name(image_topic)
-        self.account = Account()
+        self.account = FrameCounter()
         self.qos_problem = ""
         self._publishers: list[Publisher] = []
         self._subscription: Subscription | None = None
@@ -102,7 +101,7 @@ class Camera:
     def start(self, stream: Stream, mailbox: Mailbox[Arrival]) -> None:
         """Leave the images that come from now on in a mailbox, and have `segment` use a stream."""
         self._stream, self._mailbox = stream, mailbox
-        self.account = Account()
+        self.account = FrameCounter()
         self.qos_problem = ""
         self._reset.clear()
         self._subscribe()
@@ -153,7 +152,7 @@ class Camera:
         if self._color.get_subscription_count():
             self._color.publish(rgb_message(self._classes.colorize(result.mask), header))
         if self._overlay.get_subscription_count():
-            blended = overlay(image, result.mask, self._classes, self.alpha)
+            blended = self._classes.overlay(image, result.mask, self.alpha)
             self._overlay.publish(rgb_message(blended[..., ::-1], header))
         all_published = perf_counter()
 
@@ -203,7 +202,7 @@ class Camera:
         arrival = Arrival(data, perf_counter(), self._node.get_clock().now().nanoseconds)
         self.account.receive(self._missed(info["publication_sequence_number"]))
         if self._mailbox.put(self.name, arrival) is not None:
-            self.account.drop(Drop.SUPERSEDED)
+            self.account.drop(DropReason.SUPERSEDED)
 
     def _missed(self, sequence: int | None) -> int:
         """Return how many images there were between the last one that came and the one with a sequence number."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from netwarp_ros.evaluation import percentiles
-from netwarp_ros.node.account import Balance, Drop
+from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.timing import percentiles
 
 PERIOD_S = 1.0
 """Seconds between two reports."""
@@ -49,7 +49,7 @@ class Thresholds:
 
 
 def camera_status(
-    name: str, camera: str, topic: str, history: Sequence[Balance], thresholds: Thresholds, qos_problem: str = ""
+    name: str, camera: str, topic: str, history: Sequence[FrameCounts], thresholds: Thresholds, qos_problem: str = ""
 ) -> DiagnosticStatus:
     """Report on one camera.
 
@@ -73,7 +73,7 @@ def camera_status(
         "published": present.published,
         "in flight": present.in_flight,
         "dropped": present.dropped.total(),
-        **{f"dropped: {reason}": present.dropped[reason] for reason in Drop},
+        **{f"dropped: {reason}": present.dropped[reason] for reason in DropReason},
         "resets": present.resets.total(),
         **{f"resets: {reason}": count for reason, count in sorted(present.resets.items())},
         **{f"rate of {what} (Hz)": f"{rate:.1f}" for what, rate in rates.items()},
@@ -131,16 +131,16 @@ def _grade(value: float, warn: float, error: float) -> bytes:
     return WARN if warn and value > warn else OK
 
 
-def _mishaps(previous: Balance, present: Balance) -> list[Finding]:
+def _mishaps(previous: FrameCounts, present: FrameCounts) -> list[Finding]:
     new, findings = present.dropped - previous.dropped, []
-    if new[Drop.FAILED]:
-        findings.append((ERROR, f"{new[Drop.FAILED]} frames failed: {present.last_error}"))
-    if new[Drop.MALFORMED]:
-        findings.append((WARN, f"{new[Drop.MALFORMED]} images malformed: {present.last_error}"))
+    if new[DropReason.FAILED]:
+        findings.append((ERROR, f"{new[DropReason.FAILED]} frames failed: {present.last_error}"))
+    if new[DropReason.MALFORMED]:
+        findings.append((WARN, f"{new[DropReason.MALFORMED]} images malformed: {present.last_error}"))
     return findings
 
 
-def _silence(present: Balance, topic: str, thresholds: Thresholds, qos_problem: str) -> list[Finding]:
+def _silence(present: FrameCounts, topic: str, thresholds: Thresholds, qos_problem: str) -> list[Finding]:
     last = present.opened if present.last_received is None else present.last_received
     silence, cause = present.time - last, f" ({qos_problem})" if qos_problem else ""
     level = _grade(silence, thresholds.stale_warn, thresholds.stale_error)
@@ -164,7 +164,7 @@ def _slowness(
     return findings
 
 
-def _rates(history: Sequence[Balance]) -> dict[str, float]:
+def _rates(history: Sequence[FrameCounts]) -> dict[str, float]:
     """Return images and masks per second since the first report, or the first image; nothing for less than a period."""
     first, last = history[0], history[-1]
     seconds = last.time - max(first.time, last.time if last.first_received is None else last.first_received)

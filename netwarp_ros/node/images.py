@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays to image messages; `netwarp_ros.data.image_messages` goes the other way."""
+"""Arrays to image messages; `netwarp_ros.recordings.image_messages` goes the other way."""
 
 from __future__ import annotations
 

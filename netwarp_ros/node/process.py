@@ -97,7 +97,7 @@ class NodeProcess:
     """
 
     def __init__(self, module: str, namespace: str, folder: Path, **parameters: Any) -> None:
-        self._log = folder / f"{module}.log"
+        self._log = folder / f"{module.rpartition('.')[2]}.log"
         arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
         with self._log.open("wb") as log:
             command = [sys.executable, "-m", f"netwarp_ros.node.{module}", "--ros-args", "-r", f"__ns:={namespace}"]

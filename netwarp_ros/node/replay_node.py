@@ -15,11 +15,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from netwarp_ros.data.frames import Frame, open_frames
 from netwarp_ros.node import parameters
 from netwarp_ros.node.images import bgr_message
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.node.process import executing, ros_process
+from netwarp_ros.recordings.frames import Frame
+from netwarp_ros.recordings.open import open_frames
 
 QUEUE = 10
 """Images kept for reliable subscribers that lag."""

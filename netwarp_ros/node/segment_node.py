@@ -18,16 +18,16 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from netwarp_ros.data.image_messages import ImageError
 from netwarp_ros.flow.dis import PRESETS, DisFlow
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node import parameters
-from netwarp_ros.node.account import Balance, Drop
 from netwarp_ros.node.camera import Arrival, Camera
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_REPORTS, Thresholds, camera_status, node_status
+from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.node.process import executing, ros_process
+from netwarp_ros.recordings.image_messages import ImageError
 from netwarp_ros.segmenter import COMPILE_MODES, MAX_GAP, PRECISIONS, Segmenter
 
 
@@ -83,7 +83,7 @@ class SegmentNode(LifecycleNode):
         self._cameras: dict[str, Camera] = {}
         self._mailbox: Mailbox[Arrival] = Mailbox([])
         self._worker: Thread | None = None
-        self._history: dict[str, deque[Balance]] = {}
+        self._history: dict[str, deque[FrameCounts]] = {}
         self._last_error = ""
         for kind in KINDS:
             parameters.declare(self, kind)
@@ -175,7 +175,7 @@ class SegmentNode(LifecycleNode):
         for camera in self._cameras.values():
             camera.stop()
         for name in self._mailbox.close():
-            self._cameras[name].account.drop(Drop.DEACTIVATED)
+            self._cameras[name].account.drop(DropReason.DEACTIVATED)
         if self._worker is not None:
             self._worker.join()
             self._worker = None
@@ -196,10 +196,10 @@ class SegmentNode(LifecycleNode):
             try:
                 camera.segment(arrival)
             except ImageError as error:
-                camera.account.drop(Drop.MALFORMED, str(error))
+                camera.account.drop(DropReason.MALFORMED, str(error))
                 self._complain(f"a malformed image on {camera.topic}: {error}")
             except Exception as error:  # one frame's failure must not end the others'
-                camera.account.drop(Drop.FAILED, f"{type(error).__name__}: {error}")
+                camera.account.drop(DropReason.FAILED, f"{type(error).__name__}: {error}")
                 if self.context.ok():  # after a signal nothing can be published: that is no error
                     self._complain(f"an image on {camera.topic} failed: {type(error).__name__}: {error}")
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random changes to clips and their label maps that a training network should not mind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from netwarp_ros.datasets.samples import Clip
+
+_GREY = (104, 116, 124)  # BGR, about the mean of ImageNet
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random scale, crop, flip, colour and blur, the same for all frames of a clip; exposure and noise, which are not.
+
+    Attributes:
+        height: Height of the crop in pixels.
+        width: Width of the crop in pixels.
+        min_scale: Smallest zoom; where the crop is larger than the zoomed image, it is filled up with grey and void.
+        max_scale: Largest zoom.
+        colour: Strength of the colour changes; 0 is none, 1 the ranges of `_colours`.
+        blur: Probability of a blur.
+        exposure: Deviation of the relative exposure from frame to frame.
+        noise: Largest deviation of the pixels' noise, in grey levels.
+    """
+
+    height: int
+    width: int
+    min_scale: float = 0.7
+    max_scale: float = 2.0
+    colour: float = 0.6
+    blur: float = 0.2
+    exposure: float = 0.0
+    noise: float = 0.0
+
+    def __call__(
+        self, clip: Clip, rng: np.random.Generator, *, void: int, motion: Sequence[np.ndarray] | None = None
+    ) -> Clip:
+        """Augment a clip.
+
+        Args:
+            clip: T frames, or one if it is to be set in motion.
+            rng: Source of every random choice.
+            void: Class id for pixels that no longer show the image.
+            motion: T matrices (3, 3), as `netwarp_ros.datasets.motion.Motion` gives them for frames of the crop's size.
+
+        Returns:
+            T frames (height, width).
+        """
+        images, labels = self._views(clip, motion, rng, void)
+        saturation, table = _colours(self.colour, rng)
+        deviation = rng.uniform(0.4, 1.3) if rng.random() < self.blur else 0.0
+        noise = rng.uniform(0, self.noise)
+        for t, image in enumerate(images):
+            image = _saturate(cv2.LUT(image, table), saturation)
+            if deviation:
+                image = cv2.GaussianBlur(image, (0, 0), deviation)
+            if self.exposure or noise:
+                image = image * np.float32(rng.normal(1, self.exposure))
+                image += np.float32(noise) * rng.standard_normal(image.shape, dtype=np.float32)
+                image = image.clip(0, 255).astype(np.uint8)
+            images[t] = image
+        return Clip(np.stack(images), np.stack(labels))
+
+    def _views(
+        self, clip: Clip, motion: Sequence[np.ndarray] | None, rng: np.random.Generator, void: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Zoom, crop, flip and move."""
+        zoom = np.exp(rng.uniform(np.log(self.min_scale), np.log(self.max_scale)))
+        view = self._view(zoom, clip.labels.shape[1:], rng)
+        frames = list(zip(clip.images, clip.labels, strict=True))
+        if zoom < 1:  # warpAffine itself does not filter when it shrinks
+            frames = [(cv2.GaussianBlur(image, (0, 0), 0.5 / zoom), label) for image, label in frames]
+        moves = [np.eye(3)] * len(frames) if motion is None else motion
+        images, labels = [], []
+        for (image, label), move in zip(frames * (len(moves) // len(frames)), moves, strict=True):
+            matrix, size = (move @ view)[:2], (self.width, self.height)
+            images.append(cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=_GREY))
+            labels.append(cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=void))
+        return images, labels
+
+    def _view(self, zoom: float, size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        """Return the matrix (3, 3) from the image to the crop."""
+        height, width = size
+        zoom_x = zoom * np.exp(rng.uniform(-0.08, 0.08))
+        # A crop larger than the zoomed image may lie anywhere around it, a smaller one anywhere inside it.
+        left = rng.uniform(0, 1) * (width * zoom_x - self.width)
+        top = rng.uniform(0, 1) * (height * zoom - self.height)
+        # Pixel centres are at half-integers for the zoom and at integers for warpAffine.
+        view = np.array([[zoom_x, 0, 0.5 * zoom_x - 0.5 - left], [0, zoom, 0.5 * zoom - 0.5 - top], [0, 0, 1]])
+        if rng.random() < 0.5:
+            view[0] = (self.width - 1) * view[2] - view[0]
+        return view
+
+
+def _colours(strength: float, rng: np.random.Generator) -> tuple[float, np.ndarray]:
+    """Draw a saturation, and contrast, brightness and gamma as one table (1, 256, 3) for the channels."""
+    gain = 1 + strength * rng.uniform(-0.3, 0.3)
+    offset = strength * rng.uniform(-0.15, 0.15)
+    gamma = np.exp(strength * rng.uniform(-0.5, 0.5))
+    tint = 1 + strength * rng.uniform(-0.15, 0.15, size=3)
+    saturation = 1 + strength * rng.uniform(-0.6, 0.6)
+    level = np.linspace(0, 1, 256)[:, None] ** gamma
+    table = np.clip(255 * ((level - 0.5) * gain * tint + 0.5 + offset), 0, 255).round().astype(np.uint8)
+    return saturation, table[None]
+
+
+def _saturate(image: np.ndarray, saturation: float) -> np.ndarray:
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images and a folder of label maps, as stills or as a labelled video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from netwarp_ros.classes import ClassSet
+from netwarp_ros.datasets.samples import Sample, Samples
+from netwarp_ros.recordings.images import ImageFiles, LabelFolder, read_image, read_label
+
+
+class ImageFolder(Samples):
+    """The images of a folder that have a label map ``labels/STEM.png``, in the order of their names.
+
+    Images without a label map are the frames in between, which only clips show. For clips, the images have to be the
+    consecutive frames of one video.
+
+    Args:
+        images: Folder of images.
+        labels: Folder of label maps, 8-bit single-channel PNGs of class ids.
+        classes: What the ids mean.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or holds none, or a label map has no image.
+        ValueError: If two images have the same stem.
+    """
+
+    def __init__(self, images: str | Path, labels: str | Path, classes: ClassSet) -> None:
+        self.classes = classes
+        self._images = ImageFiles.in_folder(Path(images)).paths
+        self._labels = LabelFolder(labels).folder
+        stems = {path.stem for path in self._images}
+        for label in sorted(self._labels.glob("*.png")):
+            if label.stem not in stems:
+                raise FileNotFoundError(f"{label} is the label map of no image in {images}: names must be alike")
+        self._labelled = [index for index, path in enumerate(self._images) if self._label_of(path).is_file()]
+
+    def __str__(self) -> str:
+        return str(self._images[0].parent)
+
+    def __len__(self) -> int:
+        return len(self._labelled)
+
+    def reach(self, index: int) -> int:
+        return self._labelled[index]
+
+    def name(self, index: int, age: int = 0) -> str:
+        return self._images[self._labelled[index] - age].stem
+
+    def read(self, index: int, age: int = 0) -> Sample:
+        path = self._images[self._labelled[index] - age]
+        image = read_image(path)
+        if not self._label_of(path).is_file():
+            return Sample(path.stem, image, np.full(image.shape[:2], self.classes.void, np.uint8))
+        label = read_label(self._label_of(path), image.shape[:2])
+        self.classes.check(label, str(self._label_of(path)))
+        return Sample(path.stem, image, label)
+
+    def _label_of(self, image: Path) -> Path:
+        return self._labels / f"{image.stem}.png"

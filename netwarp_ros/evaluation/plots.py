@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of what an evaluation found; they need matplotlib, which nothing else does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netwarp_ros.evaluation.results import FrameRecord
+from netwarp_ros.recordings.atomic import replacing
+from netwarp_ros.segmenter import Reset
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = ("#0b6e99", "#e07a1f", "#5a9e4b", "#a0457e", "#707070")
+_RESET = "#c62828"
+
+
+def trimap_curves(files: Sequence[Path]) -> dict[str, dict[int, float]]:
+    """Read trimap IoU by band width from result files.
+
+    Returns:
+        For each file, by its stem, mean IoU in per cent by width in pixels; widths at which nothing was scored are left
+        out.
+
+    Raises:
+        ValueError: If a file is no such JSON, or two have the same stem, which is the name of the curve.
+    """
+    curves = {}
+    for file in files:
+        try:
+            tiou = json.loads(file.read_text(encoding="utf-8"))["tiou"]
+            curve = {int(width): float(value) for width, value in tiou.items() if value is not None}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file} has no trimap IoU (tiou): give what `netwarp evaluate --json` wrote") from error
+        if file.stem in curves:
+            raise ValueError(f"two files are called {file.stem}, which names their curves: rename one")
+        curves[file.stem] = curve
+    return curves
+
+
+def plot_trimap(files: Sequence[Path], output: Path) -> None:
+    """Draw trimap IoU over band width, one curve for each result file (the paper's Fig. 4).
+
+    Args:
+        files: Results of ``netwarp evaluate --json``, of the host and of the video CNN for instance.
+        output: The figure; its ending says the format: ``.png``, ``.svg``, ``.pdf``.
+
+    Raises:
+        ValueError: As `trimap_curves`; if matplotlib is missing, or does not know the format.
+    """
+    figure = trimap_figure(trimap_curves(files))
+    with replacing(output) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def trimap_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Draw trimap IoU in per cent over band width in pixels; the first curve stands out.
+
+    Raises:
+        ValueError: If matplotlib is missing.
+    """
+    figure = _figure(5, 3.5)
+    axes = figure.add_subplot()
+    for (name, curve), color in zip(curves.items(), cycle(_COLORS)):
+        widths = sorted(curve)
+        axes.plot(widths, [curve[width] for width in widths], marker="o", color=color, label=name)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({width for curve in curves.values() for width in curve})
+    axes.set_xticks(ticks, [str(width) for width in ticks])
+    axes.set_xlabel("trimap width in pixels")
+    axes.set_ylabel("mean IoU in %")
+    axes.legend(frameon=False)
+    _tidy(axes)
+    return figure
+
+
+def timeline_figure(records: Sequence[FrameRecord]) -> Figure:
+    """Draw what became of the frames over the time of their stamps: durations, scores, and where memories began anew.
+
+    Args:
+        records: Of one or more cameras, each of which is a line of its own.
+
+    Raises:
+        ValueError: If matplotlib is missing.
+    """
+    disagreement = _series(records, "disagreement")
+    name = "NetWarp" if disagreement else "mask"
+    panels = [
+        (title, lines)
+        for title, lines in (
+            ("ms", {"work": _series(records, "total_ms"), "age": _series(records, "age_ms")}),
+            ("mean IoU in %", {name: _series(records, "miou"), "host": _series(records, "host_miou")}),
+            ("consistency in %", {name: _series(records, "tc"), "host": _series(records, "host_tc")}),
+            ("disagreement in %", {"with the host": disagreement}),
+        )
+        if any(lines.values())
+    ]
+    first_ns = min(record.stamp_ns for record in records)
+    figure = _figure(10, 1.8 * len(panels) + 0.4)
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, lines) in zip(all_axes, panels, strict=True):
+        for (name, cameras), color in zip(lines.items(), _COLORS, strict=False):
+            for number, points in enumerate(cameras):
+                seconds = [(stamp_ns - first_ns) * 1e-9 for stamp_ns, _ in points]
+                values = [value for _, value in points]
+                axes.plot(seconds, values, color=color, linewidth=1, label=None if number else name)
+        for record in records:
+            if record.reason and record.reason != Reset.HOST_ONLY:
+                axes.axvline((record.stamp_ns - first_ns) * 1e-9, color=_RESET, linewidth=0.8, linestyle=":")
+        axes.set_ylabel(title)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, borderpad=0)
+        _tidy(axes)
+    all_axes[-1].set_xlabel("time in s")
+    figure.align_ylabels()
+    return figure
+
+
+def plot_node(file: Path, output: Path) -> None:
+    """Draw the age of masks over the rate of the images, a panel for each number of cameras and size.
+
+    Args:
+        file: What ``netwarp benchmark node --json`` wrote.
+        output: The figure; its ending says the format: ``.png``, ``.svg``, ``.pdf``.
+
+    Raises:
+        ValueError: If the file is none of these; if matplotlib is missing, or does not know the format.
+    """
+    try:
+        figure = node_figure(json.loads(file.read_text(encoding="utf-8"))["runs"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} has no runs ({error}): give what `netwarp benchmark node --json` wrote") from error
+    with replacing(output) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def node_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the age of masks in ms over the rate of the images: the median as a line up to p99; the peak as a star.
+
+    Args:
+        runs: As in the JSON of ``netwarp benchmark node``.
+
+    Raises:
+        ValueError: If there are none, or matplotlib is missing.
+    """
+    runs = [run for run in runs if run["stages_ms"]]
+    cameras = sorted({run["cameras"] for run in runs})
+    sizes = sorted({(run["width"], run["height"]) for run in runs})
+    ticks = sorted({run["rate"] for run in runs if not run["peak"]})
+    if not runs:
+        raise ValueError("no mask came out in any run")
+    figure = _figure(3.4 * len(cameras), 2.6 * len(sizes))
+    panels = figure.subplots(len(sizes), len(cameras), sharex=True, sharey=True, squeeze=False)
+    for (row, (width, height)), (column, number) in product(enumerate(sizes), enumerate(cameras)):
+        axes = panels[row, column]
+        here = [run for run in runs if (run["cameras"], run["width"], run["height"]) == (number, width, height)]
+        for system, color in zip(dict.fromkeys(run["system"] for run in runs), _COLORS, strict=False):
+            ours = sorted((run for run in here if run["system"] == system), key=lambda run: run["rate"])
+            rates = [run["rate"] for run in ours]
+            median, highest = ([run["stages_ms"]["age"][rank] for run in ours] for rank in ("p50", "p99"))
+            axes.plot(rates, median, marker="o", markersize=3, color=color, label=system)
+            axes.fill_between(rates, median, highest, color=color, alpha=0.15, linewidth=0)
+            for run in (run for run in ours if run["peak"]):
+                axes.plot(run["rate"], run["stages_ms"]["age"]["p50"], marker="*", markersize=11, color=color)
+        axes.set_title(f"{number} × {width}×{height}", fontsize="medium")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+        axes.xaxis.minorticks_off()
+        _tidy(axes)
+    for axes in panels[-1]:
+        axes.set_xlabel("images per second and camera")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("age in ms")
+    panels[0, 0].legend(frameon=False)
+    return figure
+
+
+def _series(records: Sequence[FrameRecord], name: str) -> list[list[tuple[int, float]]]:
+    """Return stamp and value of the frames that have one, camera by camera; nothing where none has."""
+    cameras: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        value = getattr(record, name)
+        if not math.isnan(value):
+            cameras.setdefault(record.camera, []).append((record.stamp_ns, value))
+    return list(cameras.values())
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("plots need matplotlib, which is not installed here: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rosbag2 recordings written without ROS, through ``rosbags``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+
+from netwarp_ros.recordings.frames import Frame
+from netwarp_ros.recordings.messages import IMAGE, LABEL_INFO, header, image_message, typestore
+
+_METADATA_VERSION: Literal[9] = 9  # what Jazzy and later write; Jazzy reads none above
+_FOREVER = QosTime(*divmod(2**63 - 1, 10**9))
+_LATCHED = Qos(
+    QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, _FOREVER, _FOREVER,
+    QosLiveliness.AUTOMATIC, _FOREVER, avoid_ros_namespace_conventions=False,
+)  # fmt: skip
+
+
+class BagWriter:
+    """A rosbag2 with MCAP storage, its chunks compressed by zstd: what Jazzy and later play, and Foxglove opens.
+
+    To be used in a ``with`` statement. The bag is written to ``PATH.part`` and gets its name when all went well;
+    otherwise nothing is left. What another run that was killed left there is removed.
+
+    Args:
+        path: A file that ends in ``.mcap``, or a folder to make, which gets ``metadata.yaml`` too; must not exist.
+
+    Raises:
+        FileExistsError: If there is something at the path.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            raise FileExistsError(f"{self.path} exists already: remove it, or give another path")
+        self._work = self.path.with_name(f"{self.path.name}.part")
+        self._bag = self._work / self.path.stem if self.path.suffix == ".mcap" else self._work / self.path.name
+        self._connections: dict[str, Connection] = {}
+
+    def __enter__(self) -> BagWriter:
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._writer = Writer(self._bag, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
+        self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        self._writer.open()
+        return self
+
+    def add_topic(self, topic: str, message_type: str) -> None:
+        """Make a topic; messages may follow. A ``LabelInfo`` is latched, as the node's is."""
+        self._connections[topic] = self._writer.add_connection(
+            topic, message_type, typestore=typestore, offered_qos_profiles=[_LATCHED] * (message_type == LABEL_INFO)
+        )
+
+    def write(self, topic: str, message: Any, recorded_ns: int) -> None:
+        """Append a message; its topic is made where it is new."""
+        if topic not in self._connections:
+            self.add_topic(topic, message.__msgtype__)
+        data = typestore.serialize_cdr(message, message.__msgtype__)
+        self._writer.write(self._connections[topic], recorded_ns, data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.__exit__(kind, error, traceback)
+            if error is None:
+                (self._bag / f"{self._bag.name}.mcap" if self.path.suffix == ".mcap" else self._bag).rename(self.path)
+        finally:
+            shutil.rmtree(self._work, ignore_errors=True)
+
+
+def write_bag(
+    path: str | Path,
+    frames: Iterable[Frame],
+    *,
+    topic: str,
+    labels: Callable[[Frame], np.ndarray | None] | None = None,
+    label_topic: str = "",
+    frame_id: str = "camera",
+) -> int:
+    """Write frames as a bag of raw ``bgr8`` images, and their label maps beside them as ``mono8``.
+
+    Args:
+        path: As `BagWriter` takes it.
+        frames: Taken one at a time; recorded at their stamps.
+        topic: For instance ``/camera/image_raw``.
+        labels: Gives the label map of a frame, ``(H, W)`` uint8, or None where it has none.
+        label_topic: Where label maps go, under the headers of their images.
+        frame_id: For the headers.
+
+    Returns:
+        Number of frames written.
+
+    Raises:
+        FileExistsError: If there is something at the path.
+    """
+    count = 0
+    with BagWriter(path) as bag:
+        bag.add_topic(topic, IMAGE)
+        for frame in frames:
+            common = header(frame.stamp_ns, frame_id)
+            bag.write(topic, image_message(frame.image, "bgr8", common), frame.stamp_ns)
+            if labels and (label := labels(frame)) is not None:
+                bag.write(label_topic, image_message(label, "mono8", common), frame.stamp_ns)
+            count += 1
+    return count

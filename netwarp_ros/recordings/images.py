@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files: a folder of them as a stream, and label maps named like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+
+
+class ImageFiles(FrameSource):
+    """Image files as a stream of a steady rate, the first stamped 0.
+
+    Args:
+        paths: Files in the order of the stream.
+        rate: Frames per second.
+
+    Raises:
+        ValueError: If two files have the same stem: what is made from one would overwrite the other's.
+    """
+
+    def __init__(self, paths: Sequence[Path], rate: float = DEFAULT_RATE) -> None:
+        super().__init__()
+        self.paths, self.rate = list(paths), rate
+        seen: dict[str, Path] = {}
+        for path in self.paths:
+            if path.stem in seen:
+                raise ValueError(f"{seen[path.stem]} and {path} have the same name but for the ending: rename one")
+            seen[path.stem] = path
+
+    @classmethod
+    def in_folder(cls, folder: Path, rate: float = DEFAULT_RATE) -> ImageFiles:
+        """Take all image files in a folder, sorted by name.
+
+        Raises:
+            FileNotFoundError: If it holds none.
+        """
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        if not paths:
+            raise FileNotFoundError(f"{folder} holds no image ({' '.join(IMAGE_SUFFIXES)})")
+        return cls(paths, rate)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
+        for index, path in islice(enumerate(self.paths), begin, end):
+            yield Frame(index, stamp(index, self.rate), path.stem, read_image(path))
+
+
+class LabelFolder:
+    """Label maps ``folder/NAME.png``, found by the names of frames.
+
+    Args:
+        folder: Holds 8-bit single-channel PNGs of class ids.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no PNG in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no folder {self.folder}: give one of label maps NAME.png")
+        if not any(self.folder.glob("*.png")):
+            raise FileNotFoundError(f"{self.folder} holds no label map NAME.png, named like the images")
+
+    def __call__(self, frame: Frame) -> np.ndarray | None:
+        """Return the label map of a frame, ``(H, W)`` uint8, or None where it has none.
+
+        Raises:
+            ValueError: If the file is no such image, or not of the frame's size.
+        """
+        path = self.folder / f"{frame.name}.png"
+        if not path.is_file():
+            return None
+        return read_label(path, frame.image.shape[:2])
+
+
+def read_image(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Read an image file, by default as ``(H, W, 3)`` uint8, BGR.
+
+    Raises:
+        ValueError: If it is none that OpenCV reads.
+    """
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        raise ValueError(f"{path} cannot be read as an image: mend or remove it")
+    return image
+
+
+def read_label(
+    path: Path, size: tuple[int, ...], from_colors: Callable[[np.ndarray, str], np.ndarray] | None = None
+) -> np.ndarray:
+    """Read a label map, ``(H, W)`` uint8.
+
+    Args:
+        path: An image of one channel of 8 bits.
+        size: Height and width of the image that it labels.
+        from_colors: Turns an image of colours, ``(H, W, 3)`` uint8, BGR, of the given name, into a label map. Without
+            it, colours are refused.
+
+    Raises:
+        ValueError: If the file is no such image, or not of that size.
+    """
+    label = read_image(path, cv2.IMREAD_UNCHANGED)
+    if from_colors and label.ndim == 3:
+        label = from_colors(label, str(path))
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise ValueError(
+            f"{path} is {label.shape} {label.dtype}: a label map holds class ids, one channel of 8 bits; colours "
+            "must be turned into ids first"
+        )
+    if label.shape != size:
+        raise ValueError(f"{path} is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
+    return label

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What opens a recording of any kind, and its label maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from netwarp_ros.recordings.bag_reader import BAG_SUFFIXES
+from netwarp_ros.recordings.bags import BagFrames, BagLabels
+from netwarp_ros.recordings.frames import DEFAULT_RATE, FrameSource
+from netwarp_ros.recordings.images import IMAGE_SUFFIXES, ImageFiles, LabelFolder
+from netwarp_ros.recordings.videos import VideoFile
+
+
+def open_frames(
+    path: str | Path, *, rate: float | None = None, topics: Sequence[str] = (), leave_out: Collection[str] = ()
+) -> FrameSource:
+    """Open a recording.
+
+    Args:
+        path: A folder of images (taken in the order of their names), an image, a video, or a rosbag2 (its folder, or a
+            ``.mcap`` or ``.db3`` file of it).
+        rate: Frames per second to stamp the frames by, from 0 on, in place of recorded stamps; for images, which have
+            none, it is `DEFAULT_RATE` unless given.
+        topics: Image topics of a bag; needed where it has several.
+        leave_out: Topics that are not meant where none is named, such as those of label maps.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path, or no image in the folder.
+        ValueError: If it cannot be read, the rate is not > 0, or a topic does not fit.
+    """
+    path = Path(path)
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"rate is {rate}: give frames per second > 0")
+    if not path.exists():
+        raise FileNotFoundError(f"nothing at {path}: give a folder of images, an image, a video or a bag")
+    if is_bag(path):
+        return BagFrames(path, topics=topics, rate=rate, leave_out=leave_out)
+    if topics:
+        raise ValueError(f"the topic {topics[0]} is named, but {path} is no bag: leave it out")
+    if path.is_dir():
+        return ImageFiles.in_folder(path, rate or DEFAULT_RATE)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageFiles([path], rate or DEFAULT_RATE)
+    return VideoFile(path, rate)
+
+
+def open_labels(
+    frames: FrameSource, images: Path, labels: Path | None, topics: Sequence[str]
+) -> LabelFolder | BagLabels | None:
+    """Open the label maps of a recording.
+
+    Args:
+        frames: The recording.
+        images: Its path.
+        labels: A folder of label maps, or a bag; where it is left out, the recording's own bag is meant.
+        topics: The topic of label maps for each of the recording's cameras, in a bag.
+
+    Returns:
+        What gives the label map of a frame; None where neither labels nor topics are given.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no label map in it.
+        ValueError: If the topics do not fit.
+    """
+    path = labels or images
+    if not topics:
+        if labels and is_bag(labels):
+            raise ValueError(f"{labels} is a bag: name the topic of its label maps")
+        return LabelFolder(labels) if labels else None
+    if not is_bag(path):
+        raise ValueError(f"the topic {topics[0]} of label maps is named, but {path} is no bag: leave it out")
+    if len(topics) != len(frames.cameras):
+        cameras = ", ".join(camera or str(images) for camera in frames.cameras)
+        raise ValueError(
+            f"{len(topics)} topics of label maps are named ({', '.join(topics)}) for {len(frames.cameras)} cameras "
+            f"({cameras}): name one for each, in their order"
+        )
+    return BagLabels(path, dict(zip(frames.cameras, topics, strict=True)))
+
+
+def is_bag(path: Path) -> bool:
+    """Tell whether a path is that of a rosbag2: a file of one, or a folder of them, be it without metadata."""
+    if not path.is_dir():
+        return path.suffix in BAG_SUFFIXES
+    if (path / "metadata.yaml").is_file():
+        return True
+    suffixes = {file.suffix.lower() for file in path.iterdir()}
+    return not suffixes.isdisjoint(BAG_SUFFIXES) and suffixes.isdisjoint(IMAGE_SUFFIXES)

@@ -1,9 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""An evaluation as one page of HTML that needs no other file and no network."""
-
-from __future__ import annotations
-
-from netwarp_ros.report.moments import Moments
-from netwarp_ros.report.page import check_requirements, write_page
-
-__all__ = ["Moments", "check_requirements", "write_page"]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of augmented clips with their flow, from all sources of a training.
+
+A batch is a function of the seed and the step, so a training that was stopped and resumed sees the same batches as one
+that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from netwarp_ros.classes import ClassSet, load_classes
+from netwarp_ros.datasets.augmentation import Augmentation
+from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.datasets.camvid import CamVid
+from netwarp_ros.datasets.cityscapes import Cityscapes
+from netwarp_ros.datasets.folder import ImageFolder
+from netwarp_ros.datasets.motion import Motion
+from netwarp_ros.datasets.samples import Clip, Samples, Selection, clips
+from netwarp_ros.datasets.street import StreetDataset
+from netwarp_ros.flow import DisFlow
+from netwarp_ros.training.config import (
+    AugmentConfig,
+    BagConfig,
+    CamVidConfig,
+    CityscapesConfig,
+    FolderConfig,
+    Source,
+    TrainingConfig,
+)
+
+COUNTED = 500
+"""Label maps of each source, evenly spaced, that class frequencies are taken from."""
+
+
+class Batch(NamedTuple):
+    """Clips of adjacent frames.
+
+    Attributes:
+        images: (B, T, H, W, 3) uint8, BGR.
+        labels: (B, T, H, W) uint8 class ids or void.
+        flows: (B, T - 1, 2, H, W) float32, from each frame but the first to the one before.
+    """
+
+    images: Tensor
+    labels: Tensor
+    flows: Tensor
+
+
+def open_sources(sources: Sequence[Source], augment: AugmentConfig) -> list[Samples]:
+    """Open the data sets that a training names.
+
+    Raises:
+        FileNotFoundError: A folder or file is missing.
+        ValueError: A data set is not what it should be, or they are of several class sets.
+    """
+    opened = [_open(source, augment) for source in sources]
+    for samples in opened:
+        first, classes = opened[0].classes, samples.classes
+        if (classes.names, classes.void) != (first.names, first.void):
+            raise ValueError(f"{opened[0]} has the classes of {first.name}, but {samples} those of {classes.name}")
+    return opened
+
+
+def _open(source: Source, augment: AugmentConfig) -> Samples:
+    samples: Samples
+    match source:
+        case CamVidConfig():
+            samples = CamVid(source.root, source.split)
+        case CityscapesConfig():
+            samples = Cityscapes(source.root, source.split)
+        case FolderConfig():
+            samples = ImageFolder(source.images, source.labels, load_classes(source.classes))
+        case BagConfig():
+            samples = BagVideo(source.path, source.image_topic, source.label_topic, load_classes(source.classes))
+        case _:
+            seeds = range(source.first_seed, source.first_seed + source.seeds)
+            samples = StreetDataset(augment.width, augment.height, seeds, source.frames, source.rate)
+    return Selection(samples, source.names, source.leave_out) if source.names or source.leave_out else samples
+
+
+def class_pixels(opened: Sequence[Samples], sources: Sequence[Source]) -> np.ndarray:
+    """Count the pixels of each class that a batch shows, augmentation aside.
+
+    Returns:
+        (K,) float64: over `COUNTED` label maps of each source at most, the mean number of pixels times its
+        ``per_batch``.
+    """
+    classes = opened[0].classes
+    pixels = np.zeros(len(classes))
+    for samples, source in zip(opened, sources, strict=True):
+        indices = np.unique(np.linspace(0, len(samples) - 1, COUNTED).round().astype(int)).tolist()
+        for index in indices:
+            counts = np.bincount(samples[index].label.ravel(), minlength=256)[: len(classes)]
+            pixels += counts * source.per_batch / len(indices)
+    return pixels
+
+
+class Batches(Dataset[Batch]):
+    """Batch number ``step`` of a training, or the share of it that one of several processes trains on.
+
+    Each source's clips are drawn without replacement, epoch after epoch. A clip is a function of the seed, the step and
+    its place in the batch alone, so it is the same however many processes there are.
+
+    Args:
+        opened: What `open_sources` gives for ``config.data``.
+        config: The training.
+        rank: Number of this process.
+        world: Number of processes.
+
+    Raises:
+        ValueError: If a source has no clip of the length wanted.
+    """
+
+    def __init__(self, opened: Sequence[Samples], config: TrainingConfig, *, rank: int = 0, world: int = 1) -> None:
+        self.config, self.rank, self.world = config, rank, world
+        self.classes: ClassSet = opened[0].classes
+        self.augment = Augmentation(**dataclasses.asdict(config.augment))
+        self.motion = Motion()
+        self.clips = [_clips(samples, source, config) for samples, source in zip(opened, config.data, strict=True)]
+        self.slots = [(number, place) for number, source in enumerate(config.data) for place in range(source.per_batch)]
+
+    def __len__(self) -> int:
+        return self.config.optimiser.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        chosen = [self.clip(step, slot) for slot in range(self.rank, len(self.slots), self.world)]
+        images, labels = (np.stack([getattr(clip, part) for clip in chosen]) for part in ("images", "labels"))
+        displacements = np.stack([flows(clip, self.config.clip.flow) for clip in chosen])
+        return Batch(*map(torch.from_numpy, (images, labels, displacements)))
+
+    def clip(self, step: int, slot: int) -> Clip:
+        """Return one augmented clip of a batch."""
+        number, place = self.slots[slot]
+        source, available = self.config.data[number], self.clips[number]
+        epoch, position = divmod(step * source.per_batch + place, len(available))
+        order = np.random.default_rng((self.config.seed, 0, number, epoch)).permutation(len(available))
+        clip = available[int(order[position])]
+        rng = np.random.default_rng((self.config.seed, 1, step, slot))
+        motion, length = None, self.config.clip.length
+        if len(clip.images) < length:
+            motion = self.motion(length, self.augment.height, self.augment.width, rng)
+        return self.augment(clip, rng, void=self.classes.void, motion=motion)
+
+
+def _clips(samples: Samples, source: Source, config: TrainingConfig) -> Sequence[Clip]:
+    try:
+        return clips(samples, 1 if source.stills else config.clip.length)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: give a shorter clip.length, or stills: true to set single images in motion"
+        ) from None
+
+
+def flows(clip: Clip, preset: str) -> np.ndarray:
+    """Return the DIS flow of each frame of a clip but the first to the one before, (T - 1, 2, H, W) float32.
+
+    Each search starts from the flow before, as the segmenter's does.
+    """
+    length, height, width, _ = clip.images.shape
+    fields = np.empty((length - 1, height, width, 2), np.float32)
+    if length > 1:
+        dis = DisFlow(preset)
+        greys = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) for image in clip.images]
+        for t, (previous, present) in enumerate(pairwise(greys)):
+            fields[t] = dis(present, previous, start=fields[t - 1] if t else None)
+    return np.ascontiguousarray(fields.transpose(0, 3, 1, 2))
+
+
+def load(batches: Batches, *, start: int) -> Iterable[Batch]:
+    """Return the batches from ``start`` on, made ahead by worker processes if there are any."""
+    workers = batches.config.workers
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, len(batches)),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=batches.config.device == "cuda",
+        worker_init_fn=_leave_cores_alone,
+    )
+
+
+def _leave_cores_alone(_worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses for semantic segmentation with few and unevenly spread labels, of images and of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from netwarp_ros.models import Memory, ModelSpec, VideoCNN
+from netwarp_ros.segmenter import PRECISIONS
+from netwarp_ros.training.config import LossConfig, TrainingConfig
+
+
+def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
+    """Weights that favour rare classes: (median frequency / frequency) ** balance.
+
+    Args:
+        pixels: (K,), how many pixels of each class are seen.
+        balance: 0 weighs all classes alike, 1 gives all of them the same total.
+
+    Returns:
+        (K,) float32, scaled so that a labelled pixel weighs 1 on average. A class that never occurs weighs as if it
+        had one pixel.
+    """
+    frequency = np.maximum(pixels, 1) / np.maximum(pixels, 1).sum()
+    weights = (np.median(frequency) / frequency) ** balance
+    return torch.tensor(weights / (weights @ frequency), dtype=torch.float32)
+
+
+def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
+    """Lovász-softmax loss: a surrogate of 1 - IoU, mean over the classes present in the batch.
+
+    Berman, Triki, Blaschko, "The Lovász-Softmax loss", CVPR 2018: eq. 8 for the errors, Alg. 1 for the slope of the
+    Lovász extension at the sorted errors, eq. 11 for the mean.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W) class ids; ids of K and above are void.
+
+    Returns:
+        Scalar in [0, 1], float32; 0 where nothing is labelled.
+    """
+    num_classes = logits.shape[1]
+    probability = logits.float().softmax(dim=1).permute(0, 2, 3, 1).reshape(-1, num_classes)
+    label = label.reshape(-1)
+    labelled = label < num_classes
+    probability, label = probability[labelled], label[labelled]
+    losses = []
+    for index in label.unique().tolist():
+        foreground = (label == index).float()
+        errors, order = (foreground - probability[:, index]).abs().sort(descending=True)
+        foreground = foreground[order]
+        total = foreground.sum()
+        jaccard = 1 - (total - foreground.cumsum(0)) / (total + (1 - foreground).cumsum(0))
+        slope = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+        losses.append(errors @ slope)
+    return torch.stack(losses).mean() if losses else 0 * logits.sum()
+
+
+def labelled_weight(label: Tensor, weights: Tensor) -> Tensor:
+    """Return what all labelled pixels weigh together, the scalar that cross-entropy is divided by.
+
+    Args:
+        label: Any shape, uint8 class ids; ids of K and above are void.
+        weights: (K,) class weights.
+    """
+    return weights @ torch.bincount(label.flatten(), minlength=256)[: len(weights)].to(weights.dtype)
+
+
+def segmentation_loss(
+    logits: Tensor, auxiliary: Tensor | None, label: Tensor, weights: Tensor, total: Tensor, config: LossConfig
+) -> Tensor:
+    """Cross-entropy at the label's size, plus Lovász-softmax and the auxiliary cross-entropy on the logits' own grids.
+
+    Args:
+        logits: (B, K, h, w).
+        auxiliary: (B, K, h', w'), or None where there is no auxiliary head.
+        label: (B, H, W) uint8 class ids; ids of K and above are void.
+        weights: (K,) class weights of the cross-entropies.
+        total: Their sum over pixels is divided by this: `labelled_weight` of the labels, for a mean.
+        config: Weights of the sum.
+
+    Returns:
+        Scalar; 0 where nothing is labelled.
+    """
+    total = total.clamp(min=torch.finfo(torch.float32).tiny)
+    full = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
+    loss = _cross_entropy(full, label, weights) / total
+    if config.lovasz > 0:
+        loss = loss + config.lovasz * lovasz_softmax(logits, _subsample(label, like=logits))
+    if auxiliary is not None:
+        coarse = _subsample(label, like=auxiliary)
+        share = coarse[0].numel() / label[0].numel()  # of the total, on the coarser grid
+        loss = loss + config.auxiliary * _cross_entropy(auxiliary.float(), coarse, weights) / (share * total)
+    return loss
+
+
+def _cross_entropy(logits: Tensor, label: Tensor, weights: Tensor) -> Tensor:
+    void = logits.shape[1]
+    return F.cross_entropy(logits, label.long().clamp(max=void), weights, ignore_index=void, reduction="sum")
+
+
+def _subsample(label: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(label[:, None].float(), size=like.shape[-2:], mode="nearest-exact")[:, 0].to(label.dtype)
+
+
+class ClipLoss(nn.Module):
+    """The loss of a batch of clips, with the gradient going through the memory from frame to frame.
+
+    Args:
+        network: The video CNN.
+        spec: Says how frames are normalised.
+        weights: (K,) class weights.
+        config: The training.
+    """
+
+    mean: Tensor
+    std: Tensor
+    weights: Tensor
+
+    def __init__(self, network: VideoCNN, spec: ModelSpec, weights: Tensor, config: TrainingConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+        length = config.clip.length
+        self.scored = {"last": range(length - 1, length), "all-but-first": range(1, length), "all": range(length)}[
+            config.clip.loss_on
+        ]
+        head = getattr(network.host, "auxiliary", None)
+        self.with_auxiliary = head is not None and config.model.train_host and config.loss.auxiliary > 0
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1))
+        self.register_buffer("weights", weights)
+
+    def train(self, mode: bool = True) -> ClipLoss:
+        """Go into training mode, a host that stays as it is excepted."""
+        super().train(mode)
+        self.network.host.train(mode and self.config.model.train_host)
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor, flows: Tensor) -> Tensor:
+        """Run a batch of clips; see `netwarp_ros.training.data.Batch` for the shapes.
+
+        Returns:
+            The loss over all frames that are scored, a scalar. Where several processes share a batch, cross-entropy is
+            divided by the mean of what their labelled pixels weigh, so that the mean of their losses is that of the
+            whole batch. Lovász-softmax is of each process's share.
+        """
+        memory: Memory | None = None
+        scored_logits, scored_auxiliary = [], []
+        precision, clip = self.config.precision, self.config.clip
+        with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
+            for t in range(clip.length):
+                flow = flows[:, t - 1] if t else None
+                logits, auxiliary, memory = self._run(images[:, t], flow, memory, t in self.scored)
+                if t in self.scored:
+                    scored_logits.append(logits)
+                if auxiliary is not None:
+                    scored_auxiliary.append(auxiliary)
+                if clip.detach_every and (t + 1) % clip.detach_every == 0:
+                    memory = memory.detach()
+        label = torch.cat([labels[:, t] for t in self.scored])
+        return segmentation_loss(
+            torch.cat(scored_logits),
+            torch.cat(scored_auxiliary) if scored_auxiliary else None,
+            label,
+            self.weights,
+            mean_over_processes(labelled_weight(label, self.weights)),
+            self.config.loss,
+        )
+
+    def _run(
+        self, image: Tensor, flow: Tensor | None, memory: Memory | None, scored: bool
+    ) -> tuple[Tensor, Tensor | None, Memory]:
+        """Run a frame, for the gradient a second time if its activations shall not be kept."""
+        if not self.config.clip.checkpointing:
+            return self._frame(image, flow, memory, scored)
+        return checkpoint(
+            self._frame, image, flow, memory, scored,
+            use_reentrant=False, context_fn=lambda: (nullcontext(), _leave_statistics(self.network)),
+        )  # fmt: skip
+
+    def _frame(
+        self, image: Tensor, flow: Tensor | None, memory: Memory | None, scored: bool
+    ) -> tuple[Tensor, Tensor | None, Memory]:
+        frame = normalise(image, self.mean, self.std)
+        if scored and self.with_auxiliary:
+            (logits, auxiliary), memory = self.network(frame, flow, memory, auxiliary=True)
+            return logits, auxiliary, memory
+        logits, memory = self.network(frame, flow, memory)
+        return logits, None, memory
+
+
+@contextmanager
+def _leave_statistics(network: nn.Module) -> Iterator[None]:
+    """Leave norm statistics as they are while a frame is run that has moved them before."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, kept, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images as the network wants them.
+
+    Args:
+        images: (B, H, W, 3) uint8, BGR.
+        mean: (1, 3, 1, 1), of RGB values in [0, 1].
+        std: Their standard deviation.
+
+    Returns:
+        (B, 3, H, W) float32, RGB, channels last in memory.
+    """
+    rgb = images.flip(-1).permute(0, 3, 1, 2).float().div_(255)
+    return ((rgb - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Return the mean of a value over the processes of a training; the value itself where there is one."""
+    if not distributed.is_initialized():
+        return value
+    total = value.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()

@@ -28,9 +28,9 @@ def test_overhead_is_the_median_ratio_without_first_frames(monkeypatch: pytest.M
         return result
 
     monkeypatch.setattr(Stream, "segment", timed)
-    result = benchmark.measure(IMAGES, load_model(DEFAULT_MODEL), passes=2, input_height=36)
+    result = benchmark.measure_overhead(IMAGES, load_model(DEFAULT_MODEL), passes=2, input_height=36)
     assert result.frames == 4  # two passes over the two frames that have one before them
-    assert result.overhead == pytest.approx(100 * ((6 / 5 + 7 / 6) / 2 - 1))
+    assert result.overhead_percent == pytest.approx(100 * ((6 / 5 + 7 / 6) / 2 - 1))
     assert result.stages_ms["host"] == {"prepare": 0.0, "flow": 0.0, "network": 5.5, "total": 5.5}
     assert result.stages_ms["netwarp"]["total"] == 6.5
     turns = seen[4:]  # after the warm-up of both
@@ -42,9 +42,9 @@ def test_overhead_is_the_median_ratio_without_first_frames(monkeypatch: pytest.M
 
 def test_an_image_cnn_and_a_single_frame_are_refused() -> None:
     with pytest.raises(ValueError, match="ddrnet23slim-camvid is an image CNN"):
-        benchmark.measure(IMAGES, load_model("ddrnet23slim-camvid"))
+        benchmark.measure_overhead(IMAGES, load_model("ddrnet23slim-camvid"))
     with pytest.raises(ValueError, match="1 images: give at least 2"):
-        benchmark.measure(IMAGES[:1], load_model(DEFAULT_MODEL))
+        benchmark.measure_overhead(IMAGES[:1], load_model(DEFAULT_MODEL))
 
 
 def test_the_command_writes_json(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def test_what_is_compared_computes_the_same(layout: str, dtype: torch.dtype, tol
 
 def test_results_relate_to_the_copy_and_to_what_is_replaced() -> None:
     results = list(ops.run([SMALL], CPU, with_compiled=False, seconds=0))
-    forward = {r.implementation: r for r in results if (r.direction, r.state) == ("forward", "kept")}
-    assert {(r.direction, r.state) for r in results} == {
+    forward = {r.implementation: r for r in results if (r.direction, r.memory) == ("forward", "kept")}
+    assert {(r.direction, r.memory) for r in results} == {
         (direction, state) for direction in ("forward", "backward") for state in ("fresh", "kept")
     }
     assert list(forward) == ["copy", "warp", "grid_sample", "warp_combine", "grid_sample + mul + add"]

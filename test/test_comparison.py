@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from netwarp_ros import cli
-from netwarp_ros.evaluation.comparison import Difference, Observations, compare, gated, read_pair
+from netwarp_ros.evaluation.comparison import Difference, Observations, compare, read_pair, select_gates
 from netwarp_ros.evaluation.results import sparse
 from netwarp_ros.metrics import iou, miou
 
@@ -129,9 +129,9 @@ def test_without_labels_consistency_is_compared(tmp_path: Path) -> None:
     assert [difference.measure for difference in differences] == [
         "tc", "flicker.sky", "flicker.road", "tc_unmasked", "total_ms",
     ]  # fmt: skip
-    assert [difference.measure for difference in gated(differences, [])] == ["tc"]
+    assert [difference.measure for difference in select_gates(differences, [])] == ["tc"]
     with pytest.raises(ValueError, match="there is no miou in both results: choose one of tc, flicker.sky, "):
-        gated(differences, ["miou"])
+        select_gates(differences, ["miou"])
 
 
 def test_what_is_worse_depends_on_the_measure() -> None:

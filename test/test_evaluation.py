@@ -233,7 +233,7 @@ def test_the_host_is_judged_on_the_same_frames(segmenter: Segmenter) -> None:
     labels = labels_from(masks_of(segmenter, recording))
     host = Segmenter(segmenter.model, precision="float32", host_only=True)
     seen: list[ScoredFrame] = []
-    report = evaluate(recording, labels, segmenter, CAMVID, host=True, watch=seen.append)
+    report = evaluate(recording, labels, segmenter, CAMVID, host=True, on_frame=seen.append)
     alone = evaluate(recording, labels, host, CAMVID)
     assert report.miou == 100 and report.host is not None
     assert report.host.to_json() == {key: alone.to_json()[key] for key in report.host.to_json()}

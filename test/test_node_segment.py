@@ -131,7 +131,9 @@ def test_a_replayed_bag_gives_the_masks_that_are_evaluated(graph: Graph, model: 
 
     segmenter = Segmenter(model)
     moments: list[ScoredFrame] = []
-    evaluate(open_frames(tmp_path / "drive.mcap"), None, segmenter, segmenter.model.spec.classes, watch=moments.append)
+    evaluate(
+        open_frames(tmp_path / "drive.mcap"), None, segmenter, segmenter.model.spec.classes, on_frame=moments.append
+    )
     for mask, moment, frame in zip(masks, moments, frames, strict=True):
         assert mask.header.stamp == header(frame.stamp_ns).stamp
         np.testing.assert_array_equal(array_of(mask), moment.mask)

@@ -89,7 +89,7 @@ def moment(of: FrameRecord, *, host: bool = True) -> ScoredFrame:
 def seen(records: list[FrameRecord], *, labelled: bool = True, host: bool = True) -> FrameGallery:
     moments = FrameGallery(CAMVID, labelled=labelled, host=host)
     for each in records:
-        moments.see(moment(each, host=host))
+        moments.add(moment(each, host=host))
     return moments
 
 
@@ -235,7 +235,7 @@ def test_large_pictures_are_scaled_down() -> None:
         large, mask=np.zeros((1000, 1500), np.uint8), host_mask=np.zeros((1000, 1500), np.uint8)
     )
     moments = FrameGallery(CAMVID, labelled=True, host=True)
-    moments.see(large)
+    moments.add(large)
     data = base64.b64decode(moments.best()[0].images["host"].partition(",")[2])
     assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (320, 480, 3)
 

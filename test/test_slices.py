@@ -18,6 +18,7 @@ import pytest
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.evaluation import slices as fleet
+from netwarp_ros.evaluation.ray_runner import ray_cluster, run_on_ray
 from netwarp_ros.evaluation.scoring import Labels, PartialResults, evaluate, summarise
 from netwarp_ros.evaluation.slices import Slice, SliceResults, SliceSettings, cut_slices, evaluate_slices
 from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
@@ -60,7 +61,7 @@ def serial(slices: list[Slice], tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def without_times(found: Sequence[SliceResults]) -> list[dict[str, Any]]:
     """Return all that must be the same, bit for bit."""
-    parts = [each.part.to_json() for each in found]
+    parts = [each.results.to_json() for each in found]
     for part in parts:
         del part["wall_s"]
         for record in part["records"]:
@@ -99,7 +100,7 @@ def test_a_whole_recording_scores_as_by_itself(bag: Path, tmp_path: Path) -> Non
     found = evaluate_slices(JOB, cut_slices(JOB, [bag]), tmp_path, {bag: 1})
     opened, labels = JOB.open(bag)
     alone = evaluate(opened, labels, Segmenter(**SETTINGS), CAMVID, host=True, widths=[2]).to_json()
-    together = summarise([found[0].part], CAMVID, labelled=True, widths=[2]).to_json()
+    together = summarise([found[0].results], CAMVID, labelled=True, widths=[2]).to_json()
     assert 0 < alone["miou"] < 100 and alone["resets"] == {"first frame": 1}
     for scores in (alone, together):
         for key in ("stages_ms", "fps", "wall_s", "share"):
@@ -110,16 +111,16 @@ def test_a_whole_recording_scores_as_by_itself(bag: Path, tmp_path: Path) -> Non
 
 
 def test_slices_take_every_frame_once_and_remember_those_before(bag: Path, serial: list[SliceResults]) -> None:
-    records = [record for each in serial for record in each.part.records]
+    records = [record for each in serial for record in each.results.records]
     assert [record.name for record in records] == [frame.name for frame in frames()]
     assert [record.name for record in records if record.reason or record.consistency is None] == ["000000"]
-    assert summarise([each.part for each in serial], CAMVID, labelled=True, widths=[2]).resets == {"first frame": 1}
+    assert summarise([each.results for each in serial], CAMVID, labelled=True, widths=[2]).resets == {"first frame": 1}
     cold = evaluate_slices(JOB, cut_slices(JOB, [bag], seconds=0.8), bag.with_name("cold"), {bag: 1})
-    assert [record.name for each in cold for record in each.part.records if record.reason] == ["000000", "000012"]
+    assert [record.name for each in cold for record in each.results.records if record.reason] == ["000000", "000012"]
 
 
 def test_recordings_are_told_apart(bag: Path, serial: list[SliceResults]) -> None:
-    named = fleet.of_recording(bag, serial[0].part)
+    named = fleet.prefix_cameras(bag, serial[0].results)
     assert [record.camera for record in named.records] == ["drive /image"] * 3
 
 
@@ -128,7 +129,7 @@ def test_recordings_are_told_apart(bag: Path, serial: list[SliceResults]) -> Non
 
 def test_a_second_run_goes_on(bag: Path, slices: list[Slice], serial: list[SliceResults], tmp_path: Path) -> None:
     judged: list[Slice] = []
-    known = {piece: {"part": each.part.to_json(), "damage": []} for piece, each in zip(slices, serial, strict=True)}
+    known = {piece: {"part": each.results.to_json(), "damage": []} for piece, each in zip(slices, serial, strict=True)}
 
     def breaking_off(job: SliceSettings, pieces: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
         for piece in pieces[:3]:
@@ -154,7 +155,7 @@ def test_a_second_run_goes_on(bag: Path, slices: list[Slice], serial: list[Slice
 
 
 def test_parts_come_back_from_json(serial: list[SliceResults]) -> None:
-    for part in (each.part for each in serial):
+    for part in (each.results for each in serial):
         again = PartialResults.from_json(part.to_json(), len(CAMVID))
         assert again.to_json() == part.to_json()
         for ours, theirs in zip(again.totals, part.totals, strict=True):
@@ -173,7 +174,7 @@ def ray() -> Iterator[None]:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    with fleet.cluster("local", workers=2):
+    with ray_cluster("local", workers=2):
         yield
 
 
@@ -200,9 +201,9 @@ def test_ray_scores_as_the_serial_run_does(
     ray: None, slices: list[Slice], serial: list[SliceResults], tmp_path: Path
 ) -> None:
     assert len(slices) == 8
-    found = evaluate_slices(JOB, slices, tmp_path, {slices[0].recording: 1}, fleet.on_ray)
+    found = evaluate_slices(JOB, slices, tmp_path, {slices[0].recording: 1}, run_on_ray)
     assert without_times(found) == without_times(serial)
-    totals = [[network for each in run for network in each.part.totals] for run in (found, serial)]
+    totals = [[network for each in run for network in each.results.totals] for run in (found, serial)]
     for ours, theirs in zip(*totals, strict=True):
         for name, values in ours.items():
             np.testing.assert_array_equal(values, theirs[name])
@@ -212,7 +213,7 @@ def test_a_lost_worker_changes_nothing(
     ray: None, slices: list[Slice], serial: list[SliceResults], tmp_path: Path
 ) -> None:
     job = FatalJob(**vars(JOB), died=tmp_path / "died")
-    found = evaluate_slices(job, slices, tmp_path, {slices[0].recording: 1}, fleet.on_ray)
+    found = evaluate_slices(job, slices, tmp_path, {slices[0].recording: 1}, run_on_ray)
     assert int(job.died.read_text()) != os.getpid()
     assert without_times(found) == without_times(serial)
 
@@ -220,12 +221,12 @@ def test_a_lost_worker_changes_nothing(
 def test_what_is_wrong_on_ray_is_told_as_elsewhere(ray: None, slices: list[Slice], tmp_path: Path) -> None:
     job = dataclasses.replace(JOB, classes=load_classes("cityscapes"))
     with pytest.raises(ValueError, match="has the classes of camvid, not of cityscapes"):
-        evaluate_slices(job, slices[:1], tmp_path, {slices[0].recording: 1}, fleet.on_ray)
+        evaluate_slices(job, slices[:1], tmp_path, {slices[0].recording: 1}, run_on_ray)
 
 
 def test_workers_are_of_a_cluster_of_ones_own() -> None:
     with (
         pytest.raises(ValueError, match="2 workers are wanted, but the cluster at ray:6379 has its own"),
-        fleet.cluster("ray:6379", workers=2),
+        ray_cluster("ray:6379", workers=2),
     ):
         pass

@@ -17,7 +17,7 @@ from torch import nn
 
 from netwarp_ros import cli
 from netwarp_ros.benchmarks import tables
-from netwarp_ros.benchmarks.tables import Row, fill, first_images, markdown, variants
+from netwarp_ros.benchmarks.tables import Row, compute_rows, first_images, markdown, variants
 from netwarp_ros.classes import load_classes
 from netwarp_ros.flow import write_flo
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
@@ -112,19 +112,19 @@ def test_rows_are_kept_as_they_come_and_found_once(tmp_path: Path) -> None:
         return Row(name, {"weights": weights, "layers": ("x", "y")}, find)
 
     with pytest.raises(KeyboardInterrupt):
-        fill("models", [row("a", "1"), row("b", "broken"), row("c", "3")], file, told.append)
+        compute_rows("models", [row("a", "1"), row("b", "broken"), row("c", "3")], file, told.append)
     assert found == ["1"] and [row["name"] for row in json.loads(file.read_text())["rows"]] == ["a"]
-    results = fill("models", [row("b", "2"), row("a", "1")], file, told.append)
+    results = compute_rows("models", [row("b", "2"), row("a", "1")], file, told.append)
     assert found == ["1", "2"] and [(each["name"], each["miou"]) for each in results] == [("b", 2), ("a", 1)]
-    (changed,) = fill("models", [row("a", "1 anew")], file, told.append)
+    (changed,) = compute_rows("models", [row("a", "1 anew")], file, told.append)
     assert changed["miou"] == 3 and read_rows(file)["a"] == changed
     assert read_rows(file)["b"]["miou"] == 2
     assert told == ["a (1 of 3)", "b (2 of 3)", "b (1 of 2)", "a (1 of 1)"]
     with pytest.raises(ValueError, match=r"table\.json is the table models, not flows: give another file"):
-        fill("flows", [], file, told.append)
+        compute_rows("flows", [], file, told.append)
     file.write_text('{"rows": 1}')
     with pytest.raises(ValueError, match=r"table\.json is no table: give a file that `netwarp table flows` wrote"):
-        fill("flows", [], file, told.append)
+        compute_rows("flows", [], file, told.append)
 
 
 def test_models_score_as_evaluate_says(
@@ -159,13 +159,13 @@ def test_models_score_as_evaluate_says(
 def test_a_second_run_judges_what_has_changed(
     tmp_path: Path, camvid: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, judge = [], tables.RowEvaluator.judge
+    judged, judge = [], tables.RowEvaluator.evaluate_model
 
     def counting(self: tables.RowEvaluator, *arguments: Any, **options: Any) -> dict[str, Any]:
         judged.append(arguments[0].name)
         return judge(self, *arguments, **options)
 
-    monkeypatch.setattr(tables.RowEvaluator, "judge", counting)
+    monkeypatch.setattr(tables.RowEvaluator, "evaluate_model", counting)
     host, video = models
     command = ["table", "models", *on(camvid), "--model", host, "--model", video, "-o", tmp_path / "table.json"]
     assert [run(*command), run(*command)] == [0, 0]

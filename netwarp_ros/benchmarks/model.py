@@ -27,18 +27,18 @@ class Overhead:
     Attributes:
         frames: Frames that were timed.
         stages_ms: Median duration of each stage of the segmenter and of their ``total``, for ``host`` and ``netwarp``.
-        overhead: Median over the frames of the video CNN's total over the host's, less 1, in per cent.
+        overhead_percent: Median over the frames of the video CNN's total over the host's, less 1, in per cent.
     """
 
     frames: int
     stages_ms: dict[str, dict[str, float]]
-    overhead: float
+    overhead_percent: float
 
     def to_json(self) -> dict[str, Any]:
-        return {"frames": self.frames, "stages_ms": self.stages_ms, "overhead": self.overhead}
+        return {"frames": self.frames, "stages_ms": self.stages_ms, "overhead": self.overhead_percent}
 
 
-def measure(images: Sequence[np.ndarray], model: Model, *, passes: int = 3, **options: Any) -> Overhead:
+def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int = 3, **options: Any) -> Overhead:
     """Time a model and its host on the same frames.
 
     Args:

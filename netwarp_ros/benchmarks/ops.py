@@ -40,14 +40,14 @@ class Case:
         shape: ``(B, C, H, W)``.
         dtype: Type of the features.
         layout: ``"contiguous"`` or ``"channels_last"``.
-        scattered: Noise on the flow, in pixels; 0.05 is that of a good flow, and 5 leaves no neighbours together.
+        flow_noise: Noise on the flow, in pixels; 0.05 is that of a good flow, and 5 leaves no neighbours together.
     """
 
     name: str
     shape: tuple[int, int, int, int]
     dtype: torch.dtype
     layout: str
-    scattered: float = 0.05
+    flow_noise: float = 0.05
 
     @property
     def bytes(self) -> int:
@@ -62,7 +62,7 @@ def standard_cases(device: torch.device) -> list[Case]:
     layouts = ("contiguous", "channels_last")
     return (
         [Case("paper", paper, dtype, layout) for dtype in (torch.float32, half) for layout in layouts]
-        + [Case("paper, scattered", paper, torch.float32, layout, scattered=5.0) for layout in layouts]
+        + [Case("paper, scattered", paper, torch.float32, layout, flow_noise=5.0) for layout in layouts]
         + [
             Case(name, shape, dtype, "channels_last")
             for name, shape in (("up8", (1, 128, 45, 60)), ("up4", (1, 64, 90, 120)), ("up2", (1, 32, 180, 240)))
@@ -78,7 +78,7 @@ class Result:
     Attributes:
         case: What was warped.
         direction: ``"forward"``, or ``"backward"`` for the gradients of all inputs.
-        state: Of the memory, ``"fresh"``, ``"kept"``, ``"cold"`` or ``"warm"``.
+        memory: State of the memory, ``"fresh"``, ``"kept"``, ``"cold"`` or ``"warm"``.
         implementation: What was timed.
         time_ms: Median of all runs.
         bytes: What must be read and written at least.
@@ -88,7 +88,7 @@ class Result:
 
     case: Case
     direction: str
-    state: str
+    memory: str
     implementation: str
     time_ms: float
     bytes: int
@@ -102,7 +102,7 @@ class Result:
             "dtype": str(self.case.dtype).removeprefix("torch."),
             "layout": self.case.layout,
             "direction": self.direction,
-            "memory": self.state,
+            "memory": self.memory,
             "implementation": self.implementation,
             "time_ms": self.time_ms,
             "bytes": self.bytes,
@@ -206,7 +206,7 @@ def _flow(case: Case, source: torch.Generator) -> Tensor:
     x = torch.arange(width) - (width - 1) / 2
     y = (torch.arange(height) - (height - 1) / 2).unsqueeze(1)
     flow = torch.stack((2 - 0.03 * x - 0.017 * y, 0.017 * x - 0.03 * y))
-    return flow + case.scattered * torch.randn(batch, *flow.shape, generator=source)
+    return flow + case.flow_noise * torch.randn(batch, *flow.shape, generator=source)
 
 
 def _grid(flow: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from netwarp_ros.benchmarks.model import measure
+from netwarp_ros.benchmarks.model import measure_overhead
 from netwarp_ros.evaluation.provenance import describe_input, environment, versions
-from netwarp_ros.evaluation.scoring import EvaluationResults
+from netwarp_ros.evaluation.results import EvaluationResults
 from netwarp_ros.flow import open_flow
 from netwarp_ros.models import Model, load_model, read_spec
 from netwarp_ros.models.weights import find_weights
@@ -54,7 +54,7 @@ class RowEvaluator:
     options: Mapping[str, Any]
     origin: Mapping[str, Any]
 
-    def judge(self, model: Model, flow: str, *, host: bool) -> dict[str, Any]:
+    def evaluate_model(self, model: Model, flow: str, *, host: bool) -> dict[str, Any]:
         """Return the scores of a model, as of `EvaluationResults.to_json` without frames, and its ``runtime``.
 
         Args:
@@ -72,7 +72,7 @@ class RowEvaluator:
         return {
             "flow": flow if video else "",
             **scores,
-            "runtime": measure(self.images, model, **options).to_json() if timed else None,
+            "runtime": measure_overhead(self.images, model, **options).to_json() if timed else None,
             "netwarp": model.spec.netwarp and dataclasses.asdict(model.spec.netwarp),
             "environment": {**environment(segmenter.device), "versions": versions()},
         }
@@ -85,7 +85,7 @@ class Row:
     Attributes:
         name: What tells it from the others.
         origin: Plain values that its result depends on.
-        find: Finds the result, as `RowEvaluator.judge` returns it.
+        find: Finds the result, as `RowEvaluator.evaluate_model` returns it.
     """
 
     name: str
@@ -204,7 +204,9 @@ def _change(content: dict[str, Any], key: str, value: Any) -> None:
     section[last] = value
 
 
-def fill(kind: str, rows: Sequence[Row], file: Path | None, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def compute_rows(
+    kind: str, rows: Sequence[Row], file: Path | None, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Return the results of all rows, in their order, with their names and origins.
 
     Args:
@@ -232,7 +234,7 @@ def fill(kind: str, rows: Sequence[Row], file: Path | None, tell: Callable[[str]
 
 
 def markdown(kind: str, results: Iterable[Mapping[str, Any]]) -> str:
-    """Return the table of what `fill` returned, without columns that would be empty; scores are in per cent."""
+    """Return the table of what `compute_rows` returned, without columns that would be empty; scores are in per cent."""
     lines = []
     for result in results:
         name, runtime, host_ms = result["name"], result["runtime"], None
@@ -261,11 +263,11 @@ def _line(kind: str, name: str, scores: Mapping[str, Any], timing: Mapping[str, 
 
 
 def _judge_weights(judge: RowEvaluator, weights: Path, flow: str, *, host: bool) -> dict[str, Any]:
-    return judge.judge(load_model(weights), flow, host=host)
+    return judge.evaluate_model(load_model(weights), flow, host=host)
 
 
 def _judge_training(judge: RowEvaluator, config: TrainingConfig, flow: str) -> dict[str, Any]:
-    return judge.judge(load_model(train(config)), flow, host=False)
+    return judge.evaluate_model(load_model(train(config)), flow, host=False)
 
 
 def _flow_source(flow: str) -> str:

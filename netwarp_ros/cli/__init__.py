@@ -26,7 +26,8 @@ from rich.table import Table
 from netwarp_ros import environment as libraries
 
 if TYPE_CHECKING:
-    from netwarp_ros.evaluation.scoring import EvaluationResults, Labels
+    from netwarp_ros.evaluation.results import EvaluationResults
+    from netwarp_ros.evaluation.scoring import Labels
     from netwarp_ros.evaluation.slices import Slice, SliceResults, SliceSettings
     from netwarp_ros.flow import FlowEstimator
     from netwarp_ros.models import Inference
@@ -372,11 +373,11 @@ def evaluate(
         def watch(moment: ScoredFrame) -> None:
             progress.advance(task)
             if html_file:
-                moments.see(moment)
+                moments.add(moment)
 
         report = evaluate_frames(
             frames, label_of, segmenter, class_set, stills=stills, realtime=realtime, host=with_host,
-            widths=widths, instances=data.instances, sizes=data.sizes, flows=flows, watch=watch,
+            widths=widths, instances=data.instances, sizes=data.sizes, flows=flows, on_frame=watch,
         )  # fmt: skip
     damage = list(frames.damage)
     if isinstance(label_of, BagLabels):
@@ -429,13 +430,13 @@ def compare(
     ] = None,
 ) -> None:
     """Tell how far two evaluations differ; exit status 1 says that B is worse than A for sure."""
-    from netwarp_ros.evaluation.comparison import compare as compare_units
-    from netwarp_ros.evaluation.comparison import gated, read_pair
+    from netwarp_ros.evaluation.comparison import compare as compare_results
+    from netwarp_ros.evaluation.comparison import read_pair, select_gates
     from netwarp_ros.recordings.atomic import replacing
 
     units = read_pair(first, second)
-    differences = compare_units(*units, draws=draws, confidence=confidence)
-    failed = [difference for difference in gated(differences, gate or []) if difference.is_worse(margin)]
+    differences = compare_results(*units, draws=draws, confidence=confidence)
+    failed = [difference for difference in select_gates(differences, gate or []) if difference.is_worse(margin)]
     table = Table(
         "measure", "A", "B", "B − A", f"{confidence:g} % from", "to", "B is",
         title=f"{len(units[0].names)} {'bags' if first.is_dir() else 'frames'}",
@@ -561,7 +562,7 @@ def table(
         rows = tables.sweep_rows(judge, recipe, [_override(text) for text in variant or []], steps, flows[0])
     else:
         rows = tables.model_rows(judge, model or [DEFAULT_MODEL], flows, hosts=kind != "flows")
-    results = tables.fill(kind, rows, json_file, lambda line: typer.echo(line, err=True))
+    results = tables.compute_rows(kind, rows, json_file, lambda line: typer.echo(line, err=True))
     typer.echo(tables.markdown(kind, results))
 
 
@@ -749,7 +750,7 @@ def benchmark_ops(
                 faster = "" if result.vs_grid_sample is None else f"{result.vs_grid_sample:.1f}×"
                 rate = result.bytes / result.time_ms / 1e6
                 table.add_row(
-                    result.direction, result.state, result.implementation,
+                    result.direction, result.memory, result.implementation,
                     f"{result.time_ms:.3f}", f"{rate:.1f}", f"{result.vs_copy:.2f}", faster,
                 )  # fmt: skip
         Console().print(table)
@@ -790,11 +791,11 @@ def benchmark_model(
     images = [street.frame(index).image for index in track(range(frames), "drawing", console=Console(stderr=True))]
     settings = {"flow": flow, "precision": precision, "input_height": input_height, "compile": compile_host}
     options = {**settings, "flow": estimator(flow)}
-    result = benchmark.measure(images, loaded, passes=passes, device=device, **options)
+    result = benchmark.measure_overhead(images, loaded, passes=passes, device=device, **options)
     table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
     for stage, value in result.stages_ms["host"].items():
         table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
-    table.caption = f"overhead {result.overhead:.1f} %"
+    table.caption = f"overhead {result.overhead_percent:.1f} %"
     Console().print(table)
     if json_file:
         settings["model"] = loaded.name
@@ -996,9 +997,10 @@ def _evaluate_slices(
 ) -> tuple[EvaluationResults, list[str]]:
     """Judge slices, write the results of each recording to the folder, and return those of all, and the damage."""
     from netwarp_ros.evaluation.provenance import describe_input
+    from netwarp_ros.evaluation.ray_runner import ray_cluster, run_on_ray
     from netwarp_ros.evaluation.results import write_json
     from netwarp_ros.evaluation.scoring import summarise
-    from netwarp_ros.evaluation.slices import cluster, evaluate_slices, in_turn, of_recording, on_ray, recording_name
+    from netwarp_ros.evaluation.slices import evaluate_slices, prefix_cameras, recording_name, run_serially
 
     inputs = {
         recording: {"images": describe_input(recording), "model": describe_input(weights)}
@@ -1014,20 +1016,20 @@ def _evaluate_slices(
     }
     with Progress(console=Console(stderr=True), transient=True) as progress, ExitStack() as stack:
         task = progress.add_task(f"evaluating {len(slices)} slices", total=len(slices))
-        run = in_turn
+        run = run_serially
         if ray:
-            stack.enter_context(cluster(ray, workers))
-            run = on_ray
+            stack.enter_context(ray_cluster(ray, workers))
+            run = run_on_ray
         found = evaluate_slices(job, slices, folder / "slices", origins, run, lambda piece: progress.advance(task))
     labelled = bool(job.label_topics)
     for recording, described in inputs.items():
         own = [each for piece, each in zip(slices, found, strict=True) if piece.recording == recording]
-        report = summarise([each.part for each in own], job.classes, labelled=labelled, widths=job.widths)
+        report = summarise([each.results for each in own], job.classes, labelled=labelled, widths=job.widths)
         told = {"damage": _notes(own), "inputs": described, **context}
         write_json(folder / f"{recording_name(recording)}.json", {**report.to_json(), **told})
-    parts = [each.part for each in found]
+    parts = [each.results for each in found]
     if len(inputs) > 1:
-        parts = [of_recording(piece.recording, part) for piece, part in zip(slices, parts, strict=True)]
+        parts = [prefix_cameras(piece.recording, part) for piece, part in zip(slices, parts, strict=True)]
     return summarise(parts, job.classes, labelled=labelled, widths=job.widths), _notes(found)
 
 
@@ -1126,7 +1128,8 @@ def _print_report(report: EvaluationResults, damage: Sequence[str]) -> None:
         measures.add_row("disagreement with the host", _shown(report.disagreement, 2))
     console.print(measures)
 
-    rate = f"{report.fps:.1f} frames per second, {report.share:.1f} % of the time without scoring in flow and network"
+    percent = report.segmenting_percent
+    rate = f"{report.fps:.1f} frames per second, {percent:.1f} % of the time without scoring in flow and network"
     timing = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=rate)
     for stage, values in report.stages_ms.items():
         timing.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))

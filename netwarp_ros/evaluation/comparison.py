@@ -149,7 +149,7 @@ def compare(
     return differences
 
 
-def gated(differences: Sequence[Difference], measures: Sequence[str]) -> list[Difference]:
+def select_gates(differences: Sequence[Difference], measures: Sequence[str]) -> list[Difference]:
     """Return the differences that count in a gate: those of the measures, by default mIoU, or TC without labels.
 
     Raises:

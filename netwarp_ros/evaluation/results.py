@@ -182,7 +182,7 @@ class EvaluationResults(Scores):
     records: Sequence[FrameRecord]
 
     @property
-    def share(self) -> float:
+    def segmenting_percent(self) -> float:
         """Part of the time, scoring left out, in per cent, that went to segmenting; the rest is waiting for frames."""
         return 100 * self.wall_s["segmenting"] / (self.wall_s["segmenting"] + self.wall_s["reading"])
 
@@ -201,7 +201,7 @@ class EvaluationResults(Scores):
             "latency_ms": _plain(self.latency_ms),
             "age_ms": _plain(self.age_ms),
             "wall_s": _plain(self.wall_s),
-            "share": self.share,
+            "share": self.segmenting_percent,
             "per_frame": [record.to_json() for record in self.records],
         }
 

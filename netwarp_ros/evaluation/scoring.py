@@ -104,22 +104,22 @@ def evaluate(
     instances: Labels | None = None,
     sizes: Mapping[int, float] | None = None,
     flows: FlowFolder | None = None,
-    watch: Callable[[ScoredFrame], None] = lambda moment: None,
+    on_frame: Callable[[ScoredFrame], None] = lambda moment: None,
 ) -> EvaluationResults:
-    """Evaluate a recording as a whole; its arguments are those of `score`.
+    """Evaluate a recording as a whole; its arguments are those of `score_frames`.
 
     Raises:
-        ValueError: As `score`; if there is no frame; or if labels are to be had but no frame has one.
+        ValueError: As `score_frames`; if there is no frame; or if labels are to be had but no frame has one.
         FileNotFoundError: If a flow is missing.
     """
-    part = score(
+    part = score_frames(
         frames, labels, segmenter, classes, stills=stills, realtime=realtime, host=host, widths=widths,
-        instances=instances, sizes=sizes, flows=flows, watch=watch,
+        instances=instances, sizes=sizes, flows=flows, on_frame=on_frame,
     )  # fmt: skip
     return summarise([part], classes, labelled=labels is not None, widths=widths, sizes=sizes)
 
 
-def score(
+def score_frames(
     frames: Iterable[Frame],
     labels: Labels | None,
     segmenter: Segmenter,
@@ -132,7 +132,7 @@ def score(
     instances: Labels | None = None,
     sizes: Mapping[int, float] | None = None,
     flows: FlowFolder | None = None,
-    watch: Callable[[ScoredFrame], None] = lambda moment: None,
+    on_frame: Callable[[ScoredFrame], None] = lambda moment: None,
     begin: int = 0,
 ) -> PartialResults:
     """Segment frames in their order, those of each camera as one stream, and score the masks.
@@ -151,7 +151,7 @@ def score(
         instances: Gives which object each pixel of a labelled frame is of, as `InstanceIoU.update` takes it.
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
         flows: Flow that is known beforehand; by default the segmenter estimates it.
-        watch: Is shown every frame when it is scored.
+        on_frame: Is shown every frame when it is scored.
         begin: Index of the first frame to be scored. Those before it are segmented all the same, for what is remembered
             of them.
 
@@ -210,7 +210,7 @@ def score(
             **scoring.score(taken, masks, stills=stills),
         )
         records.append(record)
-        watch(ScoredFrame(record, frame, masks[0], masks[1] if host else None, taken.label))
+        on_frame(ScoredFrame(record, frame, masks[0], masks[1] if host else None, taken.label))
         wall.lap("scoring")
 
     resets = Counter(record.reason for record in records if record.reason) if segmenter.temporal else {}
@@ -228,7 +228,7 @@ def summarise(
     """Bring parts together, in their order: what they add up to is scored.
 
     Args:
-        parts: What `score` returned.
+        parts: What `score_frames` returned.
         classes: As they were scored with, and what follows.
         labelled: Whether there are to be labels.
         widths: Of the trimap.

@@ -8,7 +8,6 @@ wherever and whenever that is done, and what slices add up to is the same, too.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,19 +18,13 @@ import cv2
 import torch
 
 from netwarp_ros.classes import ClassSet
-from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, PartialResults, score
+from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, PartialResults, score_frames
 from netwarp_ros.flow import estimator
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bags import BagLabels
 from netwarp_ros.recordings.frames import FrameSource
 from netwarp_ros.recordings.open import open_frames, open_labels
 from netwarp_ros.segmenter import Segmenter
-
-RETRIES = 3
-"""How often a slice whose worker was lost is begun anew."""
-
-OBJECT_STORE = 128 * 2**20
-"""Bytes that Ray shares between the processes of one machine; slices and what is found of them are small."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +84,11 @@ class SliceResults:
     """What was found of a slice.
 
     Attributes:
-        part: Of its frames.
+        results: Of its frames.
         damage: What could not be read or matched.
     """
 
-    part: PartialResults
+    results: PartialResults
     damage: Sequence[str]
 
 
@@ -146,7 +139,7 @@ def evaluate_slice(job: SliceSettings, slice_: Slice) -> dict[str, Any]:
     with _one_thread():
         frames, labels = job.open(slice_.recording)
         segmenter = Segmenter(**{**job.segmenter, "flow": estimator(job.segmenter["flow"])})
-        part = score(
+        results = score_frames(
             frames.read(slice_.start, slice_.end), labels, segmenter, job.classes,
             stills=job.stills, host=job.host, widths=job.widths, begin=slice_.begin,
         )  # fmt: skip
@@ -155,74 +148,13 @@ def evaluate_slice(job: SliceSettings, slice_: Slice) -> dict[str, Any]:
         damage += labels.damage
         if slice_.begin == 0 and slice_.end is None:
             damage += labels.unmatched()
-    return {"part": part.to_json(), "damage": damage}
+    return {"part": results.to_json(), "damage": damage}
 
 
-def in_turn(job: SliceSettings, slices: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
+def run_serially(job: SliceSettings, slices: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
     """Judge slices in this process, one after the other."""
     for slice_ in slices:
         yield slice_, evaluate_slice(job, slice_)
-
-
-def on_ray(job: SliceSettings, slices: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
-    """Judge slices on the `cluster` at hand, each as a task of one CPU, and of one GPU where the device is one.
-
-    Every node must find recordings and weights at the same paths. A slice that loses its worker is begun anew.
-
-    Raises:
-        ValueError: If a slice cannot be judged.
-        OSError: If a slice lost its worker time and again, or the cluster is lost.
-    """
-    import ray
-
-    gpus = int(str(job.segmenter.get("device", "cpu")).startswith("cuda"))
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_slice)
-    there = ray.put(job)
-    waiting = {task.remote(there, slice_): slice_ for slice_ in slices}
-    while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        slice_ = waiting.pop(done)
-        try:
-            result = ray.get(done)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            raise OSError(f"{slice_.name} is lost on Ray: {error}") from error
-        yield slice_, result
-
-
-@contextmanager
-def cluster(address: str = "local", workers: int | None = None) -> Iterator[None]:
-    """Connect to Ray.
-
-    Args:
-        address: Of a cluster, as `ray.init` takes it; ``local`` starts one that this machine alone can reach, and ends
-            it.
-        workers: How many slices that one judges at a time; by default as many as there are CPUs.
-
-    Raises:
-        ValueError: If Ray is not installed, or workers are named for a cluster that has its own.
-        OSError: If there is no cluster at the address.
-    """
-    if workers and address != "local":
-        raise ValueError(f"{workers} workers are wanted, but the cluster at {address} has its own: leave them out")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(f"there is no Ray here: pip install ray, or the extra netwarp_ros[ray] ({error})") from error
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-    if address == "local":
-        options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        options |= {"_node_ip_address": "127.0.0.1"}
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
-        raise OSError(f"there is no Ray cluster at {address}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def evaluate_slices(
@@ -230,8 +162,8 @@ def evaluate_slices(
     slices: Sequence[Slice],
     folder: Path,
     origins: Mapping[Path, Any],
-    run: Run = in_turn,
-    watch: Callable[[Slice], None] = lambda slice_: None,
+    run: Run = run_serially,
+    on_slice: Callable[[Slice], None] = lambda slice_: None,
 ) -> list[SliceResults]:
     """Judge slices, and keep what is found of each in a file of its own as it comes: ``folder/NAME.json``.
 
@@ -242,8 +174,8 @@ def evaluate_slices(
         slices: Which.
         folder: Made where there is none.
         origins: By recording, all that its results come from, as JSON can hold it.
-        run: Where: `in_turn`, or `on_ray`.
-        watch: Is shown every slice when it is there.
+        run: Where: `run_serially`, or `run_on_ray`.
+        on_slice: Is shown every slice when it is there.
 
     Returns:
         What was found, in the order of the slices.
@@ -261,13 +193,13 @@ def evaluate_slices(
         kept = _kept(folder / f"{slice_.name}.json")
         if kept and kept["origin"] == origin_of[slice_]:
             found[slice_] = kept
-            watch(slice_)
+            on_slice(slice_)
     for slice_, result in run(job, [slice_ for slice_ in slices if slice_ not in found]):
         found[slice_] = result
         with replacing(folder / f"{slice_.name}.json") as temporary:
             text = json.dumps({"origin": origin_of[slice_], **result}, allow_nan=False)
             temporary.write_text(text, encoding="utf-8")
-        watch(slice_)
+        on_slice(slice_)
     count = len(job.classes)
     return [
         SliceResults(PartialResults.from_json(found[slice_]["part"], count), found[slice_]["damage"])
@@ -275,7 +207,7 @@ def evaluate_slices(
     ]
 
 
-def of_recording(recording: Path, part: PartialResults) -> PartialResults:
+def prefix_cameras(recording: Path, part: PartialResults) -> PartialResults:
     """Return a part whose cameras are named by their recording, too, to stand among those of others."""
     name = recording_name(recording)
     return replace(part, records=[replace(each, camera=f"{name} {each.camera}".strip()) for each in part.records])

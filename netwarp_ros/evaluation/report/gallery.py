@@ -62,7 +62,7 @@ class FrameGallery:
         self._best: list[Picture] = []
         self._worst: list[Picture] = []
 
-    def see(self, moment: ScoredFrame) -> None:
+    def add(self, moment: ScoredFrame) -> None:
         """Look at the next frame of the evaluation."""
         record = moment.record
         value, host = (record.miou, record.host_miou) if self._labelled else (record.tc, record.host_tc)

@@ -130,14 +130,14 @@ def test_a_replayed_bag_gives_the_masks_that_are_evaluated(graph: Graph, model: 
         graph.until(lambda: len(masks) == 6, "six masks")
 
     segmenter = Segmenter(model)
-    moments: list[ScoredFrame] = []
+    results: list[ScoredFrame] = []
     evaluate(
-        open_frames(tmp_path / "drive.mcap"), None, segmenter, segmenter.model.spec.classes, on_frame=moments.append
+        open_frames(tmp_path / "drive.mcap"), None, segmenter, segmenter.model.spec.classes, on_frame=results.append
     )
-    for mask, moment, frame in zip(masks, moments, frames, strict=True):
+    for mask, result, frame in zip(masks, results, frames, strict=True):
         assert mask.header.stamp == header(frame.stamp_ns).stamp
-        np.testing.assert_array_equal(array_of(mask), moment.mask)
-    assert [moment.record.reason for moment in moments] == [Reset.FIRST] + [""] * 5
+        np.testing.assert_array_equal(array_of(mask), result.mask)
+    assert [result.record.reason for result in results] == [Reset.FIRST] + [""] * 5
 
 
 def wrong_step(message: Image) -> None:

@@ -204,9 +204,7 @@ def _change(content: dict[str, Any], key: str, value: Any) -> None:
     section[last] = value
 
 
-def compute_rows(
-    kind: str, rows: Sequence[Row], file: Path | None, tell: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def compute_rows(kind: str, rows: Sequence[Row], file: Path | None, log: Callable[[str], None]) -> list[dict[str, Any]]:
     """Return the results of all rows, in their order, with their names and origins.
 
     Args:
@@ -214,7 +212,7 @@ def compute_rows(
         rows: What to fill; of different names.
         file: JSON to which each result is written at once. One of the same name and origin that it holds already is
             not found again; of other rows it keeps what it has.
-        tell: Is given a line on each row before it is filled.
+        log: Is given a line on each row before it is filled.
 
     Raises:
         ValueError: If the file is no table of this kind.
@@ -224,7 +222,7 @@ def compute_rows(
         origin = json.loads(json.dumps(row.origin))  # as it is read again: tuples are lists
         if row.name in kept and kept[row.name]["origin"] == origin:
             continue
-        tell(f"{row.name} ({number} of {len(rows)})")
+        log(f"{row.name} ({number} of {len(rows)})")
         kept[row.name] = {"name": row.name, "origin": origin, **row.find()}
         if file:
             table = {"table": kind, "rows": list(kept.values())}

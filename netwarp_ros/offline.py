@@ -23,7 +23,7 @@ from netwarp_ros.classes import ClassSet
 from netwarp_ros.flow import FlowFolder
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bag_writer import BagWriter
-from netwarp_ros.recordings.frames import Frame, FrameSource, ahead
+from netwarp_ros.recordings.frames import Frame, FrameSource, read_ahead
 from netwarp_ros.recordings.images import read_image
 from netwarp_ros.recordings.messages import header, image_message, label_info, timing_message
 from netwarp_ros.recordings.video_writer import VideoWriter
@@ -65,7 +65,7 @@ class Segmented:
     """
 
     rows: Sequence[Row]
-    share: float
+    segmenting_percent: float
 
 
 def segment_recording(
@@ -98,7 +98,7 @@ def segment_recording(
         table = csv.writer(file)
         if not done:
             table.writerow(field.name for field in fields(Row))
-        for position, frame in enumerate(show(ahead(frames))):
+        for position, frame in enumerate(show(read_ahead(frames))):
             if position < done:
                 begun = perf_counter()
                 continue
@@ -131,10 +131,10 @@ def segment_recording(
                 with replacing(resume) as temporary:
                     kept = {"origin": dict(origin), "streams": states, "timing_bytes": unfinished.stat().st_size}
                     torch.save(kept, temporary)
-    share = spent_ms / 10 / (perf_counter() - begun)
+    segmenting_percent = spent_ms / 10 / (perf_counter() - begun)
     unfinished.replace(folder / _TIMING)
     resume.unlink(missing_ok=True)
-    return Segmented(rows, share)
+    return Segmented(rows, segmenting_percent)
 
 
 def segment_frame(stream: Stream, frame: Frame, flows: FlowFolder | None) -> Result:
@@ -182,16 +182,16 @@ def write_masks(path: Path, folder: Path, rows: Sequence[Row], classes: ClassSet
             sequences[camera] += 1
 
 
-def write_film(path: Path, frames: FrameSource, folder: Path, camera: str, classes: ClassSet, alpha: float) -> None:
+def write_video(path: Path, frames: FrameSource, folder: Path, camera: str, classes: ClassSet, alpha: float) -> None:
     """Write a film of one camera, the colours of the masks of a folder over its images."""
     with replacing(path) as temporary, VideoWriter(temporary, frames.rate) as film:
-        for frame in ahead(frames):
+        for frame in read_ahead(frames):
             if frame.camera == camera:
                 mask = read_image(folder / "masks" / f"{frame.name}.png", cv2.IMREAD_UNCHANGED)
                 film.write(classes.overlay(frame.image, mask, alpha))
 
 
-def film_names(cameras: Sequence[str], stem: str) -> dict[str, str]:
+def video_names(cameras: Sequence[str], stem: str) -> dict[str, str]:
     """Return what the film of each camera is called: the stem, and, of several cameras, which."""
     if len(cameras) == 1:
         return {cameras[0]: f"{stem}.mp4"}

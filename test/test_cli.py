@@ -23,7 +23,7 @@ from torch import nn
 
 from netwarp_ros import cli
 from netwarp_ros.classes import ClassSet, load_classes
-from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.datasets.bag import BagDataset
 from netwarp_ros.evaluation import plots
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS
 from netwarp_ros.flow import estimator, write_flo
@@ -304,8 +304,8 @@ def test_bag_records_images_and_labels(tmp_path: Path, images: Path, capsys: pyt
     drive = tmp_path / "drive.mcap"
     assert run("bag", images, labels, "-o", drive, "--rate", 10) == 0
     assert "3 frames in" in capsys.readouterr().out
-    video = BagVideo(drive, "/camera/image_raw", "/camera/labels", load_classes("camvid"))
-    assert len(video) == 1 and video.reach(0) == 1 and (video[0].label == 3).all()
+    video = BagDataset(drive, "/camera/image_raw", "/camera/labels", load_classes("camvid"))
+    assert len(video) == 1 and video.frames_before(0) == 1 and (video[0].label == 3).all()
     np.testing.assert_array_equal(video[0].image, cv2.imread(str(images / "f1.png")))
     recorded = open_frames(drive, leave_out=["/camera/labels"])
     assert [frame.stamp_ns for frame in recorded] == [10**9, 1_100_000_000, 1_200_000_000]

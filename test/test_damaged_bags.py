@@ -14,7 +14,7 @@ import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.datasets.bag import BagDataset
 from netwarp_ros.recordings.bag_reader import BagReader
 from netwarp_ros.recordings.bags import BagLabels
 from netwarp_ros.recordings.frames import stamp
@@ -227,4 +227,4 @@ def test_labels_of_a_damaged_bag(tmp_path: Path) -> None:
     assert labels(next(iter(open_frames(file, topics=["/c"])))) is not None
     assert any(f"{file} is damaged" in told for told in labels.damage)
     with pytest.raises(ValueError, match="is damaged: .*; to be trained on, a bag must be sound"):
-        BagVideo(file, "/c", "/labels", load_classes("camvid"))
+        BagDataset(file, "/c", "/labels", load_classes("camvid"))

@@ -15,7 +15,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.datasets.bag import BagDataset
 from netwarp_ros.datasets.camvid import COLORS, VOID, CamVid, from_colors, usual_split
 from netwarp_ros.datasets.cityscapes import INSTANCE_SIZES, TRAIN_IDS, Cityscapes
 from netwarp_ros.datasets.folder import ImageFolder
@@ -199,7 +199,7 @@ def test_camvids_frames_follow_one_another_by_their_names(tmp_path: Path) -> Non
         write(tmp_path / "images" / f"{name}.png", picture(value))
         write(tmp_path / "labels" / f"{name}.png", label(value))
     camvid = CamVid(tmp_path)
-    assert [camvid.reach(index) for index in range(len(camvid))] == [0, 0, 0, 1, 2, 0, 0, 0, 0]
+    assert [camvid.frames_before(index) for index in range(len(camvid))] == [0, 0, 0, 1, 2, 0, 0, 0, 0]
     (clip,) = clips(camvid, 3)
     assert clip.images[:, 0, 0, 0].tolist() == clip.labels[:, 0, 0].tolist() == [2, 3, 4]
 
@@ -232,7 +232,7 @@ def test_cityscapes_gives_the_labelled_frames_in_19_classes(tmp_path: Path) -> N
 
 def test_cityscapes_clips_lead_up_to_the_labelled_frame(tmp_path: Path) -> None:
     source = Cityscapes(cityscapes(tmp_path), "train")
-    assert source.reach(0) == 2
+    assert source.frames_before(0) == 2
     several = clips(source, 3)
     assert len(several) == 2
     assert several[1].images[:, 0, 0, 0].tolist() == [17, 18, 19]
@@ -243,7 +243,7 @@ def test_cityscapes_clips_lead_up_to_the_labelled_frame(tmp_path: Path) -> None:
 def test_cityscapes_without_its_sequences_is_of_stills(tmp_path: Path) -> None:
     root = cityscapes(tmp_path, sequence="leftImg8bit_trainvaltest/leftImg8bit", frames=range(19, 20))
     source = Cityscapes(root, "train")
-    assert source[0].image[0, 0, 0] == 19 and source.reach(0) == 0
+    assert source[0].image[0, 0, 0] == 19 and source.frames_before(0) == 0
     with pytest.raises(ValueError, match="leftImg8bit/train has no clip of 2 frames, the longest is of 1"):
         clips(source, 2)
 
@@ -341,14 +341,14 @@ def write_bag(path: Path, messages: list[tuple[str, Any]], storage: StoragePlugi
     return path
 
 
-def drive(path: Path, storage: StoragePlugin = StoragePlugin.MCAP, encoding: str = "bgr8") -> BagVideo:
+def drive(path: Path, storage: StoragePlugin = StoragePlugin.MCAP, encoding: str = "bgr8") -> BagDataset:
     """Five images 100 ms apart, the last after a pause; numbers 1, 2 and 4 are labelled, later than the next image."""
     stamps = [0, 100, 200, 300, 900]
     images = [("/image", message(picture(index), encoding, stamp)) for index, stamp in enumerate(stamps)]
     labels = [("/mask", message(label(index), "mono8", stamps[index])) for index in (1, 2, 4)]
     stray = ("/mask", message(label(9), "mono8", 50))
     order = [*images[:3], labels[0], stray, *images[3:], *labels[1:]]
-    return BagVideo(write_bag(path, order, storage), "/image", "/mask", CAMVID)
+    return BagDataset(write_bag(path, order, storage), "/image", "/mask", CAMVID)
 
 
 @pytest.mark.parametrize("storage", list(StoragePlugin), ids=lambda storage: storage.name)
@@ -366,11 +366,11 @@ def test_a_bag_gives_the_images_whose_stamp_a_label_has(tmp_path: Path, storage:
 
 def test_a_bags_clips_do_not_span_a_pause(tmp_path: Path) -> None:
     bag = drive(tmp_path / "bag")
-    assert [bag.reach(index) for index in range(len(bag))] == [1, 2, 0]
+    assert [bag.frames_before(index) for index in range(len(bag))] == [1, 2, 0]
     (clip,) = clips(bag, 3)
     assert clip.images[:, 0, 0, 0].tolist() == [0, 1, 2] and clip.labels[:, 0, 0].tolist() == [VOID, 1, 2]
-    patient = BagVideo(bag.path, "/image", "/mask", CAMVID, max_gap=0.6)
-    assert patient.reach(2) == 4
+    patient = BagDataset(bag.path, "/image", "/mask", CAMVID, max_gap=0.6)
+    assert patient.frames_before(2) == 4
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(clips(patient, 5)))[0].images[:, 0, 0, 0], range(5))
 
 
@@ -389,16 +389,16 @@ def test_a_bags_clips_do_not_span_a_pause(tmp_path: Path) -> None:
 def test_a_label_of_a_bag_that_does_not_fit_is_named(tmp_path: Path, labelled: Any, error: str) -> None:
     path = write_bag(tmp_path / "bag", [("/image", message(picture(0), "bgr8", 0)), ("/mask", labelled)])
     with pytest.raises(ValueError, match=error):
-        BagVideo(path, "/image", "/mask", CAMVID)[0]
+        BagDataset(path, "/image", "/mask", CAMVID)[0]
 
 
 def test_topics_that_do_not_match_are_told(tmp_path: Path) -> None:
     messages = [("/image", message(picture(0), "bgr8", 0)), ("/mask", message(label(0), "mono8", 7))]
     path = write_bag(tmp_path / "bag", messages)
     with pytest.raises(ValueError, match="none of the 1 label maps of /mask has the stamp of one of the 1 images"):
-        BagVideo(path, "/image", "/mask", CAMVID)
+        BagDataset(path, "/image", "/mask", CAMVID)
     with pytest.raises(ValueError, match="no image topic '/labels': choose one of /image, /mask"):
-        BagVideo(path, "/image", "/labels", CAMVID)
+        BagDataset(path, "/image", "/labels", CAMVID)
 
 
 def test_names_are_known_without_reading(tmp_path: Path) -> None:
@@ -410,5 +410,5 @@ def test_names_are_known_without_reading(tmp_path: Path) -> None:
         CamVid(tmp_path / "camvid"),
     ):
         for index in range(len(samples)):
-            for age in range(samples.reach(index) + 1):
-                assert samples.name(index, age) == samples.read(index, age).name
+            for before in range(samples.frames_before(index) + 1):
+                assert samples.name(index, before) == samples.read(index, before).name

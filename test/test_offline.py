@@ -19,7 +19,7 @@ from torch import nn
 from netwarp_ros import offline as segmentation
 from netwarp_ros.classes import load_classes
 from netwarp_ros.models import Inference, Model, ModelSpec, augment
-from netwarp_ros.offline import film_names, segment_recording, write_film, write_masks
+from netwarp_ros.offline import segment_recording, video_names, write_masks, write_video
 from netwarp_ros.recordings.frames import Frame, FrameSource, stamp
 from netwarp_ros.recordings.messages import FRAME_TIMING, IMAGE, LABEL_INFO, typestore
 from netwarp_ros.recordings.open import open_frames
@@ -113,7 +113,7 @@ def test_it_does_not_go_on_with_something_else(tmp_path: Path, monkeypatch: pyte
 def test_a_finished_run_is_replaced(tmp_path: Path, whole: Path) -> None:
     segmented = segment_recording(Recording(2), segmenter(), whole, {"another": "run"})
     assert len(segmented.rows) == 2 and len((whole / "timing.csv").read_text().splitlines()) == 3
-    assert 0 < segmented.share <= 100
+    assert 0 < segmented.segmenting_percent <= 100
 
 
 def test_a_bag_of_masks_is_as_the_node_publishes_them(tmp_path: Path, whole: Path) -> None:
@@ -156,13 +156,13 @@ def test_images_from_no_bag_are_those_of_a_camera(tmp_path: Path, whole: Path) -
 
 
 def test_a_film_is_of_one_camera(tmp_path: Path, whole: Path) -> None:
-    names = film_names(Recording.cameras, "overlay")
+    names = video_names(Recording.cameras, "overlay")
     assert names == {
         "/left/image_raw": "overlay-left-image_raw.mp4",
         "/right/cam/compressed": "overlay-right-cam-compressed.mp4",
     }
-    assert film_names(["/left/image_raw"], "out") == {"/left/image_raw": "out.mp4"}
-    write_film(tmp_path / "out.mp4", Recording(12), whole, "/left/image_raw", CAMVID, 1.0)
+    assert video_names(["/left/image_raw"], "out") == {"/left/image_raw": "out.mp4"}
+    write_video(tmp_path / "out.mp4", Recording(12), whole, "/left/image_raw", CAMVID, 1.0)
     assert not (tmp_path / "out.part.mp4").exists()
     film = list(open_frames(tmp_path / "out.mp4"))
     assert len(film) == 6

@@ -18,7 +18,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from netwarp_ros.recordings.bag_writer import write_bag
 from netwarp_ros.recordings.bags import BagFrames, BagLabels
-from netwarp_ros.recordings.frames import Frame, ahead, stamp
+from netwarp_ros.recordings.frames import Frame, read_ahead, stamp
 from netwarp_ros.recordings.images import ImageFiles, LabelFolder
 from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE
 from netwarp_ros.recordings.open import open_frames
@@ -492,11 +492,11 @@ def test_items_are_taken_ahead_and_come_in_their_order() -> None:
                 asked.set()
             yield index
 
-    items = ahead(source(), 3)
+    items = read_ahead(source(), 3)
     assert next(items) == 0
     assert asked.wait(10)  # while the first is in work, three more are taken
     assert list(items) == [1, 2, 3, 4, 5, 6, 7, 8] and taken == list(range(9))
-    assert list(ahead([])) == []
+    assert list(read_ahead([])) == []
 
 
 def test_an_error_comes_in_its_turn() -> None:
@@ -505,7 +505,7 @@ def test_an_error_comes_in_its_turn() -> None:
         yield 2
         raise ValueError("the disk is gone")
 
-    items = ahead(source())
+    items = read_ahead(source())
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(ValueError, match="the disk is gone"):
         next(items)
@@ -513,7 +513,7 @@ def test_an_error_comes_in_its_turn() -> None:
 
 def test_nothing_more_is_taken_once_nobody_asks() -> None:
     taken: list[int] = []
-    items = ahead((taken.append(index) or index for index in range(1000)), 2)  # type: ignore[func-returns-value]
+    items = read_ahead((taken.append(index) or index for index in range(1000)), 2)  # type: ignore[func-returns-value]
     next(items)
     items.close()
     count = len(taken)

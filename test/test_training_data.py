@@ -54,7 +54,7 @@ def test_drives_show_the_street() -> None:
         frame = street.frame(number)
         np.testing.assert_array_equal(clip.images[t], frame.image)
         np.testing.assert_array_equal(clip.labels[t], frame.label)
-    assert drives.read(0, age=1) is drives.read(0, age=1), "kept"
+    assert drives.read(0, before=1) is drives.read(0, before=1), "kept"
     sent = pickle.loads(pickle.dumps(drives))  # to a process that loads
     np.testing.assert_array_equal(sent[3].image, drives[3].image)
 
@@ -130,7 +130,7 @@ def test_class_pixels_are_those_of_a_batch(camvid: Path) -> None:
 
 def test_each_kind_of_source_opens_its_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    for name in ("CamVid", "Cityscapes", "ImageFolder", "BagVideo"):
+    for name in ("CamVid", "Cityscapes", "ImageFolder", "BagDataset"):
         samples = StreetDataset(48, 32, range(1), frames=1)
         monkeypatch.setattr(
             training_data, name, lambda *arguments, s=samples, n=name: opened.append((n, *arguments)) or s
@@ -148,7 +148,7 @@ def test_each_kind_of_source_opens_its_data_set(monkeypatch: pytest.MonkeyPatch)
         ("CamVid", "a", "val"),
         ("Cityscapes", "b", "train"),
         ("ImageFolder", "c", "d", "camvid"),
-        ("BagVideo", "e", "f", "g", "camvid"),
+        ("BagDataset", "e", "f", "g", "camvid"),
     ]
 
 
@@ -164,6 +164,6 @@ def test_a_selection_is_by_name(camvid: Path) -> None:
     assert [sample.name for sample in opened] == ["0", "3"]
     drives = Selection(StreetDataset(48, 32, range(1), frames=3), ["street_0_*"], ["street_0_2[01]", "street_0_36"])
     assert [drives.name(index) for index in range(len(drives))] == ["street_0_12", "street_0_24"]
-    assert [drives.reach(index) for index in range(len(drives))] == [12, 2]
+    assert [drives.frames_before(index) for index in range(len(drives))] == [12, 2]
     with pytest.raises(ValueError, match=r"none of the 4 frames of .*camvid has a name like x\*"):
         Selection(CamVid(camvid), ["x*"])

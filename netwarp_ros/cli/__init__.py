@@ -170,7 +170,7 @@ def segment(
     from netwarp_ros.evaluation.provenance import describe_input
     from netwarp_ros.flow import open_flow
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
-    from netwarp_ros.offline import film_names, segment_recording, write_film, write_masks
+    from netwarp_ros.offline import segment_recording, video_names, write_masks, write_video
     from netwarp_ros.recordings.open import open_frames
     from netwarp_ros.timing import percentiles
 
@@ -197,15 +197,15 @@ def segment(
         frames, segmenter, folder, origin, lambda taken: _progress(taken, "segmenting", len(frames)), flows
     )
     if video or (video is None and not is_bag):
-        for camera, name in film_names(frames.cameras, output.stem if is_bag else "overlay").items():
-            write_film((output.parent if is_bag else output) / name, frames, folder, camera, classes, alpha)
+        for camera, name in video_names(frames.cameras, output.stem if is_bag else "overlay").items():
+            write_video((output.parent if is_bag else output) / name, frames, folder, camera, classes, alpha)
     if is_bag:
         write_masks(output, folder, segmented.rows, classes)
         shutil.rmtree(folder)
     totals = percentiles(row.total_ms for row in segmented.rows)
     Console().print(
         f"{len(segmented.rows)} masks in {output if is_bag else output / 'masks'}, {totals['p50']:.1f} ms a frame "
-        f"(p99 {totals['p99']:.1f} ms), {segmented.share:.0f} % of the time in flow and network",
+        f"(p99 {totals['p99']:.1f} ms), {segmented.segmenting_percent:.0f} % of the time in flow and network",
         highlight=False,
     )
 

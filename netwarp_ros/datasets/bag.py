@@ -16,7 +16,7 @@ from netwarp_ros.recordings.bags import check_image_topic, decode, decode_label_
 from netwarp_ros.recordings.messages import deserialize, stamp_of
 
 
-class BagVideo(Samples):
+class BagDataset(Samples):
     """The images of a rosbag2 that have a label map on another topic, matched by the stamps of their headers.
 
     Such a bag may come from a labelling tool, or from recording a segmenter's ``mask`` beside its images. Images
@@ -46,9 +46,9 @@ class BagVideo(Samples):
                 f"{path}: none of the {len(labels)} label maps of {label_topic} has the stamp of one of the "
                 f"{len(self._images)} images of {image_topic}"
             )
-        self._reach = [0]
+        self._frames_before = [0]
         for (before, _), (present, _) in pairwise(self._images):
-            self._reach.append(self._reach[-1] + 1 if 0 < present - before <= max_gap * 1e9 else 0)
+            self._frames_before.append(self._frames_before[-1] + 1 if 0 < present - before <= max_gap * 1e9 else 0)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.image_topic}, {self.label_topic})"
@@ -56,14 +56,14 @@ class BagVideo(Samples):
     def __len__(self) -> int:
         return len(self._labelled)
 
-    def reach(self, index: int) -> int:
-        return self._reach[self._labelled[index]]
+    def frames_before(self, index: int) -> int:
+        return self._frames_before[self._labelled[index]]
 
-    def name(self, index: int, age: int = 0) -> str:
-        return f"{self._labelled[index] - age:06d}"
+    def name(self, index: int, before: int = 0) -> str:
+        return f"{self._labelled[index] - before:06d}"
 
-    def read(self, index: int, age: int = 0) -> Sample:
-        position, name = self._labelled[index] - age, self.name(index, age)
+    def read(self, index: int, before: int = 0) -> Sample:
+        position, name = self._labelled[index] - before, self.name(index, before)
         stamp_ns, recorded_ns = self._images[position]
         with naming_message(f"{self.path}: image {position} of {self.image_topic}"):
             image = decode(self._message(self.image_topic, stamp_ns, recorded_ns))

@@ -99,9 +99,9 @@ class CamVid(Samples):
         if not self._images:
             raise FileNotFoundError(f"{images} holds no .jpg or .png image" + (f" of {split}" if split else ""))
         self._labels = [_label_of(image, labels) for image in self._images]
-        self._reach = [0]
+        self._frames_before = [0]
         for before, image in pairwise(self._images):
-            self._reach.append(self._reach[-1] + 1 if _adjacent(before.stem, image.stem) else 0)
+            self._frames_before.append(self._frames_before[-1] + 1 if _adjacent(before.stem, image.stem) else 0)
 
     def __str__(self) -> str:
         return str(self.root)
@@ -109,14 +109,14 @@ class CamVid(Samples):
     def __len__(self) -> int:
         return len(self._images)
 
-    def reach(self, index: int) -> int:
-        return self._reach[index]
+    def frames_before(self, index: int) -> int:
+        return self._frames_before[index]
 
-    def name(self, index: int, age: int = 0) -> str:
-        return self._images[index - age].stem
+    def name(self, index: int, before: int = 0) -> str:
+        return self._images[index - before].stem
 
-    def read(self, index: int, age: int = 0) -> Sample:
-        path, label_path = self._images[index - age], self._labels[index - age]
+    def read(self, index: int, before: int = 0) -> Sample:
+        path, label_path = self._images[index - before], self._labels[index - before]
         image = read_image(path)
         label = read_label(label_path, image.shape[:2], from_colors)
         self.classes.check(label, str(label_path))

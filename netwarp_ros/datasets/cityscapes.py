@@ -95,18 +95,18 @@ class Cityscapes(Samples):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def reach(self, index: int) -> int:
-        age = 0
-        while self._image(index, age + 1).is_file():
-            age += 1
-        return age
+    def frames_before(self, index: int) -> int:
+        before = 0
+        while self._image(index, before + 1).is_file():
+            before += 1
+        return before
 
-    def name(self, index: int, age: int = 0) -> str:
-        return self._image(index, age).stem.removesuffix("_leftImg8bit")
+    def name(self, index: int, before: int = 0) -> str:
+        return self._image(index, before).stem.removesuffix("_leftImg8bit")
 
-    def read(self, index: int, age: int = 0) -> Sample:
-        image, name = read_image(self._image(index, age)), self.name(index, age)
-        if age:
+    def read(self, index: int, before: int = 0) -> Sample:
+        image, name = read_image(self._image(index, before)), self.name(index, before)
+        if before:
             return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
         return Sample(name, image, _TABLE[read_label(self._labels[index], image.shape[:2])])
 
@@ -117,11 +117,11 @@ class Cityscapes(Samples):
             raise ValueError(f"{path} is {ids.shape} {ids.dtype}: instance ids are one channel of 16 bits")
         return np.where(ids < 1000, np.uint16(0), ids)
 
-    def _image(self, index: int, age: int = 0) -> Path:
+    def _image(self, index: int, before: int = 0) -> Path:
         """Return where the image of a labelled frame is, or of one that many frames before it."""
         label = self._labels[index]
         city, sequence, frame = _NAME.fullmatch(label.name).groups()  # type: ignore[union-attr]
-        return self._images / label.parent.name / f"{city}_{sequence}_{int(frame) - age:06d}_leftImg8bit.png"
+        return self._images / label.parent.name / f"{city}_{sequence}_{int(frame) - before:06d}_leftImg8bit.png"
 
 
 def _find(root: Path, names: list[str], split: str, archive: str) -> Path:

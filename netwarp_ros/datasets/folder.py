@@ -44,14 +44,14 @@ class ImageFolder(Samples):
     def __len__(self) -> int:
         return len(self._labelled)
 
-    def reach(self, index: int) -> int:
+    def frames_before(self, index: int) -> int:
         return self._labelled[index]
 
-    def name(self, index: int, age: int = 0) -> str:
-        return self._images[self._labelled[index] - age].stem
+    def name(self, index: int, before: int = 0) -> str:
+        return self._images[self._labelled[index] - before].stem
 
-    def read(self, index: int, age: int = 0) -> Sample:
-        path = self._images[self._labelled[index] - age]
+    def read(self, index: int, before: int = 0) -> Sample:
+        path = self._images[self._labelled[index] - before]
         image = read_image(path)
         if not self._label_of(path).is_file():
             return Sample(path.stem, image, np.full(image.shape[:2], self.classes.void, np.uint8))

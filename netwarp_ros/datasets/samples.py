@@ -65,22 +65,22 @@ class Samples(Sequence[Sample]):
         return self.read(chosen) if isinstance(chosen, int) else [self.read(i) for i in chosen]
 
     @abstractmethod
-    def read(self, index: int, age: int = 0) -> Sample:
+    def read(self, index: int, before: int = 0) -> Sample:
         """Read a labelled frame, or one that led up to it.
 
         Args:
             index: Which labelled frame, from 0.
-            age: How many frames before it, from 0 to `reach`. A frame that has no label is void throughout.
+            before: How many frames before it, from 0 to `frames_before`. A frame that has no label is void throughout.
 
         Raises:
             ValueError: If a file is not what it should be; the message names it.
         """
 
     @abstractmethod
-    def name(self, index: int, age: int = 0) -> str:
+    def name(self, index: int, before: int = 0) -> str:
         """Return the name of a labelled frame, or of one that led up to it, as `read` gives it, without reading it."""
 
-    def reach(self, index: int) -> int:
+    def frames_before(self, index: int) -> int:
         """Return how many frames lead up to a labelled frame without a gap; none where the data set is of stills."""
         return 0
 
@@ -123,18 +123,18 @@ class Selection(Samples):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def reach(self, index: int) -> int:
+    def frames_before(self, index: int) -> int:
         chosen = self._chosen[index]
-        for age in range(1, self.samples.reach(chosen) + 1):
-            if not self._is_wanted(self.samples.name(chosen, age)):
-                return age - 1
-        return self.samples.reach(chosen)
+        for before in range(1, self.samples.frames_before(chosen) + 1):
+            if not self._is_wanted(self.samples.name(chosen, before)):
+                return before - 1
+        return self.samples.frames_before(chosen)
 
-    def name(self, index: int, age: int = 0) -> str:
-        return self.samples.name(self._chosen[index], age)
+    def name(self, index: int, before: int = 0) -> str:
+        return self.samples.name(self._chosen[index], before)
 
-    def read(self, index: int, age: int = 0) -> Sample:
-        return self.samples.read(self._chosen[index], age)
+    def read(self, index: int, before: int = 0) -> Sample:
+        return self.samples.read(self._chosen[index], before)
 
     def instances(self, index: int) -> np.ndarray | None:
         return self.samples.instances(self._chosen[index])
@@ -165,7 +165,7 @@ class _Clips(Sequence[Clip]):
         if length < 1:
             raise ValueError(f"length is {length}: give at least 1 frame")
         self._samples, self._length = samples, length
-        reaches = [samples.reach(index) for index in range(len(samples))]
+        reaches = [samples.frames_before(index) for index in range(len(samples))]
         self._last = [index for index, reach in enumerate(reaches) if reach >= length - 1]
         if not self._last:
             raise ValueError(f"{samples} has no clip of {length} frames, the longest is of {max(reaches) + 1}")
@@ -184,7 +184,7 @@ class _Clips(Sequence[Clip]):
         return self._read(chosen) if isinstance(chosen, int) else [self._read(i) for i in chosen]
 
     def _read(self, last: int) -> Clip:
-        frames = [self._samples.read(last, age) for age in reversed(range(self._length))]
+        frames = [self._samples.read(last, before) for before in reversed(range(self._length))]
         for frame in frames:
             if frame.label.shape != frames[-1].label.shape:
                 raise ValueError(
@@ -213,7 +213,7 @@ class SampleFrames(FrameSource):
             raise ValueError(f"length is {length}: give at least 1 frame")
         super().__init__()
         self.samples, self.rate = samples, rate
-        self._before = [min(length - 1, samples.reach(index)) for index in range(len(samples))]
+        self._before = [min(length - 1, samples.frames_before(index)) for index in range(len(samples))]
         self._labelled: dict[int, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -224,10 +224,10 @@ class SampleFrames(FrameSource):
 
     def _read(self) -> Iterator[Frame]:
         number = stamp_ns = 0
-        for index, before in enumerate(self._before):
-            for age in reversed(range(before + 1)):
-                sample = self.samples.read(index, age)
-                self._labelled = {} if age else {number: (index, sample.label)}
+        for index, most_before in enumerate(self._before):
+            for before in range(most_before, -1, -1):
+                sample = self.samples.read(index, before)
+                self._labelled = {} if before else {number: (index, sample.label)}
                 yield Frame(number, stamp_ns, sample.name, sample.image)
                 number, stamp_ns = number + 1, stamp_ns + stamp(1, self.rate)
             stamp_ns += 60 * 10**9

@@ -35,22 +35,22 @@ class StreetDataset(Samples):
     def __len__(self) -> int:
         return len(self.seeds) * self.frames
 
-    def reach(self, index: int) -> int:
+    def frames_before(self, index: int) -> int:
         return SPACING * (1 + index % self.frames)
 
-    def name(self, index: int, age: int = 0) -> str:
-        return "street_{}_{}".format(*self._place(index, age))
+    def name(self, index: int, before: int = 0) -> str:
+        return "street_{}_{}".format(*self._place(index, before))
 
-    def read(self, index: int, age: int = 0) -> Sample:
-        seed, number = place = self._place(index, age)
+    def read(self, index: int, before: int = 0) -> Sample:
+        seed, number = place = self._place(index, before)
         if place not in self._kept:
             frame = _street(self.width, self.height, seed, self.rate).frame(number)
-            self._kept[place] = Sample(self.name(index, age), frame.image, frame.label)
+            self._kept[place] = Sample(self.name(index, before), frame.image, frame.label)
         return self._kept[place]
 
-    def _place(self, index: int, age: int) -> tuple[int, int]:
+    def _place(self, index: int, before: int) -> tuple[int, int]:
         """Return the seed of a frame's street, and its number there."""
-        return self.seeds[index // self.frames], self.reach(index) - age
+        return self.seeds[index // self.frames], self.frames_before(index) - before
 
 
 @lru_cache(maxsize=1)

@@ -26,7 +26,7 @@ from netwarp_ros.metrics import (
     flows_agree,
 )
 from netwarp_ros.offline import segment_frame
-from netwarp_ros.recordings.frames import Frame, ahead
+from netwarp_ros.recordings.frames import Frame, read_ahead
 from netwarp_ros.segmenter import Segmenter, Stream
 from netwarp_ros.timing import Stopwatch, percentiles
 
@@ -171,7 +171,7 @@ def score_frames(
     records: list[FrameRecord] = []
     wall = Stopwatch()
 
-    coming = ahead(_read(frames, labels, instances))
+    coming = read_ahead(_read(frames, labels, instances))
     clock = SimulatedRealtime(
         coming, camera=lambda taken: taken.frame.camera, arrival_ns=lambda taken: taken.frame.arrival_ns
     )

@@ -65,7 +65,7 @@ class BagFrames(FrameSource):
         counts: Counter[str] = Counter()
         last_ns: dict[str, int] = {}
         late: Counter[str] = Counter()
-        with BagReader(self.path, self.report) as bag:
+        with BagReader(self.path, self.note_damage) as bag:
             for index, (topic, kind, recorded_ns, data) in enumerate(bag.messages(self.cameras)):
                 if index == end:
                     break
@@ -77,7 +77,7 @@ class BagFrames(FrameSource):
                         message = deserialize(kind, data)
                         image = decode(message)
                 except ValueError as error:
-                    self.report(str(error))
+                    self.note_damage(str(error))
                     continue
                 stamp_ns = stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(number, self.rate)
                 late[topic] += stamp_ns <= last_ns.get(topic, -1)
@@ -95,7 +95,7 @@ class BagFrames(FrameSource):
         if not last_ns and begin == 0 and end is None:
             raise ValueError(f"none of the {self._count} images in {self.path} can be read. {self.damage[0]}")
         for topic, count in (+late).items():
-            self.report(
+            self.note_damage(
                 f"{self.path}: {count} of the {counts[topic]} images of {topic} have a stamp that is not later than "
                 "the one before"
             )

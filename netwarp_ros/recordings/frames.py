@@ -77,13 +77,13 @@ class FrameSource(ABC):
     def __len__(self) -> int:
         """Number of frames; of a video it is what its container claims, 0 where it claims nothing."""
 
-    def report(self, damage: str) -> None:
+    def note_damage(self, damage: str) -> None:
         """Note what cannot be read, and log it."""
         self.damage.append(damage)
         _log.warning("%s", damage)
 
 
-def ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
+def read_ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
     """Take items in a thread of its own, so many ahead of whoever takes them from here; an error comes in its turn."""
     iterator, end = iter(items), object()
     reader = ThreadPoolExecutor(1)

@@ -61,7 +61,7 @@ class VideoFile(FrameSource):
         if index == 0:
             raise ValueError(f"{self.path} holds no frame that OpenCV can decode: convert it to MP4 or MKV")
         if index < (self._count if end is None else min(end, self._count)):
-            self.report(f"{self.path} ended after {index} of the {self._count} frames it claims to hold")
+            self.note_damage(f"{self.path} ended after {index} of the {self._count} frames it claims to hold")
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self.path))

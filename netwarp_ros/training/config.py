@@ -109,7 +109,7 @@ class FolderConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BagConfig(SourceConfig):
-    """`netwarp_ros.datasets.bag.BagVideo`; classes are the name or file of a class set."""
+    """`netwarp_ros.datasets.bag.BagDataset`; classes are the name or file of a class set."""
 
     kind: Literal["bag"] = "bag"
     path: str

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.datasets.augmentation import Augmentation
-from netwarp_ros.datasets.bag import BagVideo
+from netwarp_ros.datasets.bag import BagDataset
 from netwarp_ros.datasets.camvid import CamVid
 from netwarp_ros.datasets.cityscapes import Cityscapes
 from netwarp_ros.datasets.folder import ImageFolder
@@ -81,7 +81,7 @@ def _open(source: Source, augment: AugmentConfig) -> Samples:
         case FolderConfig():
             samples = ImageFolder(source.images, source.labels, load_classes(source.classes))
         case BagConfig():
-            samples = BagVideo(source.path, source.image_topic, source.label_topic, load_classes(source.classes))
+            samples = BagDataset(source.path, source.image_topic, source.label_topic, load_classes(source.classes))
         case _:
             seeds = range(source.first_seed, source.first_seed + source.seeds)
             samples = StreetDataset(augment.width, augment.height, seeds, source.frames, source.rate)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The streaming core: frames in, masks and timings out.
 
-A `Segmenter` owns what cameras share: network, flow estimator, device and precision. A `Stream` owns what belongs to
-one camera: the memory of its previous frame, and the rules by which that memory starts anew.
+A `Segmenter` owns what all cameras share: network, flow estimator, device and precision. A `Stream` belongs to one
+camera: it holds the memory of the previous frame and decides when to reset it (`Stream._reset_reason`). The mask gets
+its size in two steps: `_mask_at_input_size`, then `_mask_at_image_size`.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,26 +38,29 @@ from netwarp_ros.models import (
 from netwarp_ros.timing import timed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-GRAPHS = "reduce-overhead"
-COMPILE_MODES = ("none", "default", GRAPHS)
-"""What may be done to the host: nothing, or a mode of `torch.compile`; the last replays it as CUDA graphs."""
+CUDA_GRAPHS = "reduce-overhead"
+COMPILE_MODES = ("none", "default", CUDA_GRAPHS)
+"""No compilation, or a mode of `torch.compile`; the last one replays the host as CUDA graphs."""
 
-TOLERANCE = 0.01
-"""Share of the pixels that a compiled host may see differently: its sums are rounded in another order."""
+COMPILE_TOLERANCE = 0.01
+"""Fraction of the pixels whose class may change when the host is compiled: its sums are rounded in another order."""
 
 MAX_GAP = 0.5
-"""Seconds between two frames over which the flow between them is not trusted."""
+"""Default of ``max_gap``, in seconds. Over a longer gap, the flow between two frames is not trusted."""
+
+_ISAS_WITHOUT_BFLOAT16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
+"""Values of ONEDNN_MAX_CPU_ISA, in lower case, that keep oneDNN from the bfloat16 instructions of AVX-512."""
 
 
 class MemoryState(IntEnum):
-    """Whether a frame was segmented with the memory of the one before it; values as in FrameTiming.msg."""
+    """Whether a frame was segmented with the memory of the previous frame; values as in FrameTiming.msg."""
 
     NEW = 0
     KEPT = 1
 
 
 class Reset(StrEnum):
-    """Why a stream's memory started anew."""
+    """Why a stream's memory was reset: the frame was segmented without it."""
 
     FIRST = "first frame"
     STAMP = "stamp not later than the last"
@@ -69,15 +74,15 @@ class Reset(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What comes out for one frame.
+    """The result for one frame.
 
     Attributes:
         mask: ``(H, W)`` uint8 class ids at the image's size.
         stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
-            normalisation, network, argmax, transfer back; less the flow, which is estimated when the first layers of
-            the network have been launched).
+            normalisation, network, argmax, transfer back). The flow is estimated while the network runs; its time is
+            not counted under ``network``.
         memory: Whether the memory was kept.
-        reason: Why it started anew (a `Reset`); empty when kept.
+        reason: Why it was reset (a `Reset`); empty when it was kept.
     """
 
     mask: np.ndarray
@@ -87,26 +92,32 @@ class Result:
 
 
 class Segmenter:
-    """A video CNN ready to segment streams of images; not for several threads at a time.
+    """A model ready to segment streams of images. Use it from one thread at a time.
 
     Args:
-        model: A loaded `Model`, which then belongs to the segmenter (device, precision and memory format of its network
-            change), or what `netwarp_ros.models.load_model` takes.
+        model: The name of a shipped model, the path of a weights file, or a loaded `Model`. A loaded one then belongs
+            to the segmenter, which changes the device, precision and memory format of its network.
         flow: Flow estimator, or the name of a DIS preset.
         device: A torch device: ``cpu``, ``cuda``, ``cuda:1``.
-        precision: ``float32``, ``bfloat16``, ``float16`` (CUDA only), or ``auto``: float16 on CUDA, bfloat16 on a CPU
-            that has instructions for it, else float32. Coordinates and combination weights stay in float32.
-        input_height: Height in pixels that images are scaled to for network and flow, their aspect kept; 0 is the
-            height the model was trained at.
-        max_gap: Seconds between two stamps over which the memory starts anew.
-        host_only: Run the host network frame by frame, without NetWarp and flow.
-        inference: What the network sees of a frame at the input height: by default all of it, at once.
-        compile: Of `COMPILE_MODES`: how `torch.compile` shall make the host faster, which takes half a minute now and
-            for each size of image. A host that cannot be compiled, or would give other masks, runs as it is; where that
-            is so with CUDA graphs, it is compiled without. ``compiled`` is what it came to, ``compile_problem`` why.
+        precision: Of the host: ``float32``, ``bfloat16``, ``float16`` (CUDA only), or ``auto``: float16 on CUDA,
+            bfloat16 on a CPU with instructions for it (AVX512_BF16), else float32. Coordinates and combination weights
+            stay in float32.
+        input_height: Images are scaled to this height in pixels for network and flow; the aspect ratio is kept. 0
+            means the height the model was trained at.
+        max_gap: The memory is reset if two stamps are more than this many seconds apart.
+        host_only: Run the host by itself, frame by frame, without NetWarp and flow.
+        inference: Which views of a frame the network sees; by default one, the whole frame.
+        compile: One of `COMPILE_MODES`. `torch.compile` makes the host faster and takes half a minute, now and again
+            for each new image size. A host that cannot be compiled, or whose masks change, runs uncompiled. If CUDA
+            graphs cannot be used, mode ``default`` is tried.
+
+    Attributes:
+        compiled: The compile mode in effect; ``compile`` is the one requested.
+        compile_problem: Why they differ; empty if they do not.
+        uses_netwarp: Whether NetWarp and flow are in use: the model has NetWarp, and not ``host_only``.
 
     Raises:
-        ValueError: If an argument is not of these, or the device or precision is not to be had here.
+        ValueError: If an argument is not valid, or the device or precision is not available here.
     """
 
     def __init__(
@@ -123,7 +134,7 @@ class Segmenter:
         compile: str = "none",
     ) -> None:
         if input_height < 0:
-            raise ValueError(f"input_height is {input_height}: give pixels, or 0 for the height of the training")
+            raise ValueError(f"input_height is {input_height}: give pixels, or 0 for the height of training")
         if compile not in COMPILE_MODES:
             raise ValueError(f"compile is {compile!r}: choose one of {', '.join(COMPILE_MODES)}")
         if not max_gap > 0:
@@ -136,9 +147,9 @@ class Segmenter:
         self.max_gap = max_gap
         self.network = self.model.network.eval().to(self.device)
         self.network.host.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.temporal = bool(self.network.layers) and not host_only
+        self.uses_netwarp = bool(self.network.layers) and not host_only
         self.inference = inference
-        self._video_cnn = self.network if self.temporal else VideoCNN(self.network.host, {})
+        self._video_cnn = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
         self._forward: Callable[..., tuple[Tensor, Memory | InferenceMemory]] = (
             self._video_cnn if inference == WHOLE_FRAME else partial(inference, self._video_cnn)
         )
@@ -153,49 +164,53 @@ class Segmenter:
 
     @property
     def precision(self) -> str:
-        """Name of the precision in use."""
+        """Name of the precision in effect."""
         return str(self.dtype).removeprefix("torch.")
 
     def _compile(self, mode: str) -> None:
-        """Compile the host and hold its masks to those without; where that fails, note why and do with less."""
+        """Compile the host and compare masks with and without. If that fails, keep the host and note the problem."""
         host = self._video_cnn.host
         try:
-            if mode == GRAPHS and not (self.device.type == "cuda" and self.inference == WHOLE_FRAME):
+            if mode == CUDA_GRAPHS and not (self.device.type == "cuda" and self.inference == WHOLE_FRAME):
                 raise RuntimeError("CUDA graphs are for whole frames on CUDA")
-            wanted = self._rehearse()
+            expected = self._sample_masks()
             self._video_cnn.host = torch.compile(host, dynamic=False, mode=mode)  # type: ignore[assignment]
             self.compiled = mode
-            if (differing := (self._rehearse() != wanted).mean()) > TOLERANCE:
+            if (differing := (self._sample_masks() != expected).mean()) > COMPILE_TOLERANCE:
                 raise RuntimeError(f"compiled, it gives other masks in {differing:.1%} of the pixels")
-        except Exception as error:  # PyTorch's compilers and the C++ compiler they call have no error in common
+        except Exception as error:  # PyTorch's compilers and the C++ compiler they call share no base class of errors
             self._video_cnn.host, self.compiled = host, "none"
             self.compile_problem = str(error).strip().partition("\n")[0] or type(error).__name__
-            if mode == GRAPHS:
+            if mode == CUDA_GRAPHS:
                 self._compile("default")
 
-    def _rehearse(self) -> np.ndarray:
-        """Return the masks of a few frames of a stream that moves."""
+    def _sample_masks(self) -> np.ndarray:
+        """Return the masks of a short stream of smooth noise that moves."""
         height, stream = self.input_height, self.stream()
         noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
         image = cv2.resize(noise, (height * 4 // 3, height), interpolation=cv2.INTER_CUBIC)
         return np.stack([stream.segment(np.roll(image, 2 * step, axis=1), step).mask for step in range(4)])
 
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
-        """Return a new stream: one for each camera; with the `Stream.state` of another, one that goes on from there."""
+        """Return a new stream. Each camera needs its own.
+
+        Args:
+            state: What `Stream.state` returned; the new stream continues from there.
+        """
         stream = Stream(self)
         if state is not None:
             stream.restore(state)
         return stream
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
-        """Segment two black frames, so that the first real ones do not pay for what PyTorch does once per shape."""
+        """Segment two black frames: PyTorch's one-off work for a new shape is then done before the first real one."""
         stream = self.stream()
         image = np.zeros((height, width, 3), np.uint8)
         for stamp_ns in (1, 2):
             stream.segment(image, stamp_ns)
 
     def scale(self, image: np.ndarray) -> np.ndarray:
-        """Scale an image ``(H, W, 3)`` to the input height; the image itself where it has that height."""
+        """Scale an image ``(H, W, 3)`` to the input height. An image of that height is returned itself."""
         height, width = image.shape[:2]
         if height == self.input_height:
             return image
@@ -213,26 +228,26 @@ class Segmenter:
 
         Args:
             image: ``(H, W, 3)`` BGR uint8.
-            flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid, which is resized to the
-                frame's; called when NetWarp needs it, which is never when ``memory`` is None.
-            memory: What the previous call on this stream returned, or None.
+            flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid; it is resized to the
+                frame's grid. Called when NetWarp needs it, so never when ``memory`` is None.
+            memory: The memory that the previous call on this stream returned, or None.
 
         Returns:
-            The mask ``(H, W)`` uint8, and the memory for the next call (None where NetWarp is not in use).
+            The mask ``(H, W)`` uint8 at the input height, and the memory for the next call (None without NetWarp).
         """
         pixels = self._upload(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         frame = torch.addcmul(self._shift, pixels, self._scale).to(self.dtype, memory_format=torch.channels_last)
         height, width = image.shape[:2]
         motion = None if flow is None else lambda: resize_flow(self._upload(flow()), (height, width))
-        if self.compiled == GRAPHS:
+        if self.compiled == CUDA_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
         scores, memory = self._forward(frame, motion, memory)
-        if self.compiled == GRAPHS and isinstance(memory, Memory):
-            memory = memory.clone()  # the next replay writes over what this one gave
-        return _mask(scores, (height, width)), memory if self.temporal else None
+        if self.compiled == CUDA_GRAPHS and isinstance(memory, Memory):
+            memory = memory.clone()  # the next replay overwrites the outputs of this one
+        return _mask_at_input_size(scores, (height, width)), memory if self.uses_netwarp else None
 
     def _upload(self, array: np.ndarray) -> Tensor:
-        """Return an array ``(H, W, C)`` as ``(1, C, H, W)`` on the device; nothing is copied on the CPU."""
+        """Return an array ``(H, W, C)`` as a tensor ``(1, C, H, W)`` on the device; on the CPU, a view of it."""
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
@@ -240,7 +255,7 @@ class Segmenter:
 
 
 @dataclass(frozen=True)
-class _Previous:
+class _PreviousFrame:
     """The previous frame of a stream."""
 
     stamp_ns: int
@@ -254,25 +269,25 @@ class _Previous:
 
 @dataclass
 class Stream:
-    """One camera's sequence of frames.
+    """One camera's sequence of frames, made by `Segmenter.stream`.
 
     Attributes:
-        segmenter: Network and flow, shared with other streams.
-        resets: How often the memory started anew, by reason.
+        segmenter: Network and flow estimator, shared with other streams.
+        resets: How often the memory was reset, by reason.
     """
 
     segmenter: Segmenter
     resets: Counter[str] = field(default_factory=Counter)
-    _previous: _Previous | None = None
-    _pending: Reset = Reset.FIRST
+    _previous: _PreviousFrame | None = None
+    _next_reset: Reset = Reset.FIRST
 
     def reset(self) -> None:
-        """Forget the previous frame, on request."""
-        self._previous, self._pending = None, Reset.REQUEST
+        """Forget the previous frame: the next one is segmented without memory, with the reason `Reset.REQUEST`."""
+        self._previous, self._next_reset = None, Reset.REQUEST
 
     def state(self) -> dict[str, Any]:
-        """Return all that the next frame depends on, as tensors and plain values, such as `torch.load` trusts."""
-        state: dict[str, Any] = {"pending": str(self._pending), "previous": None}
+        """Return everything the next result depends on, as tensors and plain values: safe for ``torch.load``."""
+        state: dict[str, Any] = {"pending": str(self._next_reset), "previous": None}
         state["resets"] = {str(reason): count for reason, count in self.resets.items()}
         if self._previous is not None:
             memory, flow = self._previous.memory, self._previous.flow
@@ -281,21 +296,21 @@ class Stream:
                 **vars(self._previous),
                 "grey": torch.from_numpy(self._previous.grey),
                 "flow": None if flow is None else torch.from_numpy(flow),
-                "memory": [each._asdict() for each in passes],
+                "memory": [one_pass._asdict() for one_pass in passes],
                 "memory_shape": memory.shape if isinstance(memory, InferenceMemory) else None,
             }
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of another stream, of a segmenter like this one."""
-        self.resets, self._pending, self._previous = Counter(state["resets"]), Reset(state["pending"]), None
+        """Continue from the `state` of another stream, whose segmenter had the same model and options."""
+        self.resets, self._next_reset, self._previous = Counter(state["resets"]), Reset(state["pending"]), None
         if state["previous"] is not None:
             previous = dict(state["previous"])
-            passes, shape = tuple(Memory(**each) for each in previous["memory"]), previous.pop("memory_shape")
+            passes, shape = tuple(Memory(**one) for one in previous["memory"]), previous.pop("memory_shape")
             previous["memory"] = InferenceMemory(self.segmenter.inference, shape, passes) if shape else passes[0]
             previous["grey"] = previous["grey"].cpu().numpy()
             previous["flow"] = None if previous["flow"] is None else previous["flow"].cpu().numpy()
-            self._previous = _Previous(**previous)
+            self._previous = _PreviousFrame(**previous)
 
     def segment(
         self,
@@ -309,64 +324,63 @@ class Stream:
         """Segment the next frame.
 
         Args:
-            image: ``(H, W, 3)`` BGR uint8. Not kept.
-            stamp_ns: When it was taken, in ns.
+            image: ``(H, W, 3)`` BGR uint8. No reference to it is kept.
+            stamp_ns: When the image was taken, in ns.
             frame_id: Name of the camera's optical frame.
-            encoding: What the image was before it became BGR.
-            flow: ``(H, W, 2)`` float32, the reverse flow to the previous image in pixels, where it is known; by default
+            encoding: ROS encoding of the image before it was converted to BGR.
+            flow: ``(H, W, 2)`` float32, the reverse flow to the previous image in pixels, if already known. By default
                 the segmenter estimates it.
 
         Raises:
-            ValueError: If image or flow are not of this form. The memory is as before then.
+            ValueError: If image or flow have another shape or type. The memory stays as it was.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(f"image is {image.shape} {image.dtype}: give (H, W, 3) BGR uint8, at least one pixel")
         if flow is not None and (flow.shape != (*image.shape[:2], 2) or flow.dtype != np.float32):
             raise ValueError(f"flow is {flow.shape} {flow.dtype}: give {(*image.shape[:2], 2)} float32")
         segmenter, stages = self.segmenter, dict.fromkeys(("prepare", "flow", "network"), 0.0)
-        reason = self._reason(stamp_ns, image.shape, encoding, frame_id)
+        reason = self._reset_reason(stamp_ns, image.shape, encoding, frame_id)
         previous = None if reason else self._previous
 
         with timed(stages, "prepare"):
             scaled = segmenter.scale(image)
-            grey = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY) if segmenter.temporal else None
+            grey = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY) if segmenter.uses_netwarp else None
         estimated = None
 
-        def find_flow() -> np.ndarray:
+        def flow_to_previous() -> np.ndarray:
             nonlocal estimated
             if flow is not None:
                 return flow
             assert previous is not None and grey is not None
             with timed(stages, "flow"):
-                estimated = self._flow(grey, previous)
+                estimated = self._estimate_flow(grey, previous)
             return estimated
 
         with timed(stages, "network"):
-            mask, memory = segmenter.infer(scaled, find_flow, previous.memory if previous else None)
-            if mask.shape != image.shape[:2]:
-                mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            mask, memory = segmenter.infer(scaled, flow_to_previous, previous.memory if previous else None)
+            mask = _mask_at_image_size(mask, image)
         stages["network"] -= stages["flow"]
 
         if grey is not None and memory is not None:
-            self._previous = _Previous(stamp_ns, image.shape, encoding, frame_id, grey, estimated, memory)
-        if reason and segmenter.temporal:
+            self._previous = _PreviousFrame(stamp_ns, image.shape, encoding, frame_id, grey, estimated, memory)
+        if reason and segmenter.uses_netwarp:
             self.resets[reason] += 1
         return Result(mask, stages, MemoryState.NEW if reason else MemoryState.KEPT, reason)
 
-    def _flow(self, grey: np.ndarray, previous: _Previous) -> np.ndarray:
-        """Estimate the flow to the previous frame; of all estimators, DIS alone takes a start."""
+    def _estimate_flow(self, grey: np.ndarray, previous: _PreviousFrame) -> np.ndarray:
+        """Estimate the flow to the previous frame. DIS starts its search from the previous flow; others cannot."""
         estimator = self.segmenter.flow
         if isinstance(estimator, DisFlow):
             return estimator(grey, previous.grey, start=previous.flow)
         return estimator(grey, previous.grey)
 
-    def _reason(self, stamp_ns: int, shape: tuple[int, ...], encoding: str, frame_id: str) -> str:
-        """Return why the memory cannot be used for this frame; empty when it can."""
+    def _reset_reason(self, stamp_ns: int, shape: tuple[int, ...], encoding: str, frame_id: str) -> str:
+        """Return why the memory cannot be used for this frame (a `Reset`), or an empty string if it can."""
         previous = self._previous
-        if not self.segmenter.temporal:
+        if not self.segmenter.uses_netwarp:
             return Reset.HOST_ONLY
         if previous is None:
-            return self._pending
+            return self._next_reset
         if frame_id != previous.frame_id:
             return Reset.FRAME_ID
         if encoding != previous.encoding:
@@ -380,11 +394,18 @@ class Stream:
         return ""
 
 
-def _mask(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Return the class of the greatest score at each pixel of the wanted size, ``(H, W)`` uint8 on the CPU."""
+def _mask_at_input_size(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Scale the scores up to the network's input and return the class of the greatest, ``(H, W)`` uint8, on the CPU."""
     if tuple(scores.shape[-2:]) != size:
         scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     return scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+
+
+def _mask_at_image_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Resize a mask to its image by nearest neighbor: between class ids there is nothing to interpolate."""
+    if mask.shape == image.shape[:2]:
+        return mask
+    return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def _device(name: str) -> torch.device:
@@ -396,7 +417,7 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}: give cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device is {name!r}, but PyTorch sees {count} CUDA devices here: use cpu, or mend the driver")
+        raise ValueError(f"device is {name!r}, but PyTorch sees {count} CUDA devices here: use cpu, or fix the driver")
     return device
 
 
@@ -404,9 +425,19 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             return torch.float16
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
+        return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
     if name not in PRECISIONS:
         raise ValueError(f"precision is {name!r}: choose one of auto, {', '.join(PRECISIONS)}")
     if name == "float16" and device.type == "cpu":
         raise ValueError("precision is 'float16', which CPUs compute slowly: choose bfloat16, float32 or auto")
     return PRECISIONS[name]
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether PyTorch uses AVX512_BF16 here: the CPU has it, and the environment does not limit PyTorch or oneDNN."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    return (
+        bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"  # less if ATEN_CPU_CAPABILITY says so
+        and limit.lower() not in _ISAS_WITHOUT_BFLOAT16
+    )

@@ -24,7 +24,7 @@ def main(rounds: Annotated[int, typer.Option(help="Of each batch.", min=1)] = 20
     print("| model | cameras | one by one, ms a frame | together | ratio |\n|---|---|---|---|---|")
     for name in shipped_models():
         segmenter = Segmenter(name)
-        if segmenter.temporal:
+        if segmenter.uses_netwarp:
             continue
         host, height = segmenter.network.host, segmenter.input_height
         for cameras in (2, 4):

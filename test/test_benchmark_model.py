@@ -22,7 +22,7 @@ def test_overhead_is_the_median_ratio_without_first_frames(monkeypatch: pytest.M
 
     def timed(stream: Stream, image: np.ndarray, stamp_ns: int) -> Result:
         result = real(stream, image, stamp_ns)
-        temporal = stream.segmenter.temporal
+        temporal = stream.segmenter.uses_netwarp
         seen.append((temporal, stamp_ns, result.reason))
         result.stages_ms.update(prepare=0.0, flow=1.0 if temporal else 0.0, network=3.0 + stamp_ns)
         return result

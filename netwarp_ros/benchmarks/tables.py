@@ -65,7 +65,7 @@ class RowEvaluator:
         estimator, flows = open_flow(flow)
         options = {**self.options, "flow": estimator}
         segmenter = Segmenter(model, **options)
-        classes, video = model.spec.classes, segmenter.temporal
+        classes, video = model.spec.classes, segmenter.uses_netwarp
         scores = self.evaluate(segmenter, classes, flows=flows, host=host and video, widths=[WIDTH]).to_json()
         del scores["per_frame"]
         timed = video and flows is None and len(self.images) > 1

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
-from netwarp_ros import environment as libraries
+from netwarp_ros.environment import configure_libraries
 
 if TYPE_CHECKING:
     from netwarp_ros.evaluation.results import EvaluationResults
@@ -348,7 +348,7 @@ def evaluate(
                 "input_height": input_height, "host_only": host_only, "inference": inference,
             },
             class_set, topic or [], label_topic or [], rate, stills,
-            (not label_topic and segmenter.temporal) if with_host is None else with_host, widths,
+            (not label_topic and segmenter.uses_netwarp) if with_host is None else with_host, widths,
         )  # fmt: skip
         slices = cut_slices(job, [recording.resolve() for recording in recordings], seconds=slice_s, warm_up=warm_up)
         common = {"settings": {**settings, "slice_s": slice_s, "warm_up": warm_up}, "environment": system}
@@ -365,7 +365,7 @@ def evaluate(
     data = _open_data(images, labels, label_topic or [], topic or [], rate, cityscapes, split, clip)
     frames, label_of = data.frames, data.labels
     if with_host is None:
-        with_host = (label_of is None or html_file is not None) and segmenter.temporal and not realtime
+        with_host = (label_of is None or html_file is not None) and segmenter.uses_netwarp and not realtime
     moments = FrameGallery(class_set, labelled=label_of is not None, host=with_host)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("evaluating", total=len(frames) or None)
@@ -910,7 +910,7 @@ def plot_trimap(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; input that cannot be used ends it with one line on standard error and exit status 2."""
-    libraries.configure()
+    configure_libraries()
     try:
         app(arguments)
     except (OSError, ValueError) as error:

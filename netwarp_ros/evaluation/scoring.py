@@ -213,7 +213,7 @@ def score_frames(
         on_frame(ScoredFrame(record, frame, masks[0], masks[1] if host else None, taken.label))
         wall.lap("scoring")
 
-    resets = Counter(record.reason for record in records if record.reason) if segmenter.temporal else {}
+    resets = Counter(record.reason for record in records if record.reason) if segmenter.uses_netwarp else {}
     return PartialResults(records, scoring.totals(), dict(resets), dict(clock.dropped), dict(wall.laps))
 
 

@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from netwarp_ros import environment as libraries
+from netwarp_ros.environment import configure_libraries
 
-libraries.configure()
+configure_libraries()

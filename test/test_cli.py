@@ -167,7 +167,7 @@ def test_flow_that_is_missing_or_does_not_fit(
     assert f"{folder}/f2.flo is of 32x24 pixels, its image of 64x48" in capsys.readouterr().err
     write_flo(folder / "f2.flo", np.zeros((48, 64, 2), np.float32))
     assert run(*command, "--realtime") == 2
-    assert "in real time frames are lost, which known flow leads to" in capsys.readouterr().err
+    assert "precomputed flow cannot be used in real time" in capsys.readouterr().err
     assert run(*command, "--json", tmp_path / "known.json") == 0
     result = json.loads((tmp_path / "known.json").read_text())
     assert result["settings"]["flow"] == result["inputs"]["flow"]["path"] == str(folder)
@@ -488,7 +488,7 @@ def test_evaluate_several_cameras_and_says_what_it_could_not_use(
         ),
         (["--images", "{images}", "--label-topic", "/l"], "of label maps is named, but {images} is no bag"),
         (["--images", "{images}", "--topic", "/l"], "the topic /l is named, but {images} is no bag"),
-        (["--images", "{images}", "--realtime", "--host"], "in real time there is no time for the host"),
+        (["--images", "{images}", "--realtime", "--host"], "the host cannot be scored in real time"),
     ],
 )
 def test_what_does_not_fit_a_bag_is_told(

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from netwarp_ros.classes import ClassSet, load_classes
-from netwarp_ros.evaluation.scoring import ScoredFrame, consistency_flow, evaluate
+from netwarp_ros.evaluation.frame_scorer import consistency_flow
+from netwarp_ros.evaluation.scoring import ScoredFrame, evaluate
 from netwarp_ros.metrics import miou
 from netwarp_ros.models import Model, ModelSpec, augment
 from netwarp_ros.recordings.frames import Frame, stamp
@@ -344,8 +345,8 @@ def test_a_fast_segmenter_loses_nothing_in_real_time(segmenter: Segmenter) -> No
     assert at_leisure.latency_ms == at_leisure.age_ms == {} and math.isnan(at_leisure.records[0].age_ms)
 
 
-def test_there_is_no_time_for_the_host_in_real_time(segmenter: Segmenter) -> None:
-    with pytest.raises(ValueError, match="in real time there is no time for the host"):
+def test_the_host_cannot_be_scored_in_real_time(segmenter: Segmenter) -> None:
+    with pytest.raises(ValueError, match="the host cannot be scored in real time"):
         evaluate(frames(1), None, segmenter, CAMVID, realtime=True, host=True)
 
 

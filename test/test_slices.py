@@ -19,7 +19,8 @@ import pytest
 from netwarp_ros.classes import load_classes
 from netwarp_ros.evaluation import slices as fleet
 from netwarp_ros.evaluation.ray_runner import ray_cluster, run_on_ray
-from netwarp_ros.evaluation.scoring import Labels, PartialResults, evaluate, summarise
+from netwarp_ros.evaluation.results import PartialResults
+from netwarp_ros.evaluation.scoring import Labels, evaluate, summarise
 from netwarp_ros.evaluation.slices import Slice, SliceResults, SliceSettings, cut_slices, evaluate_slices
 from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
 from netwarp_ros.recordings.bag_writer import write_bag

@@ -206,6 +206,38 @@ class EvaluationResults(Scores):
         }
 
 
+@dataclass(frozen=True)
+class PartialResults:
+    """Results for some of the frames of a recording, or for all of them.
+
+    Attributes:
+        records: Scores and timings of each frame.
+        totals: For each network, the host's last: the arrays that its measures count in, by name. Totals of disjoint
+            frames may be added up.
+        resets: How often the memory was reset, by reason.
+        dropped: By camera, the number of frames that a newer one replaced.
+        wall_s: Seconds spent on ``reading``, ``segmenting`` and ``scoring``.
+    """
+
+    records: Sequence[FrameRecord]
+    totals: Sequence[Mapping[str, np.ndarray]]
+    resets: Mapping[str, int]
+    dropped: Mapping[str, int]
+    wall_s: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        totals = [{name: values.tolist() for name, values in network.items()} for network in self.totals]
+        return {**vars(self), "totals": totals, "records": [record.to_json() for record in self.records]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], num_classes: int) -> PartialResults:
+        """Undo `to_json`; times of frames stay rounded."""
+        records = [FrameRecord.from_json(record, num_classes) for record in data["records"]]
+        totals = [{name: np.array(values) for name, values in network.items()} for network in data["totals"]]
+        return cls(records, totals, data["resets"], data["dropped"], data["wall_s"])
+
+
 def mean_iou(counts: np.ndarray | None) -> float:
     """Return the mean IoU of a matrix of counts in per cent; nan where there is none."""
     return math.nan if counts is None else miou(counts)

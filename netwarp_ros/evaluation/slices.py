@@ -18,7 +18,8 @@ import cv2
 import torch
 
 from netwarp_ros.classes import ClassSet
-from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, PartialResults, score_frames
+from netwarp_ros.evaluation.results import PartialResults
+from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, score_frames
 from netwarp_ros.flow import estimator
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bags import BagLabels
@@ -92,7 +93,7 @@ class SliceResults:
     damage: Sequence[str]
 
 
-Run = Callable[[SliceSettings, Sequence[Slice]], Iterable[tuple[Slice, dict[str, Any]]]]
+SliceRunner = Callable[[SliceSettings, Sequence[Slice]], Iterable[tuple[Slice, dict[str, Any]]]]
 """Judges slices by `evaluate_slice` and gives what that returned, in any order."""
 
 
@@ -162,7 +163,7 @@ def evaluate_slices(
     slices: Sequence[Slice],
     folder: Path,
     origins: Mapping[Path, Any],
-    run: Run = run_serially,
+    run: SliceRunner = run_serially,
     on_slice: Callable[[Slice], None] = lambda slice_: None,
 ) -> list[SliceResults]:
     """Judge slices, and keep what is found of each in a file of its own as it comes: ``folder/NAME.json``.

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of the masks of one frame, and their sums over all frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from netwarp_ros.classes import ClassSet
+from netwarp_ros.evaluation.results import Scores, mean_iou
+from netwarp_ros.metrics import (
+    ConfusionMatrix,
+    InstanceIoU,
+    TemporalConsistency,
+    TrimapIoU,
+    VideoConsistency,
+    boundary_distance,
+    flows_agree,
+)
+from netwarp_ros.recordings.frames import Frame
+
+VIDEO_LENGTHS = (8, 16)
+"""Window lengths in frames of video consistency, as in VSPW's benchmark."""
+
+
+def consistency_flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """Estimate the flow that temporal consistency is measured along, by Farnebäck's method (SCIA 2003).
+
+    No segmenter of this package uses this flow. A network's consistency along the flow that it was given itself would
+    be too good. On CamVid's video this flow carries labels from frame to frame as well as DIS does.
+
+    Args:
+        present: ``(H, W)`` uint8, grey image of frame t.
+        previous: ``(H, W)`` uint8, grey image of frame t-1.
+
+    Returns:
+        ``(H, W, 2)`` float32, reverse flow in pixels: pixel (x, y) of frame t is at (x + u, y + v) in frame t-1.
+    """
+    estimator = cv2.FarnebackOpticalFlow.create(
+        numLevels=5, winSize=21, numIters=3, polyN=7, polySigma=1.5, flags=cv2.OPTFLOW_FARNEBACK_GAUSSIAN
+    )
+    return estimator.calc(present, previous, np.empty((*present.shape, 2), np.float32))
+
+
+class LabelledFrame(NamedTuple):
+    """A frame and its annotation.
+
+    Attributes:
+        frame: The frame.
+        label: ``(H, W)`` class ids or void; None if the frame has no label.
+        instances: ``(H, W)`` object numbers, as `InstanceIoU.update` takes them; None if there are none.
+    """
+
+    frame: Frame
+    label: np.ndarray | None
+    instances: np.ndarray | None
+
+
+class FrameScorer:
+    """Scores the masks of a network, and of its host beside it, frame by frame.
+
+    Args:
+        classes: The classes of masks and labels.
+        widths: Widths of the trimap in pixels.
+        sizes: Average sizes of objects, as `InstanceIoU` takes them.
+        networks: Number of networks: 1, or 2 with the host.
+        max_gap: Two frames of a camera that are more seconds apart are not compared.
+    """
+
+    def __init__(
+        self,
+        classes: ClassSet,
+        widths: Sequence[int],
+        sizes: Mapping[int, float] | None,
+        networks: int,
+        max_gap: float,
+    ) -> None:
+        self._counters = [NetworkCounters(classes, widths, sizes) for _ in range(networks)]
+        self._max_gap = max_gap
+        self._previous: dict[str, _SegmentedFrame] = {}
+
+    def score(self, labelled: LabelledFrame, masks: Sequence[np.ndarray], *, stills: bool) -> dict[str, Any]:
+        """Score the masks of a frame.
+
+        Args:
+            labelled: The frame. Temporal consistency compares it with the previous frame of its camera.
+            masks: ``(H, W)`` uint8 class ids by each network, the host's last.
+            stills: Do not compare the frame with the next one.
+
+        Returns:
+            The scores under the names of the fields of `FrameRecord`.
+
+        Raises:
+            ValueError: If the label map does not fit.
+        """
+        frame, label, instances = labelled
+        previous = self._previous.pop(frame.camera, None)
+        present = self.remember(frame, masks)
+        counts: list[dict[str, Any]] = [{} for _ in masks]
+        if previous and present.follows(previous, self._max_gap):
+            reverse = consistency_flow(present.grey, previous.grey)
+            trusted = flows_agree(reverse, consistency_flow(previous.grey, present.grey))
+            for counters, mask, before, counted in zip(self._counters, masks, previous.masks, counts, strict=True):
+                counted["consistency"] = _int32(counters.consistency.update(mask, before, reverse, where=trusted))
+                counted["unmasked"] = _int32(counters.unmasked.update(mask, before, reverse))
+        if stills:
+            del self._previous[frame.camera]
+
+        for counters in self._counters:
+            if label is None or "consistency" not in counts[0]:
+                counters.video.restart(frame.camera)
+        if label is not None:
+            try:
+                distance = boundary_distance(label)
+                for counters, mask, counted in zip(self._counters, masks, counts, strict=True):
+                    counted["confusion"] = _int32(counters.confusion.update(mask, label))
+                    trimap = counters.trimap.update(mask, label, distance)
+                    counted["trimap"] = {width: _int32(matrix) for width, matrix in trimap.items()}
+                    counters.video.update(mask, label, frame.camera)
+                    if instances is not None:
+                        counters.instance.update(mask, label, instances)
+            except ValueError as error:
+                raise ValueError(f"the label of {frame.name} does not fit: {error}") from error
+        host = counts[1] if len(counts) > 1 else {}
+        return {
+            **counts[0],
+            "host_miou": mean_iou(host.get("confusion")),
+            "host_tc": mean_iou(host.get("consistency")),
+        }
+
+    def remember(self, frame: Frame, masks: Sequence[np.ndarray]) -> _SegmentedFrame:
+        """Keep a frame and its masks, for the next frame of its camera to be compared with."""
+        present = _SegmentedFrame(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), masks)
+        self._previous[frame.camera] = present
+        return present
+
+    def totals(self) -> list[dict[str, np.ndarray]]:
+        """Return `NetworkCounters.totals` of each network, the host's last."""
+        return [counters.totals for counters in self._counters]
+
+
+class NetworkCounters:
+    """All measures of one network's masks.
+
+    Attributes:
+        totals: The arrays that the measures count in, by name. Totals of disjoint frames may be added up.
+    """
+
+    def __init__(self, classes: ClassSet, widths: Sequence[int], sizes: Mapping[int, float] | None) -> None:
+        self._names = classes.names
+        self.confusion = ConfusionMatrix(len(classes), classes.void)
+        self.trimap = TrimapIoU(len(classes), classes.void, widths)
+        self.instance = InstanceIoU(len(classes), classes.void, sizes)
+        self.consistency, self.unmasked = TemporalConsistency(len(classes)), TemporalConsistency(len(classes))
+        self.video = VideoConsistency(classes.void, VIDEO_LENGTHS)
+        self.totals = {
+            "confusion": self.confusion.counts,
+            **{f"trimap {width}": matrix.counts for width, matrix in self.trimap.matrices.items()},
+            "instance": self.instance.totals,
+            "instance confusion": self.instance.matrix.counts,
+            "consistency": self.consistency.matrix.counts,
+            "unmasked": self.unmasked.matrix.counts,
+            **{f"video {length}": windows for length, windows in self.video.windows.items()},
+        }
+
+    def add(self, totals: Mapping[str, np.ndarray]) -> None:
+        """Add the totals of other frames."""
+        for name, total in self.totals.items():
+            total += totals[name]
+
+    def scores(self) -> Scores:
+        """Compute the scores of all frames so far."""
+        return Scores(
+            miou=self.confusion.miou(),
+            iou=self._by_name(self.confusion.iou()),
+            miiou=self.instance.miou(),
+            iiou={name: value for name, value in self._by_name(self.instance.iou()).items() if not math.isnan(value)},
+            tiou=self.trimap.miou(),
+            tc=self.consistency.miou(),
+            tc_unmasked=self.unmasked.miou(),
+            flicker=self._by_name(self.consistency.flicker()),
+            vc=self.video.score(),
+        )
+
+    def _by_name(self, values: np.ndarray) -> dict[str, float]:
+        return dict(zip(self._names, values.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _SegmentedFrame:
+    """What temporal consistency needs of a frame."""
+
+    stamp_ns: int
+    grey: np.ndarray
+    masks: Sequence[np.ndarray]
+
+    def follows(self, previous: _SegmentedFrame, max_gap: float) -> bool:
+        """Tell whether the two frames have one size, and this one is later by at most ``max_gap`` seconds."""
+        seconds = (self.stamp_ns - previous.stamp_ns) * 1e-9
+        return self.grey.shape == previous.grey.shape and 0 < seconds <= max_gap
+
+
+def _int32(counts: np.ndarray) -> np.ndarray:
+    """Halve the memory that the counts of a frame take; every frame has its record."""
+    return counts.astype(np.int32)

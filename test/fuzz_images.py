@@ -115,7 +115,9 @@ def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str,
     recorder = Recorder(namespace)
     with (
         tempfile.TemporaryDirectory() as folder,
-        NodeProcess("segment_node", namespace, Path(folder), transport=transport, input_height=64, **lossless) as node,
+        NodeProcess(
+            "netwarp_ros.node.segment_node", namespace, Path(folder), transport=transport, input_height=64, **lossless
+        ) as node,
     ):
         lifecycle = LifecycleClient(recorder.node, recorder.executor, f"{namespace}/segmenter")
         lifecycle.configure()
@@ -129,11 +131,11 @@ def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str,
             publisher.publish(message)
             if found == "decoded":
                 recorder.spin_until(lambda stamp_ns=index * 10**9: stamp_ns in recorder.masks, node.check)
-        recorder.spin_until(lambda: recorder.account.get("received") == str(count), node.check)
-        recorder.spin_until(lambda: recorder.account["in flight"] == "0", node.check)
+        recorder.spin_until(lambda: recorder.counts.get("received") == str(count), node.check)
+        recorder.spin_until(lambda: recorder.counts["in flight"] == "0", node.check)
     recorder.close()
     rclpy.shutdown()
-    return outcomes, recorder.account
+    return outcomes, recorder.counts
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ from netwarp_ros.classes import load_classes
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.images import bgr_message
-from netwarp_ros.node.lifecycle import ASK_AGAIN_S, LifecycleClient
+from netwarp_ros.node.lifecycle import RETRY_S, LifecycleClient
 
 SIZE = (64, 48)
 DEADLINE_S = 100.0
@@ -86,7 +86,7 @@ class Graph:
         def answer() -> Any:
             # A node that has not discovered this client yet drops its answer.
             future = client.call_async(request or service_type.Request())
-            self.executor.spin_until_future_complete(future, ASK_AGAIN_S)
+            self.executor.spin_until_future_complete(future, RETRY_S)
             return future.result()
 
         return self.until(answer, f"answer of {name}")

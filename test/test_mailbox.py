@@ -57,41 +57,41 @@ def test_what_is_left_at_the_end_is_named_and_nothing_more_gets_in() -> None:
 
 
 def test_every_frame_is_in_one_column_of_the_account() -> None:
-    account = FrameCounter()
+    counter = FrameCounter()
     for _ in range(5):
-        account.receive()
-    assert account.balance().in_flight == 5
-    account.drop(DropReason.SUPERSEDED)
-    account.drop(DropReason.MALFORMED, "no data")
-    account.publish(12.0, 20.0, "first frame")
-    account.publish(8.0, 15.0, "")
-    balance = account.balance()
+        counter.count_received()
+    assert counter.snapshot().in_flight == 5
+    counter.count_dropped(DropReason.SUPERSEDED)
+    counter.count_dropped(DropReason.MALFORMED, "no data")
+    counter.count_published(12.0, 20.0, "first frame")
+    counter.count_published(8.0, 15.0, "")
+    balance = counter.snapshot()
     assert (balance.received, balance.published, balance.in_flight) == (5, 2, 1)
     assert balance.dropped == {"superseded": 1, "malformed": 1}
     assert balance.resets == {"first frame": 1}
     assert (list(balance.latencies_ms), list(balance.ages_ms)) == ([12.0, 8.0], [20.0, 15.0])
-    assert balance.opened <= balance.first_received <= balance.last_received <= balance.time
+    assert balance.started <= balance.first_received <= balance.last_received <= balance.time
     assert balance.last_error == "no data"
 
 
 def test_a_balance_does_not_change_afterwards() -> None:
-    account = FrameCounter()
-    before = account.balance()
-    account.receive(missed=2)
-    account.drop(DropReason.FAILED, "out of memory")
-    account.publish(1.0, 2.0, "request")
+    counter = FrameCounter()
+    before = counter.snapshot()
+    counter.count_received(missed=2)
+    counter.count_dropped(DropReason.FAILED, "out of memory")
+    counter.count_published(1.0, 2.0, "request")
     assert (before.missed, before.received, before.published) == (0, 0, 0)
     assert (before.last_received, before.last_error) == (None, "")
     assert before.first_received is None
     assert not before.dropped and not before.resets and not before.latencies_ms and not before.ages_ms
-    assert account.balance().missed == 2
+    assert counter.snapshot().missed == 2
 
 
 def test_old_latencies_are_forgotten() -> None:
-    account = FrameCounter()
+    counter = FrameCounter()
     for index in range(LATENCY_FRAMES + 5):
-        account.publish(float(index), float(-index), "")
-    latencies = account.balance().latencies_ms
+        counter.count_published(float(index), float(-index), "")
+    latencies = counter.snapshot().latencies_ms
     assert len(latencies) == LATENCY_FRAMES
     assert (latencies[0], latencies[-1]) == (5.0, LATENCY_FRAMES + 4.0)
-    assert list(account.balance().ages_ms) == [-latency for latency in latencies]
+    assert list(counter.snapshot().ages_ms) == [-latency for latency in latencies]

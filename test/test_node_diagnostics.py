@@ -37,8 +37,8 @@ def values(status: DiagnosticStatus) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("present", "level", "message"),
     [
-        (FrameCounts(time=NOW, opened=NOW - 1), WARN, f"no image yet on {TOPIC}"),
-        (FrameCounts(time=NOW, opened=NOW - 11), ERROR, f"no image yet on {TOPIC}"),
+        (FrameCounts(time=NOW, started=NOW - 1), WARN, f"no image yet on {TOPIC}"),
+        (FrameCounts(time=NOW, started=NOW - 11), ERROR, f"no image yet on {TOPIC}"),
         (replace(FRESH, last_received=NOW - 1), OK, "segmenting"),
         (replace(FRESH, received=9, dropped=Counter({DropReason.SUPERSEDED: 8})), OK, "segmenting"),
         (replace(FRESH, last_received=NOW - 4), WARN, f"no image on {TOPIC} for 4 s"),
@@ -113,7 +113,7 @@ def test_a_failure_is_reported_once_and_its_cause_kept() -> None:
 
 
 def test_a_qos_problem_explains_the_silence() -> None:
-    nothing = FrameCounts(time=NOW, opened=NOW)
+    nothing = FrameCounts(time=NOW, started=NOW)
     assert report(nothing, qos_problem="incompatible").message == f"no image yet on {TOPIC} (incompatible)"
     assert report(FRESH, qos_problem="incompatible").message == "segmenting"
 

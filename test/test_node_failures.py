@@ -108,19 +108,19 @@ def test_missed_images_are_counted_even_before_their_publisher_is(
     for index in range(1, 10):  # while nothing takes them from the queue of one
         viewer.publish(image_message(image, SECOND + index * PERIOD))
     graph.until(lambda: viewer.masks[-1].header == header(SECOND + 9 * PERIOD), "mask of the newest image")
-    balance = camera.account.balance()
+    balance = camera.counter.snapshot()
     assert balance.missed > 0
     assert balance.received + balance.missed == 10
 
 
 def test_bytes_that_are_no_image_are_counted_and_the_next_image_is_segmented(graph: Graph, node: SegmentNode) -> None:
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    viewer, account = Viewer(graph), node._cameras["camera"].account
+    viewer, counter = Viewer(graph), node._cameras["camera"].counter
     image = image_message(moving_images(1)[0], SECOND)
     sound = serialize_message(image)
     for number, data in enumerate((sound[:-1], sound.replace(FRAME_ID.encode(), b"\xff" * len(FRAME_ID))), start=1):
         viewer.publish(data)
-        graph.until(lambda: account.balance().dropped[DropReason.MALFORMED] == number, "refusal")  # noqa: B023
+        graph.until(lambda: counter.snapshot().dropped[DropReason.MALFORMED] == number, "refusal")  # noqa: B023
     mask, timing = viewer.see(image)
     assert mask.header == image.header
     assert timing.dropped == 2
@@ -164,12 +164,12 @@ def test_the_last_report_tells_of_what_waited_at_deactivation(
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     monkeypatch.setattr(Stream, "segment", be_slow)
     monkeypatch.setattr(Mailbox, "close", close)
-    viewer, account = Viewer(graph), node._cameras["camera"].account
+    viewer, counter = Viewer(graph), node._cameras["camera"].counter
     reports = graph.hear(DiagnosticArray, "/diagnostics")
     viewer.publish(image_message(moving_images(1)[0], SECOND))
     graph.until(working.is_set, "work")
     viewer.publish(image_message(moving_images(1)[0], 2 * SECOND))
-    graph.until(lambda: account.balance().received == 2, "image that waits")
+    graph.until(lambda: counter.snapshot().received == 2, "image that waits")
     assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
 
     def told() -> list[dict[str, str]]:

@@ -15,13 +15,13 @@ from rcl_interfaces.msg import ParameterType
 
 from netwarp_ros.node.parameters import ParameterError, declare, read
 from netwarp_ros.node.replay_node import ReplayParameters
-from netwarp_ros.node.segment_node import KINDS, SegmentParameters
+from netwarp_ros.node.segment_node import PARAMETERS, SegmentParameters
 from netwarp_ros.resources import resource
 
 pytestmark = [pytest.mark.ros, pytest.mark.usefixtures("ros_domain")]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, ReplayParameters])
+@pytest.mark.parametrize("kind", [*PARAMETERS, ReplayParameters])
 def test_declared_defaults_are_those_of_the_dataclass(kind: type) -> None:
     with open_graph() as graph:
         declare(graph.node, kind)
@@ -33,7 +33,7 @@ def test_the_file_of_parameters_holds_the_defaults() -> None:
     assert list(file) == ["/**"]
     values = file["/**"]["ros__parameters"]
     values["cameras"] = tuple(values["cameras"])
-    assert values == {field.name: field.default for kind in KINDS for field in dataclasses.fields(kind)}
+    assert values == {field.name: field.default for kind in PARAMETERS for field in dataclasses.fields(kind)}
 
 
 def test_arguments_of_the_launch_file_are_parameters_and_have_no_defaults_of_their_own() -> None:
@@ -82,7 +82,7 @@ def test_given_values_override_defaults_with_types_and_ranges_told() -> None:
 
 def test_every_parameter_tells_its_range_and_when_it_is_read() -> None:
     with open_graph() as graph:
-        for kind in KINDS:
+        for kind in PARAMETERS:
             declare(graph.node, kind)
             for field in dataclasses.fields(kind):
                 told = graph.node.describe_parameter(field.name)

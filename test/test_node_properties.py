@@ -108,7 +108,7 @@ class Car:
         assert self.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
 
     def balance(self, name: str) -> FrameCounts:
-        return self.node._cameras[name].account.balance()
+        return self.node._cameras[name].counter.snapshot()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One camera of the segment node: its topics, its stream and its account."""
+"""One camera of the segment node: its topics and QoS, its stream, and the counts of its frames."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from netwarp_ros.segmenter import Reset, Stream
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
-except ImportError:  # not on PyPI
+except ImportError:  # PyPI has no vision_msgs
     LabelInfo = None
 
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """QoS policies that parameters ``qos_overrides.<topic>.<subscription or publisher>.<policy>`` change."""
 
-MATCHING = {
+COMPATIBLE = {
     "subscription": {"reliability": "best_effort", "durability": "volatile"},
     "publisher": {"reliability": "reliable", "durability": "transient_local"},
 }
-"""Values of the policies that can keep two ends apart, with which ours goes with any other end."""
+"""For our end of a topic, the values of QoS policies that match every other end."""
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """An image message and when it came.
+class ReceivedImage:
+    """An image message as received.
 
     Attributes:
-        data: The message as it came, serialized: one that is superseded is never taken apart.
+        data: The serialized message. It is deserialized only when its turn comes: superseded images never are.
         received: Time of its callback on the steady clock, in s.
-        received_ns: The same on the node's ROS clock, in ns.
+        received_ns: Time of its callback on the node's ROS clock, in ns.
     """
 
     data: bytes
@@ -59,20 +59,20 @@ class Arrival:
 
 
 class Camera:
-    """One camera: it publishes from `advertise` to `close`, and takes images in from `start` to `stop`.
+    """One camera. It has publishers from `advertise` to `close`, and a subscription from `start` to `stop`.
 
     Args:
-        node: The node whose topics they are.
-        name: What the topics begin with.
+        node: The node that owns the topics.
+        name: First part of the topics' names.
         classes: Names and colors of the ids in the masks.
         transport: ``raw`` or ``compressed``.
         alpha: Weight of the colors in the overlay.
 
     Attributes:
-        alpha: The same weight; may be changed at any time.
-        topic: Resolved name of the topic that its images come on.
-        account: Counts of its frames since `start`.
-        qos_problem: Why a publisher of images could not be matched; empty when all could.
+        alpha: Weight of the colors in the overlay; may be changed at any time.
+        topic: Resolved name of the image topic.
+        counter: Counts of the frames since `start`.
+        qos_problem: Why the QoS of an image publisher does not match; empty if all match.
     """
 
     def __init__(self, node: Node, name: str, classes: ClassSet, *, transport: str, alpha: float) -> None:
@@ -80,16 +80,16 @@ class Camera:
         self._compressed = transport == "compressed"
         image_topic = f"{name}/image_raw/compressed" if self._compressed else f"{name}/image_raw"
         self.topic = node.resolve_topic_name(image_topic)
-        self.account = FrameCounter()
+        self.counter = FrameCounter()
         self.qos_problem = ""
         self._publishers: list[Publisher] = []
         self._subscription: Subscription | None = None
         self._stream: Stream | None = None
-        self._sequence: int | None = None  # of the latest image, as its publisher counts
+        self._sequence: int | None = None  # the publisher's sequence number of the latest image
         self._reset = Event()
 
     def advertise(self) -> None:
-        """Offer the topics of what is made of the images."""
+        """Create the publishers."""
         self._mask = self._publisher(Image, "mask")
         self._color = self._publisher(Image, "color")
         self._overlay = self._publisher(Image, "overlay")
@@ -98,43 +98,48 @@ class Camera:
             latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
             self._publisher(LabelInfo, "label_info", latched).publish(_label_info(self._classes))
 
-    def start(self, stream: Stream, mailbox: Mailbox[Arrival]) -> None:
-        """Leave the images that come from now on in a mailbox, and have `segment` use a stream."""
+    def start(self, stream: Stream, mailbox: Mailbox[ReceivedImage]) -> None:
+        """Subscribe to the images, and set all counts to zero.
+
+        Args:
+            stream: Segments the images in `segment`.
+            mailbox: Gets the received images.
+        """
         self._stream, self._mailbox = stream, mailbox
-        self.account = FrameCounter()
+        self.counter = FrameCounter()
         self.qos_problem = ""
         self._reset.clear()
         self._subscribe()
 
     def stop(self) -> None:
-        """Take no more images in; those taken are still to be segmented."""
+        """Receive no more images. Those in the mailbox may still be segmented."""
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
 
-    def forget(self) -> None:
-        """Free the memory, when there is nothing more to segment."""
+    def release_stream(self) -> None:
+        """Free the stream and its memory. No image may be segmented until the next `start`."""
         self._stream = None
 
     def close(self) -> None:
-        """Take no more images in, and withdraw all topics."""
+        """Receive no more images, and destroy the publishers."""
         self.stop()
         while self._publishers:
             self._node.destroy_publisher(self._publishers.pop())
 
     def reset(self) -> None:
-        """Have the memory start anew with the next frame that is segmented."""
+        """Start the memory anew with the next segmented frame."""
         self._reset.set()
 
-    def segment(self, arrival: Arrival) -> None:
-        """Segment one image and publish what comes of it, all with the image's header.
+    def segment(self, received: ReceivedImage) -> None:
+        """Segment one image, and publish the results under the image's header.
 
         Raises:
             ImageError: If the image is malformed.
         """
         assert self._stream is not None
         begun = perf_counter()
-        message = deserialize(COMPRESSED_IMAGE if self._compressed else IMAGE, arrival.data)
+        message = deserialize(COMPRESSED_IMAGE if self._compressed else IMAGE, received.data)
         image = to_bgr(message)
         decoded = perf_counter()
         stamp, frame_id = message.header.stamp, message.header.frame_id
@@ -156,16 +161,16 @@ class Camera:
             self._overlay.publish(rgb_message(blended[..., ::-1], header))
         all_published = perf_counter()
 
-        balance = self.account.balance()
-        receive_ms = (arrival.received_ns - stamp_ns) / 1e6
-        total_ms = 1e3 * (mask_published - arrival.received)
+        counts = self.counter.snapshot()
+        receive_ms = (received.received_ns - stamp_ns) / 1e6
+        total_ms = 1e3 * (mask_published - received.received)
         age_ms = receive_ms + total_ms
         self._timing.publish(
             FrameTiming(
                 header=header,
-                sequence=balance.published,
+                sequence=counts.published,
                 receive_ms=receive_ms,
-                wait_ms=1e3 * (begun - arrival.received),
+                wait_ms=1e3 * (begun - received.received),
                 decode_ms=1e3 * (decoded - begun),
                 prepare_ms=result.stages_ms["prepare"],
                 flow_ms=result.stages_ms["flow"],
@@ -173,21 +178,21 @@ class Camera:
                 publish_ms=1e3 * (all_published - segmented),
                 total_ms=total_ms,
                 age_ms=age_ms,
-                dropped=balance.dropped.total() + balance.missed,
+                dropped=counts.dropped.total() + counts.missed,
                 memory=result.memory,
                 reason=result.reason,
             )
         )
-        self.account.publish(total_ms, age_ms, "" if result.reason == Reset.HOST_ONLY else result.reason)
+        self.counter.count_published(total_ms, age_ms, "" if result.reason == Reset.HOST_ONLY else result.reason)
 
     def _subscribe(self) -> None:
-        """Subscribe to the images, with the QoS of the publishers that there are."""
+        """Subscribe to the images, with a QoS that matches the publishers present."""
         self.stop()
         self._sequence = None
-        # Of the images that wait, the newest replaces the others. Reliable, unless a publisher is not: by best effort
-        # large images get lost. Where no publisher is there yet, `_on_incompatible_qos` comes back here.
+        # The queue holds one image; a newer one replaces it. The subscription is reliable unless a publisher present is
+        # best effort: best effort loses large images. `_on_incompatible_qos` subscribes again for later publishers.
         self._qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_AVAILABLE)
-        receive: Any = self._receive  # rclpy's annotation knows only callbacks without the message's info
+        receive: Any = self._receive  # rclpy's type hint does not allow callbacks with message info
         self._subscription = self._node.create_subscription(
             CompressedImage if self._compressed else Image,
             self.topic,
@@ -199,16 +204,16 @@ class Camera:
         )
 
     def _receive(self, data: bytes, info: Mapping[str, int | None]) -> None:
-        arrival = Arrival(data, perf_counter(), self._node.get_clock().now().nanoseconds)
-        self.account.receive(self._missed(info["publication_sequence_number"]))
-        if self._mailbox.put(self.name, arrival) is not None:
-            self.account.drop(DropReason.SUPERSEDED)
+        received = ReceivedImage(data, perf_counter(), self._node.get_clock().now().nanoseconds)
+        self.counter.count_received(self._missed(info["publication_sequence_number"]))
+        if self._mailbox.put(self.name, received) is not None:
+            self.counter.count_dropped(DropReason.SUPERSEDED)
 
     def _missed(self, sequence: int | None) -> int:
-        """Return how many images there were between the last one that came and the one with a sequence number."""
+        """Return how many images were missed between the previous image and the one with this sequence number."""
         assert self._subscription is not None
-        # Several publishers count each by itself, and not every middleware tells the numbers. An image may come before
-        # its publisher is counted.
+        # Some middlewares give no sequence numbers, and each publisher has its own. The count of publishers is 0 if an
+        # image arrives before its publisher has been discovered.
         if sequence is None or self._subscription.get_publisher_count() > 1:
             self._sequence = None
             return 0
@@ -225,7 +230,7 @@ class Camera:
         publisher = self._node.create_publisher(
             message_type,
             name,
-            # Reliable matches best-effort and reliable subscribers; one that lags gets the newest.
+            # Reliable matches reliable and best-effort subscribers. With depth 1, a slow subscriber gets the newest.
             qos or QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE),
             event_callbacks=PublisherEventCallbacks(incompatible_qos=warn),
             qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
@@ -234,7 +239,7 @@ class Camera:
         return publisher
 
     def _on_incompatible_qos(self, event: Any) -> None:
-        reliability = self._qos.reliability  # as overridden
+        reliability = self._qos.reliability  # after the override
         if event.last_policy_kind == QoSPolicyKind.RELIABILITY and reliability == ReliabilityPolicy.BEST_AVAILABLE:
             self._node.get_logger().info(f"a publisher of {self.topic} is best effort: images may get lost on the way")
             self._subscribe()
@@ -244,15 +249,15 @@ class Camera:
 
 
 def _qos_problem(topic: str, entity: str, event: Any) -> str:
-    """Say which policy keeps a subscriber and a publisher apart, and what to do."""
+    """Say which QoS policy keeps a publisher and a subscription apart, and how to match them."""
     policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-    if policy not in MATCHING[entity]:
+    if policy not in COMPATIBLE[entity]:
         return f"incompatible QoS policy {policy}: change it at the other end"
-    value = MATCHING[entity][policy]
+    value = COMPATIBLE[entity][policy]
     return f"incompatible QoS policy {policy}: start the node with qos_overrides.{topic}.{entity}.{policy}:={value}"
 
 
 def _label_info(classes: ClassSet) -> LabelInfo:
-    """Return the names of the ids in the masks; every pixel has a class, so the threshold is 0."""
+    """Return the names of the ids in the masks. The threshold is 0: every pixel has a class."""
     class_map = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(classes.names)]
     return LabelInfo(class_map=class_map, threshold=0.0)

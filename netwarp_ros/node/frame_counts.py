@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The books of one camera: every frame that came in is published, dropped for a reason, or in flight."""
+"""Counts of one camera's frames: each received frame is published, dropped for a reason, or in flight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LATENCY_FRAMES = 300
 class DropReason(StrEnum):
     """Why a frame was dropped."""
 
-    SUPERSEDED = "superseded"  # a newer one came before its turn
+    SUPERSEDED = "superseded"  # a newer frame arrived before its turn
     MALFORMED = "malformed"  # the message contradicts itself or cannot be decoded
     FAILED = "failed"  # the segmenter or a publisher raised an error
     DEACTIVATED = "deactivated"  # the node was deactivated before its turn
@@ -24,28 +24,28 @@ class DropReason(StrEnum):
 
 @dataclass
 class FrameCounts:
-    """State of an account at one moment.
+    """Counts at one moment.
 
-    Times are on the monotonic clock, in s.
+    Times are in s, on the monotonic clock.
 
     Attributes:
         time: The moment.
-        opened: When the account was opened.
-        first_received: When the first frame came in; None when none came.
-        last_received: When the latest frame came in; None when none came.
-        missed: Frames that their publisher sent but that never came in: lost on the way, or replaced by a newer one in
-            the middleware's queue before the node got to it.
-        received: Frames that came in.
+        started: When the counting began.
+        first_received: When the first frame was received; None before that.
+        last_received: When the latest frame was received; None before the first.
+        missed: Frames that were sent and never received: they were lost, or a newer frame replaced them in the
+            middleware's queue.
+        received: Frames received.
         published: Frames whose mask was published.
         dropped: Frames dropped, by `DropReason`.
         resets: How often the memory started anew, by reason.
         latencies_ms: Image callback to mask published, of the latest `LATENCY_FRAMES` frames.
-        ages_ms: Image stamp to mask published, of the same.
-        last_error: What was wrong with the latest frame that was malformed or failed; empty when none was.
+        ages_ms: Image stamp to mask published, of the same frames.
+        last_error: What was wrong with the latest malformed or failed frame; empty if there was none.
     """
 
     time: float = 0.0
-    opened: float = 0.0
+    started: float = 0.0
     first_received: float | None = None
     last_received: float | None = None
     missed: int = 0
@@ -64,45 +64,51 @@ class FrameCounts:
 
 
 class FrameCounter:
-    """Counts the frames of one camera; for several threads."""
+    """Counts the frames of one camera. Threads may share it."""
 
     def __init__(self) -> None:
-        self._balance = FrameCounts(opened=monotonic())
+        self._counts = FrameCounts(started=monotonic())
         self._lock = Lock()
 
-    def receive(self, missed: int = 0) -> None:
-        """Count a frame that came in, and those before it that did not."""
+    def count_received(self, missed: int = 0) -> None:
+        """Count a received frame, and the missed frames between it and the one received before."""
         with self._lock:
-            self._balance.missed += missed
-            self._balance.received += 1
-            self._balance.last_received = monotonic()
-            if self._balance.first_received is None:
-                self._balance.first_received = self._balance.last_received
+            self._counts.missed += missed
+            self._counts.received += 1
+            self._counts.last_received = monotonic()
+            if self._counts.first_received is None:
+                self._counts.first_received = self._counts.last_received
 
-    def drop(self, reason: DropReason, error: str = "") -> None:
-        """Count a frame that was dropped, and what was wrong with it."""
+    def count_dropped(self, reason: DropReason, error: str = "") -> None:
+        """Count a dropped frame, and keep its error if there was one."""
         with self._lock:
-            self._balance.dropped[reason] += 1
-            self._balance.last_error = error or self._balance.last_error
+            self._counts.dropped[reason] += 1
+            self._counts.last_error = error or self._counts.last_error
 
-    def publish(self, latency_ms: float, age_ms: float, reset: str) -> None:
-        """Count a frame whose mask was published, and why the memory started anew for it, unless that is empty."""
+    def count_published(self, latency_ms: float, age_ms: float, reset: str) -> None:
+        """Count a frame whose mask was published.
+
+        Args:
+            latency_ms: Image callback to mask published.
+            age_ms: Image stamp to mask published.
+            reset: Why the memory started anew; empty if it was kept.
+        """
         with self._lock:
-            self._balance.published += 1
-            self._balance.latencies_ms.append(latency_ms)
-            self._balance.ages_ms.append(age_ms)
+            self._counts.published += 1
+            self._counts.latencies_ms.append(latency_ms)
+            self._counts.ages_ms.append(age_ms)
             if reset:
-                self._balance.resets[reset] += 1
+                self._counts.resets[reset] += 1
 
-    def balance(self) -> FrameCounts:
-        """Return a copy of the state of this moment."""
+    def snapshot(self) -> FrameCounts:
+        """Return a copy of the counts at this moment."""
         with self._lock:
-            balance = self._balance
+            counts = self._counts
             return replace(
-                balance,
+                counts,
                 time=monotonic(),
-                dropped=balance.dropped.copy(),
-                resets=balance.resets.copy(),
-                latencies_ms=balance.latencies_ms.copy(),
-                ages_ms=balance.ages_ms.copy(),
+                dropped=counts.dropped.copy(),
+                resets=counts.resets.copy(),
+                latencies_ms=counts.latencies_ms.copy(),
+                ages_ms=counts.ages_ms.copy(),
             )

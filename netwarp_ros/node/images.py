@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays to image messages; `netwarp_ros.recordings.image_messages` goes the other way."""
+"""Image messages from arrays. To decode messages, see `netwarp_ros.recordings.image_messages`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from std_msgs.msg import Header
 
 
 def mask_message(mask: np.ndarray, header: Header) -> Image:
-    """Return a ``mono8`` image of the class ids ``(H, W)`` uint8."""
+    """Return a ``mono8`` image of class ids ``(H, W)`` uint8."""
     return _message(mask, header, "mono8")
 
 
@@ -28,7 +28,7 @@ def bgr_message(image: np.ndarray, header: Header) -> Image:
 def _message(image: np.ndarray, header: Header, encoding: str) -> Image:
     height, step = image.shape[0], image[0].nbytes
     message = Image(header=header, height=height, width=image.shape[1], encoding=encoding, step=step)
-    # Anything but an array.array is checked element by element on assignment.
+    # rclpy checks every element of the data on assignment, unless it is an array.array.
     data = array("B")
     data.frombytes(np.ascontiguousarray(image).data)
     message.data = data

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of a node: a dataclass that holds their defaults, descriptions and ranges, and its face in ROS."""
+"""Declares the fields of a dataclass as a node's parameters, and checks their values.
+
+The parameters themselves are the fields of `SegmentParameters` (``segment_node.py``), `Thresholds` (``diagnostics.py``)
+and `ReplayParameters` (``replay_node.py``).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ _TOPIC = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 
 
 class ParameterError(ValueError):
-    """A parameter has a value of the wrong type or out of its range."""
+    """A parameter's value is of the wrong type or out of its range."""
 
 
 def parameter(
@@ -34,72 +38,73 @@ def parameter(
     is_topic: bool = False,
     live: bool = False,
 ) -> Any:
-    """Return a field for a dataclass of parameters.
+    """Return a dataclass field that is a parameter.
 
     Args:
-        default: Also sets the type; a tuple of texts is a list in ROS.
-        description: What `ros2 param describe` tells.
-        choices: The allowed texts.
+        default: Default value. It also sets the type; a tuple of strings is a list of strings in ROS.
+        description: Text for `ros2 param describe`.
+        choices: The allowed strings.
         limits: The least and the greatest allowed number.
-        is_topic: Whether the text must be a relative topic name, or the texts different ones.
-        live: Whether a configured node takes a change.
+        is_topic: Whether the string must be a relative topic name. The names in a list must also differ.
+        live: Whether the parameter may be changed while the node is configured.
     """
     metadata = {"description": description, "choices": choices, "limits": limits, "is_topic": is_topic, "live": live}
     return field(default=default, metadata=metadata)
 
 
-def declare(node: Node, kind: type[DataclassInstance], *, read_only: bool = False) -> None:
-    """Declare all parameters of a kind; values given to the process override the defaults.
+def declare(node: Node, group: type[DataclassInstance], *, read_only: bool = False) -> None:
+    """Declare all parameters of a dataclass. Values given to the process override the defaults.
 
     Raises:
         ParameterError: If a given value is of the wrong type or out of its range.
     """
-    for spec in fields(kind):
+    for spec in fields(group):
         default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
         try:
             value = node.declare_parameter(spec.name, default, _descriptor(spec, read_only)).value
         except ParameterException as error:
-            raise ParameterError(f"{error}. {_wanted(spec)}") from error
+            raise ParameterError(f"{error}. {_hint(spec)}") from error
         if problem := _problem(spec, value):
             raise ParameterError(problem)
 
 
-def read(node: Node, kind: type[ParametersT]) -> ParametersT:
-    """Return the present values of the declared parameters of a kind."""
+def read(node: Node, group: type[ParametersT]) -> ParametersT:
+    """Return the current values of a dataclass's parameters, which must be declared."""
     values: dict[str, Any] = {}
-    for spec in fields(kind):
+    for spec in fields(group):
         value = node.get_parameter(spec.name).value
         values[spec.name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+    return group(**values)
 
 
-def refusals(kind: type[DataclassInstance], changes: Sequence[Parameter], *, configured: bool) -> list[str]:
-    """Return what speaks against changes, beyond the types, limits and read-only marks that ROS checks itself.
+def check_changes(group: type[DataclassInstance], changes: Sequence[Parameter], *, configured: bool) -> list[str]:
+    """Return why changes must be rejected; empty if they may be made.
+
+    ROS itself checks types, limits and read-only parameters.
 
     Args:
-        kind: Those changes that are of other parameters than its own are passed over.
+        group: Dataclass of parameters. Changes to other parameters are ignored.
         changes: New values.
-        configured: Whether the node has read its parameters, and only takes changes to live ones.
+        configured: Whether the node is configured, so that only live parameters may change.
     """
-    specs = {spec.name: spec for spec in fields(kind)}
-    ours = [(specs[change.name], change.value) for change in changes if change.name in specs]
-    return [
-        problem
-        for spec, value in ours
-        if (problem := _too_late(spec) if configured and not spec.metadata["live"] else _problem(spec, value))
-    ]
-
-
-def _too_late(spec: Field[Any]) -> str:
-    return f"{spec.name} is read when the node is configured: clean up, set it, configure again."
+    specs = {spec.name: spec for spec in fields(group)}
+    problems = []
+    for change in changes:
+        if (spec := specs.get(change.name)) is None:
+            continue
+        if configured and not spec.metadata["live"]:
+            problems.append(f"{spec.name} is read when the node is configured: clean up, set it, configure again.")
+        elif problem := _problem(spec, change.value):
+            problems.append(problem)
+    return problems
 
 
 def _problem(spec: Field[Any], value: Any) -> str:
-    """Return what is wrong with a value beyond its type and limits, which ROS checks; empty if nothing."""
+    """Return what is wrong with a value, apart from its type and limits; empty if nothing is."""
     choices, is_topic = spec.metadata["choices"], spec.metadata["is_topic"]
-    topics = [value] if isinstance(value, str) else value or []  # ROS makes None of an empty list
+    topics = [value] if isinstance(value, str) else value or []  # rclpy returns None for an empty list
     if (choices and value not in choices) or (is_topic and not _are_topics(topics)):
-        return f"{spec.name} is {value!r}. {_wanted(spec)}"
+        return f"{spec.name} is {value!r}. {_hint(spec)}"
     return ""
 
 
@@ -122,14 +127,14 @@ def _descriptor(spec: Field[Any], read_only: bool) -> ParameterDescriptor:
     return descriptor
 
 
-def _wanted(spec: Field[Any]) -> str:
-    """Return a sentence that says what to give."""
+def _hint(spec: Field[Any]) -> str:
+    """Return a sentence that says which values are allowed."""
     if choices := spec.metadata["choices"]:
         return f"Give one of {', '.join(choices)}."
     if isinstance(spec.default, tuple):
         return "Give a list of different names, of letters, digits, _ and /, such as ['front', 'left/wide']."
     if spec.metadata["is_topic"]:
         return "Give a name of letters, digits, _ and /, such as 'left/wide'."
-    kinds = {bool: "true or false", int: "a whole number", float: "a number with a decimal point", str: "a text"}
-    between = "from {} to {}".format(*limits) if (limits := spec.metadata["limits"]) else ""
-    return f"Give {kinds[type(spec.default)]} {between}".rstrip() + "."
+    types = {bool: "true or false", int: "a whole number", float: "a number with a decimal point", str: "a text"}
+    interval = "from {} to {}".format(*limits) if (limits := spec.metadata["limits"]) else ""
+    return f"Give {types[type(spec.default)]} {interval}".rstrip() + "."

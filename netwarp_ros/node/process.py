@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node's process begins, runs and ends, seen from inside and from outside."""
+"""The process of a node: its signals, its executor, and a handle on a node in another process."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 
 HEARTBEAT_S = 0.5
-"""How long a signal goes unnoticed at most."""
+"""Period of the timer that wakes an idle executor, so that it sees that ROS was shut down."""
 
-PATIENCE_S = 60.0
-"""Longest wait for a process to start, to answer or to end, and for a next frame."""
+TIMEOUT_S = 60.0
+"""How long to wait for a process to start, to respond or to end, and for the next frame."""
 
 
 class NodeError(RuntimeError):
-    """A node's process failed, or does not do in time what it should."""
+    """A node's process failed, or did not do its work in time."""
 
 
 @contextmanager
 def ros_process(name: str) -> Iterator[None]:
-    """Hold ROS for the body of a program, which SIGINT and SIGTERM end quietly.
+    """Initialize ROS for the body of a program. SIGINT and SIGTERM end the program without a message.
 
-    A ValueError or OSError of the body is about what the user gave: it becomes one line on standard error.
+    A ValueError or OSError in the body means wrong input: it becomes one line on standard error.
 
     Args:
-        name: What that line begins with.
+        name: Name of the program, with which that line begins.
 
     Raises:
         SystemExit: With status 2, after that line.
     """
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     rclpy.init()
     try:
         yield
@@ -50,35 +50,37 @@ def ros_process(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         pass
     except BaseException:
-        # Where the context ends first, what comes of it depends on what rclpy was at: ExternalShutdownException, or an
-        # RCLError where it was about to wait.
+        # Whichever call rclpy was in when the context shut down, it raises an error: ExternalShutdownException or
+        # RCLError, for instance. Such an error is no failure.
         if rclpy.ok():
             raise
     finally:
         rclpy.try_shutdown()
         interrupted = signal.getsignal(signal.SIGINT) is not _interrupt
-        for number, handler in before.items():
-            # Ignored is what stays so while the interpreter ends, which with PyTorch takes a second.
+        for number, handler in handlers.items():
+            # SIG_IGN stays in force while the interpreter shuts down, which takes a second with PyTorch. Python
+            # handlers do not.
             signal.signal(number, signal.SIG_IGN if interrupted else handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Interrupt the program, once: on Ctrl-C, the terminal sends SIGINT to all of a launch, and `ros2 launch` another.
+    """Raise KeyboardInterrupt at the first signal, and ignore later ones.
 
-    ROS by itself ends its context alone, which a model that is being compiled does not look at.
+    On Ctrl-C the terminal sends SIGINT to every process of a launch, and `ros2 launch` sends another. ROS's own handler
+    only shuts the context down, which does not end a compilation of the model.
     """
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: None)
+    for later in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(later, lambda *_: None)
     raise KeyboardInterrupt
 
 
 @contextmanager
 def executing(node: Node) -> Iterator[Executor]:
-    """Give the executor of a node, which is destroyed in the end."""
+    """Yield an executor that holds a node; destroy the node at the end."""
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
-    # A signal wakes the executor a moment before it ends the context. One that had nothing else to do would find all as
-    # it was, and sleep on for ever.
+    # A signal wakes the executor just before it shuts the context down. Without this timer, an idle executor could see
+    # the context still valid and wait again, for ever.
     node.create_timer(HEARTBEAT_S, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
     try:
         yield executor
@@ -87,12 +89,12 @@ def executing(node: Node) -> Iterator[Executor]:
 
 
 class NodeProcess:
-    """A node of this package in a process of its own, which ends with the ``with`` statement.
+    """A node in a process of its own. The process ends with the ``with`` statement.
 
     Args:
-        module: Its module in ``netwarp_ros.node``.
+        module: Full name of the module that runs it, such as ``netwarp_ros.node.segment_node``.
         namespace: Its namespace.
-        folder: Where its log goes, to ``MODULE.log``.
+        folder: Folder of its log, whose name is the module's last part and ``.log``.
         parameters: Its parameters.
     """
 
@@ -100,7 +102,7 @@ class NodeProcess:
         self._log = folder / f"{module.rpartition('.')[2]}.log"
         arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
         with self._log.open("wb") as log:
-            command = [sys.executable, "-m", f"netwarp_ros.node.{module}", "--ros-args", "-r", f"__ns:={namespace}"]
+            command = [sys.executable, "-m", module, "--ros-args", "-r", f"__ns:={namespace}"]
             self._process = subprocess.Popen([*command, *arguments], stdout=log, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> NodeProcess:
@@ -109,26 +111,26 @@ class NodeProcess:
     def __exit__(self, *error: object) -> None:
         self._process.terminate()
         try:
-            self._process.wait(PATIENCE_S)
+            self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Id of the process."""
         return self._process.pid
 
     @property
-    def said(self) -> str:
-        """What it wrote so far."""
+    def output(self) -> str:
+        """What the process has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace").strip()
 
     def has_ended(self) -> bool:
-        """Tell whether it has ended by itself."""
+        """Tell whether the process has ended by itself."""
         return self._process.poll() is not None
 
     def check(self) -> None:
-        """Raise a `NodeError` if it has ended with an error."""
+        """Raise a `NodeError` if the process has ended with an error."""
         if self._process.poll():
-            raise NodeError(f"{self._log.stem} ended with status {self._process.returncode}:\n{self.said}")
+            raise NodeError(f"{self._log.stem} ended with status {self._process.returncode}:\n{self.output}")

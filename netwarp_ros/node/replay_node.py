@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a folder of images, a video or a bag as a camera."""
+"""The replay node: publishes a folder of images, a video or a bag as a camera does."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.open import open_frames
 
-QUEUE = 10
-"""Images kept for reliable subscribers that lag."""
+QUEUE_DEPTH = 10
+"""Images kept for slow reliable subscribers."""
 
 POLL_S = 0.02
-"""Time between two looks at the number of subscribers."""
+"""Seconds between two checks of the number of subscribers."""
 
-FAREWELL = Duration(seconds=10)
-"""Longest wait at the end for reliable subscribers to have all images."""
+ACK_TIMEOUT = Duration(seconds=10)
+"""How long to wait at the end until reliable subscribers have received all images."""
 
 
 @dataclass(frozen=True)
 class ReplayParameters:
-    """What is played, and how."""
+    """Parameters of the node."""
 
     path: str = parameter("", "A folder of images, an image, a video, or a rosbag2. Must be given.")
     topic: str = parameter("", "Image topic of a bag that has several.")
-    camera: str = parameter("camera", "The camera to be: images go to <camera>/image_raw.", is_topic=True)
-    frame_id: str = parameter("camera_optical_frame", "Coordinate frame in the headers.")
-    rate: float = parameter(0.0, "Images per second; 0 is as recorded.", limits=(0.0, 1000.0))
+    camera: str = parameter("camera", "Name of the camera: images are published on <camera>/image_raw.", is_topic=True)
+    frame_id: str = parameter("camera_optical_frame", "Coordinate frame (frame_id) in the headers.")
+    rate: float = parameter(0.0, "Images per second; 0: as recorded.", limits=(0.0, 1000.0))
     stamp: str = parameter(
         "now",
-        "Stamp in the headers: the time of publishing, or that of the recording (of the rate, where one is given).",
+        "Stamps in the headers: the time of publishing, or the time of recording (which follows rate if that is set).",
         choices=("now", "recorded"),
     )
-    loop: bool = parameter(False, "Start over at the end, until told to stop.")
+    loop: bool = parameter(False, "Start again at the end, until a signal ends the node.")
     subscribers: int = parameter(1, "Number of subscribers to wait for before the first image.", limits=(0, 100))
 
 
 class ReplayNode(Node):
-    """A camera whose images were recorded.
+    """Publishes a recording as ``bgr8`` images.
 
-    Images are ``bgr8``. The publisher is reliable, which matches best-effort and reliable subscribers; the latter get
-    every image unless they fall behind by more than its queue. An image that comes late from the disk goes out late;
-    none is left out.
+    The publisher is reliable, which matches reliable and best-effort subscribers. Reliable subscribers receive every
+    image unless they fall behind by more than the queue. An image that is read late from the disk is published late;
+    none is skipped.
 
     Raises:
-        ValueError: If a parameter or the recording is not usable.
+        ValueError: If a parameter is wrong, or the recording cannot be read.
         FileNotFoundError: If there is no recording at the path.
     """
 
@@ -76,28 +76,28 @@ class ReplayNode(Node):
         self._publisher = self.create_publisher(
             Image,
             f"{self.settings.camera}/image_raw",
-            QoSProfile(depth=QUEUE, reliability=ReliabilityPolicy.RELIABLE),
+            QoSProfile(depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
 
     def play(self, executor: Executor) -> None:
-        """Wait for the subscribers, then publish the recording, once or until told to stop."""
-        topic, wanted = self._publisher.topic_name, self.settings.subscribers
-        self.get_logger().info(f"{self.settings.path} goes to {topic} once that has {wanted} subscribers")
-        while self._publisher.get_subscription_count() < wanted:
+        """Wait for the subscribers, then publish the recording once, or with ``loop`` until a signal."""
+        topic, subscribers = self._publisher.topic_name, self.settings.subscribers
+        self.get_logger().info(f"{self.settings.path} is published on {topic} once that has {subscribers} subscribers")
+        while self._publisher.get_subscription_count() < subscribers:
             executor.spin_once(timeout_sec=POLL_S)
         count = self._play_once(executor)
         while self.settings.loop:
             _spin_until(monotonic() + 1 / self.frames.rate, executor)
             count += self._play_once(executor)
-        self._publisher.wait_for_all_acked(FAREWELL)
+        self._publisher.wait_for_all_acked(ACK_TIMEOUT)
         self.get_logger().info(f"{count} images published on {topic}")
 
     def _play_once(self, executor: Executor) -> int:
-        count, begin_s, first_ns = 0, monotonic(), 0
+        count, start_s, first_ns = 0, monotonic(), 0
         for count, frame in enumerate(self.frames, start=1):
             first_ns = frame.stamp_ns if count == 1 else first_ns
-            _spin_until(begin_s + (frame.stamp_ns - first_ns) * 1e-9, executor)
+            _spin_until(start_s + (frame.stamp_ns - first_ns) * 1e-9, executor)
             self._publish(frame)
         return count
 
@@ -115,7 +115,7 @@ def _spin_until(due_s: float, executor: Executor) -> None:
 
 
 def main() -> None:
-    """Play the recording, to its end or until SIGINT or SIGTERM."""
+    """Publish the recording, to its end or until SIGINT or SIGTERM."""
     with ros_process("replay_node"):
         node = ReplayNode()
         with executing(node) as executor:

@@ -20,7 +20,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from netwarp_ros.node.images import bgr_message
-from netwarp_ros.node.process import PATIENCE_S, ros_process
+from netwarp_ros.node.process import TIMEOUT_S, ros_process
 from netwarp_ros.street import Street
 
 FRAMES = 10
@@ -71,7 +71,7 @@ def send(
     with ros_process("cameras"):
         node = rclpy.create_node("cameras")
         publishers = [node.create_publisher(Image, f"{camera}/image_raw", QoSProfile(depth=10)) for camera in cameras]
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not all(publisher.get_subscription_count() for publisher in publishers):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nobody subscribes to {', '.join(cameras)}")

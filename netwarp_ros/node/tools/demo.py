@@ -34,7 +34,7 @@ from netwarp_ros.models import DEFAULT_MODEL, read_spec
 from netwarp_ros.models.weights import find_weights
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.lifecycle import LifecycleClient
-from netwarp_ros.node.process import PATIENCE_S, NodeError, NodeProcess, ros_process
+from netwarp_ros.node.process import TIMEOUT_S, NodeError, NodeProcess, ros_process
 from netwarp_ros.recordings.bag_writer import write_bag
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.messages import STAGES, stamp_of
@@ -120,8 +120,10 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
     }
     recorder = Recorder(namespace)
     task = progress.add_task("starting the segment node", total=frames)
-    with NodeProcess("segment_node", namespace, out, model=model, device=device, **lossless) as segment_node:
-        lifecycle = LifecycleClient(recorder.node, recorder.executor, f"{namespace}/segmenter", timeout_s=PATIENCE_S)
+    with NodeProcess(
+        "netwarp_ros.node.segment_node", namespace, out, model=model, device=device, **lossless
+    ) as segment_node:
+        lifecycle = LifecycleClient(recorder.node, recorder.executor, f"{namespace}/segmenter", timeout_s=TIMEOUT_S)
         lifecycle.configure()
         lifecycle.activate()
 
@@ -131,7 +133,9 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
 
         recorder.spin_until(recorder.connected, show_and_check)
         progress.update(task, description="segmenting, over DDS")
-        with NodeProcess("replay_node", namespace, out, path=bag, stamp="recorded", **lossless) as replay_node:
+        with NodeProcess(
+            "netwarp_ros.node.replay_node", namespace, out, path=bag, stamp="recorded", **lossless
+        ) as replay_node:
             recorder.spin_until(replay_node.has_ended, show_and_check)
             replay_node.check()
         recorder.spin_until(lambda: recorder.is_complete(frames), show_and_check)
@@ -152,7 +156,7 @@ class Recorder:
     def __init__(self, namespace: str) -> None:
         self.masks: dict[int, np.ndarray] = {}
         self.timings: dict[int, FrameTiming] = {}
-        self.account: dict[str, str] = {}
+        self.counts: dict[str, str] = {}
         self.node = rclpy.create_node("recorder", namespace=namespace)
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
@@ -170,7 +174,7 @@ class Recorder:
     @property
     def dropped(self) -> int:
         """Frames that the node has dropped, or has noticed to have missed."""
-        return int(self.account["dropped"]) + int(self.account["missed"])
+        return int(self.counts["dropped"]) + int(self.counts["missed"])
 
     def connected(self) -> bool:
         """Tell whether all topics have publishers."""
@@ -178,7 +182,7 @@ class Recorder:
 
     def is_complete(self, frames: int) -> bool:
         """Tell whether the node has accounted for a number of frames, and all masks and timings are here."""
-        if not self.account or int(self.account["received"]) + int(self.account["missed"]) < frames:
+        if not self.counts or int(self.counts["received"]) + int(self.counts["missed"]) < frames:
             return False
         return len(self.masks) == len(self.timings) == frames - self.dropped
 
@@ -191,9 +195,9 @@ class Recorder:
         count, deadline = -1, 0.0
         while not done():
             if len(self.masks) != count:
-                count, deadline = len(self.masks), time.monotonic() + PATIENCE_S
+                count, deadline = len(self.masks), time.monotonic() + TIMEOUT_S
             if time.monotonic() > deadline:
-                raise NodeError(f"nothing more came for {PATIENCE_S:g} s after {count} masks; account: {self.account}")
+                raise NodeError(f"nothing more came for {TIMEOUT_S:g} s after {count} masks; account: {self.counts}")
             self.executor.spin_once(timeout_sec=0.1)
             meanwhile()
 
@@ -211,7 +215,7 @@ class Recorder:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name == self._status:
-                self.account = {pair.key: pair.value for pair in status.values}
+                self.counts = {pair.key: pair.value for pair in status.values}
 
 
 def draw(

@@ -28,16 +28,16 @@ from sensor_msgs.msg import Image
 from netwarp_ros.benchmarks.node import Run, find_peak
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.lifecycle import LifecycleClient, LifecycleError
-from netwarp_ros.node.process import PATIENCE_S, NodeError, NodeProcess, ros_process
+from netwarp_ros.node.process import TIMEOUT_S, NodeError, NodeProcess, ros_process
 from netwarp_ros.node.tools.cameras import send
 from netwarp_ros.recordings.messages import STAGES, stamp_of
 from netwarp_ros.resources import resource
 from netwarp_ros.timing import percentiles
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "netwarp": ("segment_node", {}),
-    "host": ("segment_node", {"host_only": True}),
-    "plain": ("tools.plain_node", {}),
+    "netwarp": ("netwarp_ros.node.segment_node", {}),
+    "host": ("netwarp_ros.node.segment_node", {"host_only": True}),
+    "plain": ("netwarp_ros.node.tools.plain_node", {}),
 }
 """Module and parameters of the nodes that are compared."""
 
@@ -232,14 +232,14 @@ class Bench:
 
     def _make_ready(self, subject: Subject) -> None:
         """Bring a node to work, and subscribe to what it says."""
-        if SYSTEMS[subject.system][0] == "segment_node":
+        if SYSTEMS[subject.system][0] == "netwarp_ros.node.segment_node":
             target = f"{subject.namespace}/segmenter"
-            lifecycle = LifecycleClient(self._node, self._executor, target, timeout_s=PATIENCE_S)
+            lifecycle = LifecycleClient(self._node, self._executor, target, timeout_s=TIMEOUT_S)
             try:
                 lifecycle.configure()
                 lifecycle.activate()
             except LifecycleError as error:
-                raise NodeError(f"{error}\n{subject.process.said}") from error
+                raise NodeError(f"{error}\n{subject.process.output}") from error
         self._node.create_subscription(DiagnosticArray, "/diagnostics", subject.on_diagnostics, QoSProfile(depth=10))
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         timings = []
@@ -248,7 +248,7 @@ class Bench:
             self._node.create_subscription(Image, f"{camera}/segmentation/mask", lambda _: None, newest, raw=True)
             on_timing, topic = partial(subject.on_timing, index), f"{camera}/segmentation/timing"
             timings.append(self._node.create_subscription(FrameTiming, topic, on_timing, QoSProfile(depth=1000)))
-        self.spin_until(lambda: all(timing.get_publisher_count() for timing in timings), subject, PATIENCE_S)
+        self.spin_until(lambda: all(timing.get_publisher_count() for timing in timings), subject, TIMEOUT_S)
 
 
 def middleware() -> dict[str, str]:

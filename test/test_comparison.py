@@ -166,7 +166,7 @@ def test_results_that_are_no_pair_are_told(tmp_path: Path, other: dict[str, Any]
 @pytest.mark.parametrize("content", ["no json", "[1]", "{}", '{"iou": {}, "tiou": {}, "per_frame": 3}'])
 def test_a_file_without_scores_frame_by_frame_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(ValueError, match=r"a\.json has no scores frame by frame: give what"):
+    with pytest.raises(ValueError, match=r"a\.json has no scores by frame: give a file"):
         read_pair(tmp_path / "a.json", tmp_path / "a.json")
 
 

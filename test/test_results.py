@@ -146,5 +146,5 @@ def test_matrices_come_back_as_they_were() -> None:
     np.testing.assert_array_equal(dense([], 5), np.zeros((5, 5)))
     assert sparse(np.zeros((2, 2), np.int32)) == [] and sparse(None) is None
     for wrong in ([1], [25, 3], [-1, 3], [3, -1]):
-        with pytest.raises(ValueError, match=r"reshape|are no counts of 5 classes"):
+        with pytest.raises(ValueError, match=r"reshape|are not pairs of cell and count for 5 classes"):
             dense(wrong, 5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found, in memory and as the JSON of ``netwarp evaluate --json``."""
+"""Results of an evaluation, in memory and as the JSON of ``netwarp evaluate --json``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from netwarp_ros.recordings.atomic import replacing
 
 @dataclass(frozen=True)
 class Scores:
-    """What the masks of one network scored, in per cent; void pixels not counted, nan where nothing was to be scored.
+    """Scores of one network's masks, in per cent.
+
+    Void pixels are not counted. A score is nan if no pixel counts for it.
 
     Attributes:
         miou: Mean IoU over the classes that occur in the labels.
         iou: IoU by class name.
-        miiou: Mean instance IoU over the classes that have objects in the labels; nan where objects are not told apart.
-        iiou: Instance IoU by class name, of the classes that have one.
+        miiou: Mean instance IoU over the classes that have objects in the labels; nan if there are no object numbers.
+        iiou: Instance IoU by class name, for the classes that have one.
         tiou: Mean IoU within the trimap, by its width in pixels.
-        tc: Temporal consistency of the predictions (see `TemporalConsistency`), over pixels whose flow is trusted; nan
-            where the frames are no stream.
-        tc_unmasked: The same over all pixels whose flow stays within the image.
-        flicker: Of the pixels that are of a class in a frame or in the one before, the part that is not in both, by
-            class name; over pixels whose flow is trusted.
-        vc: Video consistency (see `VideoConsistency`) by number of frames; nan where not as many are labelled in a row.
+        tc: Temporal consistency (see `TemporalConsistency`) over the pixels that pass `flows_agree`; nan for stills.
+        tc_unmasked: Temporal consistency over all pixels whose flow stays within the image.
+        flicker: Flicker by class name (see `TemporalConsistency.flicker`), over the pixels of ``tc``.
+        vc: Video consistency (see `VideoConsistency`) by window length in frames; nan if no window is fully labelled.
     """
 
     miou: float
@@ -46,12 +46,12 @@ class Scores:
     vc: Mapping[int, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold: its keys are texts, and None stands for nan."""
+        """Return plain values for JSON; None stands for nan."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(Scores)}
 
     def measures(self) -> dict[str, float]:
-        """Return the scores that are of no single class, by what they are called, but for those that there are not."""
-        named = {
+        """Return the scores over all classes that are not nan, by their full names."""
+        names = {
             "mean IoU": self.miou,
             "mean instance IoU": self.miiou,
             **{f"trimap IoU, width {width}": value for width, value in self.tiou.items()},
@@ -59,28 +59,31 @@ class Scores:
             "temporal consistency, unmasked": self.tc_unmasked,
             **{f"video consistency, {length} frames": value for length, value in self.vc.items()},
         }
-        return {name: value for name, value in named.items() if not math.isnan(value)}
+        return {name: value for name, value in names.items() if not math.isnan(value)}
 
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What became of one frame; matrices are counts of pixels, ``(K, K)`` int32, as of `ConfusionMatrix`.
+    """Scores and timings of one frame.
+
+    Matrices count pixels, ``(K, K)`` int32, as `ConfusionMatrix.counts` does.
 
     Attributes:
-        name: Of the frame.
-        camera: Where it comes from.
-        stamp_ns: When it was taken.
+        name: Name of the frame.
+        camera: Camera of the frame.
+        stamp_ns: Stamp of the frame in ns.
         stages_ms: Duration of each stage of the segmenter.
-        reason: Why the memory started anew; empty where it was kept.
-        wait_ms: How long it waited for its turn; 0 unless the recording was taken in real time.
-        age_ms: From its stamp to its mask; nan unless the recording was taken in real time.
-        disagreement: Part of its pixels, in per cent, that the host sees otherwise; nan without the host.
-        confusion: Label and prediction; None without a label.
-        trimap: The same within the trimap, by its width.
-        consistency: This prediction and the one before it, over pixels whose flow is trusted; None without one.
-        unmasked: The same over all pixels whose flow stays within the image.
-        host_miou: What `miou` is for the host; nan without it.
-        host_tc: What `tc` is for the host; nan without it.
+        reason: Why the memory was reset; empty if it was used.
+        wait_ms: Waiting time in the mailbox; 0 unless real time is simulated.
+        age_ms: Time from the stamp to the mask; nan unless real time is simulated.
+        disagreement: Per cent of the pixels to which the host gives another class; nan without the host.
+        confusion: Labels and predictions; None without a label.
+        trimap: Labels and predictions within the trimap, by its width in pixels.
+        consistency: Predictions and warped predictions of the frame before, over the pixels that pass `flows_agree`;
+            None if there is no frame to compare with.
+        unmasked: As ``consistency``, over all pixels whose flow stays within the image.
+        host_miou: `miou` of the host's mask; nan without the host.
+        host_tc: `tc` of the host's mask; nan without the host.
     """
 
     name: str
@@ -105,16 +108,16 @@ class FrameRecord:
 
     @property
     def miou(self) -> float:
-        """Mean IoU of the frame by itself, in per cent; nan without a label."""
+        """Mean IoU of this frame alone, in per cent; nan without a label."""
         return mean_iou(self.confusion)
 
     @property
     def tc(self) -> float:
-        """Temporal consistency with the frame before, in per cent; nan without one."""
+        """Temporal consistency with the frame before, in per cent; nan if there is none to compare with."""
         return mean_iou(self.consistency)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold; matrices as `sparse` makes them."""
+        """Return plain values for JSON; matrices as by `sparse`."""
         return {
             "name": self.name,
             "camera": self.camera,
@@ -134,7 +137,7 @@ class FrameRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], num_classes: int) -> FrameRecord:
-        """Return what `to_json` was given, its times rounded."""
+        """Undo `to_json`; times stay rounded."""
         matrices: dict[str, Any] = {
             name: None if data[key] is None else dense(data[key], num_classes)
             for name, key in (("confusion", "confusion"), ("consistency", "tc"), ("unmasked", "tc_unmasked"))
@@ -150,22 +153,23 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class EvaluationResults(Scores):
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
-        frames: Frames segmented.
-        labelled: Those of them that had a label.
-        host: What the host scored on the same frames by itself; None where it was not run.
-        disagreement: Part of the pixels, in per cent, that the host sees otherwise; nan where it was not run.
-        stages_ms: Durations by stage of the segmenter, and their ``total``, as p50, p95 and p99 over the frames.
+        frames: Number of frames segmented.
+        labelled: Number of frames with a label.
+        host: Scores of the host on the same frames; None if it was not run.
+        disagreement: Per cent of the pixels to which the host gives another class, mean over the frames; nan if it was
+            not run.
+        stages_ms: Durations of the stages of the segmenter, and their ``total``: p50, p95 and p99 over the frames.
         fps: Frames per second of the segmenter alone, without reading and scoring.
-        resets: How often the memory started anew, by reason.
-        dropped: Frames by camera that newer ones displaced, where the recording was taken in real time.
-        latency_ms: From the arrival of a frame to its mask, as p50, p95 and p99, in real time; else empty.
-        age_ms: From the stamp of a frame to its mask, likewise.
-        wall_s: What the time went to: ``reading`` (waiting for frames and labels, that is), ``segmenting``, the host
-            included, and ``scoring``.
-        records: What became of each frame, in their order.
+        resets: How often the memory was reset, by reason.
+        dropped: By camera, the number of frames that a newer one replaced; empty unless real time is simulated.
+        latency_ms: Time from arrival to mask: p50, p95 and p99 over the frames; empty unless real time is simulated.
+        age_ms: Time from stamp to mask, in the same form.
+        wall_s: Seconds spent on ``reading`` (waiting for frames and labels), ``segmenting`` (the host included), and
+            ``scoring``.
+        records: Scores and timings of each frame, in order.
     """
 
     frames: int
@@ -183,11 +187,11 @@ class EvaluationResults(Scores):
 
     @property
     def segmenting_percent(self) -> float:
-        """Part of the time, scoring left out, in per cent, that went to segmenting; the rest is waiting for frames."""
+        """Per cent of the time for reading and segmenting that went to segmenting. JSON calls it ``share``."""
         return 100 * self.wall_s["segmenting"] / (self.wall_s["segmenting"] + self.wall_s["reading"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold: its keys are texts, and None stands for nan."""
+        """Return plain values for JSON; None stands for nan."""
         return {
             "frames": self.frames,
             "labelled": self.labelled,
@@ -239,12 +243,12 @@ class PartialResults:
 
 
 def mean_iou(counts: np.ndarray | None) -> float:
-    """Return the mean IoU of a matrix of counts in per cent; nan where there is none."""
+    """Return the mean IoU of a confusion matrix in per cent; nan for None."""
     return math.nan if counts is None else miou(counts)
 
 
 def sparse(counts: np.ndarray | None) -> list[int] | None:
-    """Return a matrix of counts as JSON can hold it: index and count of each cell that is not 0, by turns."""
+    """Return a matrix of counts as a flat list for JSON: index and count of each cell that is not 0, alternating."""
     if counts is None:
         return None
     cells = np.flatnonzero(counts)
@@ -252,21 +256,24 @@ def sparse(counts: np.ndarray | None) -> list[int] | None:
 
 
 def dense(pairs: Sequence[int], num_classes: int) -> np.ndarray:
-    """Return the matrix ``(K, K)`` int64 that `sparse` was given.
+    """Undo `sparse`: return the matrix ``(K, K)`` int64.
 
     Raises:
-        ValueError: If these are no such pairs.
+        ValueError: If the list does not hold such pairs.
     """
     cells = np.array(pairs, np.int64).reshape(-1, 2)
     if cells.size and (cells.min() < 0 or cells[:, 0].max() >= num_classes**2):
-        raise ValueError(f"{pairs} are no counts of {num_classes} classes")
+        raise ValueError(f"{pairs} are not pairs of cell and count for {num_classes} classes")
     counts = np.zeros(num_classes**2, np.int64)
     counts[cells[:, 0]] = cells[:, 1]
     return counts.reshape(num_classes, num_classes)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write what `EvaluationResults.to_json` returned, and more, with a line for each frame; whole or not at all."""
+    """Write a file with the keys of `EvaluationResults.to_json`, and perhaps more; each frame on a line of its own.
+
+    The file is written completely or not at all.
+    """
     lines = [json.dumps(record, allow_nan=False) for record in data["per_frame"]]
     head = json.dumps({**data, "per_frame": []}, indent=2, allow_nan=False)
     text = head.replace('"per_frame": []', '"per_frame": [\n    ' + ",\n    ".join(lines) + "\n  ]")
@@ -275,10 +282,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote.
+    """Read a file written by `write_json`.
 
     Raises:
-        ValueError: If the file is no such JSON.
+        ValueError: If the file is not one.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -287,12 +294,12 @@ def read_json(path: Path) -> dict[str, Any]:
         ):
             raise TypeError
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} has no scores frame by frame: give what `netwarp evaluate --json` wrote") from error
+        raise ValueError(f"{path} has no scores by frame: give a file written by `netwarp evaluate --json`") from error
     return results
 
 
 def write_csv(path: Path, records: Sequence[FrameRecord]) -> None:
-    """Write a line for each frame: times in ms, scores in per cent, and nothing where there is no score."""
+    """Write a table with a line for each frame: times in ms, scores in per cent, empty cells for nan."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         stages = list(records[0].stages_ms) if records else []
         table = csv.writer(file)
@@ -309,7 +316,7 @@ def write_csv(path: Path, records: Sequence[FrameRecord]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number, or a mapping of them, as JSON can hold it."""
+    """Replace nan by None and keys by strings, for JSON."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

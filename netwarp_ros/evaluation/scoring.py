@@ -117,12 +117,10 @@ def score_frames(
     """
     classes.check_names(segmenter.model.spec.classes, f"model {segmenter.model.name}")
     if realtime and host:
-        raise ValueError(
-            "the host cannot be scored in real time, where it would slow down the model: leave out one of the two"
-        )
+        raise ValueError("the host cannot be scored in real time, where it would slow the model down: leave out one")
     if realtime and flows:
         raise ValueError(
-            "precomputed flow cannot be used in real time: it starts from frames that may be dropped; let it be estimated"
+            "precomputed flow cannot be used in real time, where the frame before may be dropped: estimate it instead"
         )
     segmenters = [segmenter, _host_segmenter(segmenter)] if host else [segmenter]
     scorer = FrameScorer(classes, widths, sizes, len(segmenters), segmenter.max_gap)

@@ -1,93 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class sets: the names and colours behind the class ids of masks and label maps."""
+"""Class sets: the names and colors behind the class ids of masks and label maps."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import cv2
 import numpy as np
-import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from netwarp_ros.resources import resource
+from netwarp_ros.resources import Checked, read_yaml, resource
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
 
 @dataclass(frozen=True)
-class ClassSet:
-    """The classes a network tells apart; class k has id k. Colours make no difference between two sets.
+class ClassEntry(Checked):
+    """A class: its name, and its RGB color. Colors make no difference between two entries."""
+
+    name: str
+    color: tuple[Byte, Byte, Byte] = field(compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError(f"name is {self.name!r}: give a text")
+
+
+@dataclass(frozen=True)
+class ClassSet(Checked):
+    """The classes a network tells apart; class k has id k. Colors make no difference between two sets.
 
     Attributes:
         name: For instance ``camvid``.
-        names: Name of each class.
-        palette: ``(K, 3)`` uint8, RGB, the colour of each class.
         void: Id of unlabelled pixels, which no score counts; not the id of a class.
+        classes: The K classes, by id.
     """
 
-    name: str
-    names: tuple[str, ...]
-    palette: np.ndarray = field(repr=False, compare=False)
-    void: int
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    void: Byte
+    classes: Annotated[tuple[ClassEntry, ...], Field(min_length=1, max_length=255)]
+
+    def __post_init__(self) -> None:
+        if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"{', '.join(map(repr, repeated))} occurs more than once: name each class once")
+        if self.void < len(self):
+            raise ValueError(f"void is {self.void}: give an id from {len(self)}, the number of classes, to 255")
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.classes)
 
-    @classmethod
-    def from_file(cls, path: str | Path) -> ClassSet:
-        """Read a class set from YAML: ``name``, ``void``, and ``classes``, a list of ``{name, color: [r, g, b]}``.
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Name of each class."""
+        return tuple(entry.name for entry in self.classes)
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is no such YAML; the message names the file and the key.
-        """
-        path = Path(path)
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no class file {path}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        try:
-            return cls.from_data(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-
-    @classmethod
-    def from_data(cls, data: Any) -> ClassSet:
-        """Return the class set of what a file holds.
-
-        Raises:
-            ValueError: If it is none; the message names the key.
-        """
-        _check_keys(data, {"name", "void", "classes"}, "the file")
-        if not isinstance(data["name"], str) or not _NAME.fullmatch(data["name"]):
-            raise ValueError(f"name is {data['name']!r}: give lower-case letters, digits, - and _")
-        classes = data["classes"]
-        if not isinstance(classes, list) or not 1 <= len(classes) <= 255:
-            raise ValueError("classes: give a list of 1 to 255 entries {name, color}")
-        for index, entry in enumerate(classes):
-            _check_class(entry, f"classes[{index}]")
-        names = tuple(entry["name"] for entry in classes)
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"classes: {', '.join(map(repr, twice))} occurs more than once: name each class once")
-        void = data["void"]
-        if not _is_byte(void) or void < len(names):
-            raise ValueError(f"void is {void!r}: give an id from {len(names)}, the number of classes, to 255")
-        return cls(data["name"], names, np.array([entry["color"] for entry in classes], np.uint8), void)
-
-    def to_data(self) -> dict[str, Any]:
-        """Return what a file would hold."""
-        entries = zip(self.names, self.palette.tolist(), strict=True)
-        classes = [{"name": name, "color": color} for name, color in entries]
-        return {"name": self.name, "void": self.void, "classes": classes}
+    @cached_property
+    def palette(self) -> np.ndarray:
+        """``(K, 3)`` uint8, RGB: the color of each class."""
+        return np.array([entry.color for entry in self.classes], np.uint8)
 
     def colorize(self, mask: np.ndarray) -> np.ndarray:
-        """Paint a mask in the colours of its classes; every id that is no class is black.
+        """Paint a mask in the colors of its classes; every id that is not a class is black.
 
         Args:
             mask: ``(H, W)`` uint8 class ids.
@@ -100,18 +77,18 @@ class ClassSet:
         return self._colors[mask]
 
     def overlay(self, image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-        """Blend the colours of a mask's classes over the image it was made from.
+        """Blend the colors of a mask's classes over an image.
 
         Args:
             image: ``(H, W, 3)`` uint8, BGR.
             mask: ``(H, W)`` uint8 class ids.
-            alpha: Weight of the colours, from 0 (image only) to 1 (colours only).
+            alpha: Weight of the colors, from 0 (image only) to 1 (colors only).
 
         Returns:
             ``(H, W, 3)`` uint8, BGR.
 
         Raises:
-            ValueError: If image and mask differ in size, or alpha is out of its range.
+            ValueError: Image and mask differ in size, or alpha is out of its range.
         """
         if image.shape != (*mask.shape, 3):
             raise ValueError(f"image is {image.shape}, mask is {mask.shape}: give (H, W, 3) and (H, W)")
@@ -121,14 +98,14 @@ class ClassSet:
         return cv2.addWeighted(image, 1 - alpha, colors, alpha, 0)
 
     def check(self, label: np.ndarray, name: str) -> None:
-        """Check that a label map holds the ids of classes and void alone.
+        """Check that a label map holds only the ids of classes and void.
 
         Args:
             label: ``(H, W)`` uint8.
-            name: Of the label map, for the error.
+            name: Name of the label map, for the error.
 
         Raises:
-            ValueError: If it holds another.
+            ValueError: It holds another id.
         """
         foreign = label[(label >= len(self)) & (label != self.void)]
         if foreign.size:
@@ -138,14 +115,14 @@ class ClassSet:
             )
 
     def check_names(self, other: ClassSet, name: str) -> None:
-        """Check that the ids of another class set mean what they do here.
+        """Check that another class set has the same names in the same order.
 
         Args:
             other: The class set.
-            name: Of what has it, for the error.
+            name: Name of the model or data set that it belongs to, for the error.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: The names differ.
         """
         if other.names != self.names:
             raise ValueError(
@@ -155,7 +132,7 @@ class ClassSet:
 
     @cached_property
     def _colors(self) -> np.ndarray:
-        """``(256, 3)`` uint8: the colour of every value a mask can hold."""
+        """``(256, 3)`` uint8: the color of every value that a mask can hold."""
         colors = np.zeros((256, 3), np.uint8)
         colors[: len(self)] = self.palette
         return colors
@@ -165,39 +142,18 @@ def load_classes(name_or_path: str | Path) -> ClassSet:
     """Load a class set of this package (``camvid``, ``cityscapes``) by its name, or any other from a ``.yaml`` file.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the file is not valid.
+        FileNotFoundError: There is no such class set or file.
+        ValueError: The file is not valid.
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        return ClassSet.from_file(path)
-    folder = resource("classes")
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if str(name_or_path) not in known:
-        raise FileNotFoundError(
-            f"no class set named {str(name_or_path)!r}: give one of {', '.join(known)}, or the path of a .yaml file"
-        )
-    return ClassSet.from_file(folder / f"{name_or_path}.yaml")
-
-
-def _check_class(entry: Any, where: str) -> None:
-    _check_keys(entry, {"name", "color"}, where)
-    name, color = entry["name"], entry["color"]
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{where}.name is {name!r}: give a text")
-    if not isinstance(color, list) or len(color) != 3 or not all(map(_is_byte, color)):
-        raise ValueError(f"{where}.color is {color!r}: give [red, green, blue], each from 0 to 255")
-
-
-def _check_keys(data: Any, keys: set[str], where: str) -> None:
-    wanted = ", ".join(sorted(keys))
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} holds {type(data).__name__}: give the keys {wanted}")
-    if missing := sorted(keys - data.keys()):
-        raise ValueError(f"{where} lacks the key {', '.join(missing)}: give {wanted}")
-    if foreign := sorted(map(str, data.keys() - keys)):
-        raise ValueError(f"{where} has the unknown key {', '.join(foreign)}: give {wanted}")
-
-
-def _is_byte(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+    if path.suffix not in (".yaml", ".yml"):
+        folder = resource("classes")
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        if str(name_or_path) not in known:
+            raise FileNotFoundError(
+                f"no class set named {str(name_or_path)!r}: give one of {', '.join(known)}, or the path of a .yaml file"
+            )
+        path = folder / f"{name_or_path}.yaml"
+    elif not path.exists():
+        raise FileNotFoundError(f"no class file {path}")
+    return read_yaml(ClassSet, path)

@@ -28,10 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "classes": {"resources"},
     "recordings": {"classes"},
     "datasets": {"classes", "recordings", "street"},
-    "models": {"classes", "ops"},
+    "models": {"classes", "ops", "resources"},
     "segmenter": {"flow", "models", "timing"},
     "offline": {"classes", "flow", "recordings", "segmenter"},
-    "training": {"classes", "datasets", "flow", "metrics", "models", "recordings", "segmenter"},
+    "training": {"classes", "datasets", "flow", "metrics", "models", "recordings", "resources", "segmenter"},
     "evaluation": {
         "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "segmenter", "timing",
     },

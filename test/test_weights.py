@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files: what is written comes back, and what is foreign is refused with a reason."""
+"""Weights files: a saved model loads again, and the errors of files that are not valid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from netwarp_ros.classes import ClassSet, load_classes
+from netwarp_ros.classes import ClassEntry, ClassSet, load_classes
 from netwarp_ros.models import (
     ModelSpec,
     NetWarpSpec,
@@ -59,7 +59,7 @@ def header_of(file: Path) -> dict[str, Any]:
         return header
 
 
-def test_what_is_saved_comes_back(tmp_path: Path, network: VideoCNN) -> None:
+def test_a_saved_model_loads_again(tmp_path: Path, network: VideoCNN) -> None:
     model = load_model(save_model(tmp_path / "exact.safetensors", network, SPEC, dtype=torch.float32))
     assert model.spec == SPEC and model.name == "exact"
     assert not model.network.training
@@ -73,7 +73,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, network: VideoCNN) -> None:
     assert torch.equal(logits, expected)
 
 
-def test_kernels_are_stored_in_half_and_statistics_in_full(file: Path) -> None:
+def test_kernels_are_stored_in_float16_and_statistics_in_float32(file: Path) -> None:
     tensors = load_file(file)
     assert {value.dtype for value in tensors.values() if value.ndim > 1} == {torch.float16}
     assert tensors["host.stem.0.1.running_var"].dtype == torch.float32
@@ -87,12 +87,17 @@ def test_image_cnn_has_no_insertion(tmp_path: Path) -> None:
 
 
 def test_class_set_goes_with_the_weights(tmp_path: Path, network: VideoCNN) -> None:
-    names = tuple(f"thing {index}" for index in range(11))
-    palette = np.arange(33, dtype=np.uint8).reshape(11, 3)
-    spec = dataclasses.replace(SPEC, classes=ClassSet("things", names, palette, 255))
-    read = read_spec(save_model(tmp_path / "things.safetensors", network, spec)).classes
-    assert (read.name, read.names, read.void) == ("things", names, 255)
-    np.testing.assert_array_equal(read.palette, palette)
+    classes = tuple(ClassEntry(f"thing {index}", (index, 2 * index, 3 * index)) for index in range(11))
+    spec = dataclasses.replace(SPEC, classes=ClassSet("things", 255, classes))
+    file = save_model(tmp_path / "things.safetensors", network, spec)
+    assert header_of(file)["classes"] == {
+        "name": "things",
+        "void": 255,
+        "classes": [{"name": f"thing {index}", "color": [index, 2 * index, 3 * index]} for index in range(11)],
+    }
+    read = read_spec(file).classes
+    assert (read.name, read.names, read.void) == ("things", tuple(entry.name for entry in classes), 255)
+    np.testing.assert_array_equal(read.palette, np.outer(range(11), (1, 2, 3)))
 
 
 def test_class_set_of_this_package_may_be_named(file: Path) -> None:
@@ -100,7 +105,7 @@ def test_class_set_of_this_package_may_be_named(file: Path) -> None:
     assert spec.classes == load_classes("cityscapes")
 
 
-def test_nothing_half_written_is_left(file: Path) -> None:
+def test_no_temporary_file_is_left(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["model.safetensors"]
 
 
@@ -110,7 +115,7 @@ def test_other_endings_are_refused(tmp_path: Path, network: VideoCNN) -> None:
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "../weights/x", "model.pt", "", "A B"])
-def test_unknown_names_list_what_there_is(name: str) -> None:
+def test_an_unknown_name_lists_the_shipped_models(name: str) -> None:
     with pytest.raises(WeightsError, match="no model named") as caught:
         find_weights(name)
     assert all(shipped in str(caught.value) for shipped in shipped_models())
@@ -122,7 +127,7 @@ def test_absent_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, b"\x80\x04\x95pickle"])
-def test_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="not a readable safetensors file"):
@@ -145,32 +150,45 @@ def test_foreign_file_is_refused(file: Path) -> None:
     [
         ({"host": "resnet"}, "unknown host 'resnet'"),
         ({"host_arguments": {"num_classes": 11, "depth": 3}}, "depth"),
-        ({"host_arguments": {"num_classes": "11"}}, "whole numbers"),
+        ({"host_arguments": {"num_classes": "11"}}, r"host_arguments\.num_classes is '11', must be a valid integer"),
+        ({"host_arguments": {"num_classes": 11.5}}, r"host_arguments\.num_classes is 11\.5, must be a valid integer"),
         ({"host_arguments": {"num_classes": 12}}, "does not fit the network it names: .*of another shape"),
         ({"netwarp": {"layers": ["fuison"]}}, "did you mean 'fusion'"),
         ({"netwarp": {"layers": ["fusion", "high4"]}}, "missing .netwarps.1"),
         ({"netwarp": None}, "not of this network .*flow_cnn"),
-        ({"mean": [0.5, 0.5]}, "mean is"),
-        ({"input_height": 0}, "input_height is 0"),
-        ({"classes": "../../etc"}, "classes is"),
-        ({"classes": "roads"}, "no class set named 'roads'"),
-        ({"classes": {"name": "roads", "void": 11}}, "lacks the key classes"),
-        ({"surprise": 1}, "surprise"),
+        (
+            {"netwarp": {"layers": ["fusion"], "remember": "all"}},
+            r"netwarp\.remember is 'all', must be 'before' or 'after'",
+        ),
+        ({"mean": [0.5, 0.5]}, r"mean\[2\] is missing"),
+        ({"input_height": 0}, "input_height is 0, must be greater than or equal to 1"),
+        ({"classes": "../../etc"}, r"model\.safetensors: classes: '\.\./\.\./etc' is not the name of a class"),
+        ({"classes": "roads"}, r"model\.safetensors: classes: no class set named 'roads'"),
+        ({"classes": {"name": "roads", "void": 11}}, r"classes\.classes is missing"),
+        ({"surprise": 1}, r"the header of .*model\.safetensors has the unknown key surprise: give host, classes, "),
     ],
 )
-def test_spec_that_does_not_hold_is_named(file: Path, change: dict[str, object], message: str) -> None:
+def test_a_wrong_spec_is_refused_by_key(file: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         load_model(rewrite(file, {"netwarp_ros": json.dumps({**header_of(file), **change})}))
 
 
-@pytest.mark.parametrize("header", ["{", "[]", "3", "{}"])
-def test_header_that_is_no_spec_is_refused(file: Path, header: str) -> None:
-    with pytest.raises(WeightsError, match="the model spec in the header is not valid"):
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "is not valid JSON: "),
+        ("[]", r"is \[\], must be a mapping with host, "),
+        ("3", "is 3, must be a mapping with host, "),
+        ("{}", "host is missing"),
+    ],
+)
+def test_a_header_without_a_spec_is_refused(file: Path, header: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=rf"the header of .*model\.safetensors:? {message}"):
         read_spec(rewrite(file, {"netwarp_ros": header}))
 
 
-def test_claimed_size_takes_no_memory(file: Path) -> None:
-    """A network of 10^12 parameters is refused by its shapes, before anything is allocated."""
+def test_a_wrong_size_is_refused_before_memory_is_allocated(file: Path) -> None:
+    """The network of this header has 10^12 parameters."""
     header = {**header_of(file), "host_arguments": {"num_classes": 10**10}, "netwarp": None}
     with pytest.raises(WeightsError, match="does not fit"):
         load_model(rewrite(file, {"netwarp_ros": json.dumps(header)}))

@@ -12,18 +12,20 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
-from netwarp_ros.models.video_cnn import VideoCNN, augment
+from netwarp_ros.models.video_cnn import Blend, FlowGrid, Remember, VideoCNN, augment
+from netwarp_ros.resources import Checked, parse
 
 HOSTS: dict[str, Callable[..., nn.Module]] = {
     "ddrnet23slim": DDRNet23Slim,
@@ -50,44 +52,56 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
-class NetWarpSpec:
-    """Where and how NetWarp is inserted; the arguments of `netwarp_ros.models.augment`."""
+class NetWarpSpec(Checked):
+    """Where and how NetWarp is inserted: the arguments of `netwarp_ros.models.augment`."""
 
     layers: tuple[str, ...]
-    flow_cnn: bool = True
-    flow_grid: str = "image"
-    remember: str = "before"
-    blend: str = "netwarp"
+    flow_cnn: StrictBool = True
+    flow_grid: FlowGrid = "image"
+    remember: Remember = "before"
+    blend: Blend = "netwarp"
+
+
+def _load_named(classes: Any) -> Any:
+    """Load a class set that is given by name. A path is refused: a header from elsewhere must not choose files to read."""
+    if not isinstance(classes, str):
+        return classes
+    if not _NAME.fullmatch(classes):
+        raise ValueError(f"{classes!r} is not the name of a class set of this package")
+    try:
+        return load_classes(classes)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """All that is needed to build a network and to feed it.
+class ModelSpec(Checked):
+    """All that is needed to build a network and to prepare its input.
 
     Attributes:
         host: A key of `HOSTS`.
-        classes: The class set the network was trained on.
-        host_arguments: Keyword arguments of the host, ``num_classes`` among them.
-        netwarp: The insertion, or None for an image CNN.
-        mean: Mean of the RGB values in [0, 1] that the frame is normalised with.
-        std: Their standard deviation.
-        input_height: Height in pixels the network was trained at, which images are scaled to by default.
-        notes: What the model card says: data, recipe, scores.
+        classes: The class set that the network was trained on.
+        host_arguments: Keyword arguments of the host, including ``num_classes``.
+        netwarp: Where NetWarp is inserted; None for an image CNN.
+        mean: Mean of the RGB values, in [0, 1], that frames are normalised with.
+        std: Standard deviation of the RGB values.
+        input_height: Height in pixels that the network was trained at; by default, images are scaled to it.
+        notes: For the model card: data, recipe, scores.
     """
 
     host: str
-    classes: ClassSet
-    host_arguments: Mapping[str, int | bool]
+    classes: Annotated[ClassSet, BeforeValidator(_load_named)]
+    host_arguments: Mapping[str, StrictInt | StrictBool]
     netwarp: NetWarpSpec | None = None
-    mean: tuple[float, float, float] = _IMAGENET_MEAN
-    std: tuple[float, float, float] = _IMAGENET_STD
-    input_height: int = 360
-    notes: Mapping[str, str] = field(default_factory=dict)
+    mean: tuple[StrictFloat, StrictFloat, StrictFloat] = _IMAGENET_MEAN
+    std: tuple[StrictFloat, StrictFloat, StrictFloat] = _IMAGENET_STD
+    input_height: Annotated[StrictInt, Field(ge=1)] = 360
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Model:
-    """A network and what is known of it."""
+    """A network, its spec, and its name."""
 
     network: VideoCNN
     spec: ModelSpec
@@ -135,7 +149,7 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
         name: (value.to(dtype) if value.ndim > 1 else value).detach().cpu().contiguous()
         for name, value in network.state_dict().items()
     }
-    header = json.dumps({**dataclasses.asdict(spec), "classes": spec.classes.to_data()})
+    header = json.dumps(dataclasses.asdict(spec))
     temporary = path.with_name(path.name + ".part")
     save_file(tensors, temporary, metadata={_HEADER: header})
     return temporary.replace(path)
@@ -183,9 +197,11 @@ def read_spec(path: str | Path) -> ModelSpec:
             "records how to build the network"
         )
     try:
-        return _parse_spec(json.loads(header))
-    except (TypeError, ValueError, KeyError, FileNotFoundError) as error:
-        raise WeightsError(f"{path}: the model spec in the header is not valid: {error}") from error
+        return parse(ModelSpec, json.loads(header), f"the header of {path}")
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"the header of {path} is not valid JSON: {error}") from error
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
 
 
 def find_weights(name_or_file: str | Path) -> Path:
@@ -220,32 +236,6 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def _parse_spec(data: Any) -> ModelSpec:
-    if not isinstance(data, dict):
-        raise TypeError(f"a JSON object expected, found {type(data).__name__}")
-    classes, netwarp = _parse_classes(data["classes"]), data.pop("netwarp", None)
-    if netwarp is not None:
-        netwarp = NetWarpSpec(**{**netwarp, "layers": tuple(netwarp["layers"])})
-    mean, std = tuple(data["mean"]), tuple(data["std"])
-    spec = ModelSpec(**{**data, "classes": classes, "netwarp": netwarp, "mean": mean, "std": std})
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        if len(values) != 3 or not all(isinstance(value, float) for value in values):
-            raise ValueError(f"{name} is {values}: three floats expected")
-    if not all(isinstance(value, int) for value in spec.host_arguments.values()):
-        raise ValueError(f"host_arguments is {dict(spec.host_arguments)}: whole numbers and booleans expected")
-    if not isinstance(spec.input_height, int) or spec.input_height < 1:
-        raise ValueError(f"input_height is {spec.input_height!r}: a positive number of pixels expected")
-    return spec
-
-
-def _parse_classes(data: Any) -> ClassSet:
-    if not isinstance(data, str):
-        return ClassSet.from_data(data)
-    if not _NAME.fullmatch(data):  # a path might lead anywhere
-        raise ValueError(f"classes is {data!r}: a class set, or the name of one that this package has, expected")
-    return load_classes(data)
 
 
 def _check_shapes(path: Path, network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from netwarp_ros import cli
-from netwarp_ros.classes import ClassSet, load_classes
+from netwarp_ros.classes import ClassEntry, ClassSet, load_classes
+from netwarp_ros.cli.options import InferenceOptions, ModelOptions
 from netwarp_ros.datasets.bag import BagDataset
 from netwarp_ros.evaluation import plots
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS
@@ -256,7 +257,7 @@ def test_model_of_classes_of_its_own_needs_no_class_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
     monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
-    things = ClassSet("things", ("near", "far"), np.array([[9, 8, 7], [1, 2, 3]], np.uint8), 255)
+    things = ClassSet("things", 255, (ClassEntry("near", (9, 8, 7)), ClassEntry("far", (1, 2, 3))))
     spec = ModelSpec("small", things, {"num_classes": 2}, input_height=48)
     model = save_model(tmp_path / "things.safetensors", build(spec), spec)
     labels = tmp_path / "labels"
@@ -386,9 +387,9 @@ def test_bags_are_judged_slice_by_slice(tmp_path: Path, model: Path, images: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.mcap", "--html", "x.html"], "--html cannot be used on recordings judged slice by slice"),
-        (["a.mcap"], "give a folder for what is found, by --output"),
-        (["--images", "a.mcap", "--slice", 2, "--ray", "local"], "--slice, --ray is for recordings judged slice by"),
+        (["a.mcap", "--html", "x.html"], "--html cannot be used with BAG arguments, which are evaluated in slices"),
+        (["a.mcap"], "there is no folder for the results of the bags: give --output"),
+        (["--images", "a.mcap", "--slice", 2, "--ray", "local"], "--slice, --ray can only be used with BAG arguments"),
     ],
 )
 def test_slices_have_options_of_their_own(
@@ -486,8 +487,8 @@ def test_evaluate_several_cameras_and_says_what_it_could_not_use(
             ["--images", "{bag}", "--label-topic", "/camera/labels", "--label-topic", "/b"],
             "2 topics of label maps are named (/camera/labels, /b) for 1 cameras (/camera/image_raw): name one",
         ),
-        (["--images", "{images}", "--label-topic", "/l"], "of label maps is named, but {images} is no bag"),
-        (["--images", "{images}", "--topic", "/l"], "the topic /l is named, but {images} is no bag"),
+        (["--images", "{images}", "--label-topic", "/l"], "of label maps is named, but {images} is not a bag"),
+        (["--images", "{images}", "--topic", "/l"], "the topic /l is named, but {images} is not a bag"),
         (["--images", "{images}", "--realtime", "--host"], "the host cannot be scored in real time"),
     ],
 )
@@ -627,14 +628,11 @@ def test_a_missing_argument_is_told_with_the_usage(capsys: pytest.CaptureFixture
     assert "--output" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [cli.segment, cli.evaluate])
-def test_defaults_are_the_segmenters(command: object) -> None:
-    theirs = inspect.signature(Segmenter).parameters
-    ours = inspect.signature(command).parameters  # type: ignore[arg-type]
+def test_defaults_are_those_of_the_segmenter() -> None:
+    segmenter, ours = inspect.signature(Segmenter).parameters, ModelOptions()
     for name in ("flow", "device", "precision", "input_height", "host_only"):
-        assert ours[name].default == theirs[name].default
-    window, scales, flip = (ours[name].default for name in ("window", "scales", "flip"))
-    assert cli._inference(window, scales, flip) == theirs["inference"].default
+        assert getattr(ours, name) == segmenter[name].default
+    assert InferenceOptions().inference() == segmenter["inference"].default
 
 
 def test_help_does_not_wait_for_pytorch() -> None:

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``netwarp benchmark``: how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from netwarp_ros.cli.option_groups import expand_groups
+from netwarp_ros.cli.options import DeviceOption, InputHeightOption, ModelOption, PrecisionOption
+
+if TYPE_CHECKING:
+    from netwarp_ros.benchmarks.node import Run
+    from netwarp_ros.benchmarks.ops import Case, Result
+
+app = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
+
+FIGURES = "Write the figures to this file."
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class ModelBenchmarkOptions:
+    """Which model is timed, and how it runs."""
+
+    model: ModelOption = None
+    device: DeviceOption = "cpu"
+    precision: PrecisionOption = "auto"
+    flow: Annotated[
+        str, typer.Option("--flow", help="Estimator of the flow: ultrafast, fast or medium (DIS), or deepflow.")
+    ] = "ultrafast"
+    input_height: InputHeightOption = 0
+
+
+@dataclass(frozen=True)
+class NodeBenchmarkOptions(ModelBenchmarkOptions):
+    """The same for the node, which takes DIS flow only."""
+
+    flow: Annotated[str, typer.Option("--flow", help="DIS preset: ultrafast, fast or medium.")] = "ultrafast"
+
+
+@app.command()
+def ops(
+    device: DeviceOption = "cpu",
+    compile_others: Annotated[
+        bool, typer.Option("--compiled/--no-compiled", help="Also time grid_sample under torch.compile.")
+    ] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help=FIGURES, show_default=False)] = None,
+) -> None:
+    """Time the warp operator, a copy of the same tensor, and grid_sample."""
+    import torch
+
+    from netwarp_ros.benchmarks import ops as benchmark
+    from netwarp_ros.evaluation.provenance import environment
+
+    target = torch.device(device)
+    _make_folder(json_file)
+    cases = benchmark.standard_cases(target)
+    results = list(benchmark.run(cases, target, with_compiled=compile_others))
+    for case in cases:
+        Console().print(_ops_table(case, [result for result in results if result.case == case]))
+    _write(json_file, {"environment": environment(target), "results": [result.to_json() for result in results]})
+
+
+@app.command()
+@expand_groups
+def model(
+    *,
+    options: ModelBenchmarkOptions,
+    compile_host: Annotated[
+        str, typer.Option("--compile", help="Mode of torch.compile for the host: none, default or reduce-overhead.")
+    ] = "none",
+    frames: Annotated[int, typer.Option("--frames", help="Frames of the synthetic street, 480x360.")] = 40,
+    passes: Annotated[int, typer.Option("--passes", help="How often all frames are segmented.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help=FIGURES, show_default=False)] = None,
+) -> None:
+    """Time a video CNN and its host on the same frames: the overhead of NetWarp, flow included."""
+    import torch
+
+    from netwarp_ros.benchmarks.model import measure_overhead
+    from netwarp_ros.evaluation.provenance import environment
+    from netwarp_ros.flow import estimator
+    from netwarp_ros.models import DEFAULT_MODEL, load_model
+    from netwarp_ros.street import Street
+
+    _make_folder(json_file)
+    loaded = load_model(options.model or DEFAULT_MODEL)
+    street = Street(seed=0, rate=15)
+    images = [street.frame(index).image for index in track(range(frames), "drawing", console=Console(stderr=True))]
+    settings = {
+        "flow": options.flow,
+        "precision": options.precision,
+        "input_height": options.input_height,
+        "compile": compile_host,
+    }
+    result = measure_overhead(
+        images, loaded, passes=passes, device=options.device, **{**settings, "flow": estimator(options.flow)}
+    )
+    table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
+    for stage, value in result.stages_ms["host"].items():
+        table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
+    table.caption = f"overhead {result.overhead_percent:.1f} %"
+    Console().print(table)
+    system = environment(torch.device(options.device))
+    _write(json_file, {"environment": system, "settings": {**settings, "model": loaded.name}, **result.to_json()})
+
+
+@app.command()
+@expand_groups
+def node(
+    *,
+    options: NodeBenchmarkOptions,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes",
+            metavar="NAME,...",
+            help="netwarp: the segment node. host: the same with host_only. plain: a node as in tutorials.",
+        ),
+    ] = "netwarp,host,plain",
+    cameras: Annotated[str, typer.Option("--cameras", metavar="N,N,...", help="Numbers of cameras.")] = "1,2,4",
+    sizes: Annotated[
+        str, typer.Option("--sizes", metavar="WxH,WxH,...", help="Sizes of their images in pixels.")
+    ] = "480x360,1280x720,1920x1080",
+    rates: Annotated[
+        str, typer.Option("--rates", metavar="HZ,HZ,...", help="Images per second of each camera.")
+    ] = "10,30,60",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.5, help="How long each load is measured.")] = 5.0,
+    peak: Annotated[
+        bool,
+        typer.Option("--peak/--no-peak", help="Also find the highest rate at which less than 5 % of frames drop."),
+    ] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", "-o", help=FIGURES, show_default=False)] = None,
+) -> None:
+    """Put the segment node under load, and beside it its host alone and a node as in tutorials. Needs ROS 2.
+
+    Prints a table in Markdown. `netwarp plot node` draws the figures.
+    """
+    import torch
+
+    from netwarp_ros.benchmarks.node import markdown
+    from netwarp_ros.evaluation.provenance import describe_input, environment, versions
+    from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
+
+    try:
+        from netwarp_ros.node.tools.load import middleware
+    except ImportError as error:
+        raise ValueError(f"this needs ROS 2 and a workspace with netwarp_ros: source both ({error})") from error
+    _make_folder(json_file)
+    weights = find_weights(options.model or DEFAULT_MODEL)
+    loads: dict[str, Any] = {
+        "systems": nodes.split(","),
+        "cameras": _numbers("cameras", cameras, int, "1,2,4"),
+        "sizes": _sizes(sizes),
+        "rates": _numbers("rates", rates, float, "10,30,60"),
+        "seconds": seconds,
+        "peak": peak,
+    }
+    parameters = {
+        "model": str(weights),
+        "device": options.device,
+        "precision": options.precision,
+        "flow_preset": options.flow,
+        "input_height": options.input_height,
+    }
+    runs = _run_nodes(loads, parameters)
+    typer.echo(markdown(runs))
+    system = {**environment(torch.device(options.device)), **middleware(), "versions": versions()}
+    source = {"model": options.model or DEFAULT_MODEL, "images": "the synthetic street"}
+    content = {
+        "environment": system,
+        "settings": {**loads, **parameters, **source},
+        "weights": describe_input(weights)["sha256"],
+        "runs": [run.to_json() for run in runs],
+    }
+    _write(json_file, content)
+
+
+def _ops_table(case: Case, results: Sequence[Result]) -> Table:
+    shape, dtype = "×".join(map(str, case.shape)), str(case.dtype).removeprefix("torch.")
+    table = Table(
+        "", "memory", "implementation", "ms", "GB/s", "× copy", "faster than grid_sample",
+        title=f"{case.name}: {shape}, {dtype}, {case.layout}",
+    )  # fmt: skip
+    for result in results:
+        table.add_row(
+            result.direction,
+            result.memory,
+            result.implementation,
+            f"{result.time_ms:.3f}",
+            f"{result.bytes / result.time_ms / 1e6:.1f}",
+            f"{result.vs_copy:.2f}",
+            "" if result.vs_grid_sample is None else f"{result.vs_grid_sample:.1f}×",
+        )
+    return table
+
+
+def _run_nodes(loads: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[Run]:
+    """Measure all nodes under all loads; a node that fails ends the command with exit status 1."""
+    from netwarp_ros.node.process import NodeError
+    from netwarp_ros.node.tools.load import benchmark
+
+    runs = []
+    with Console(stderr=True).status("starting the nodes") as status:
+        try:
+            for run in benchmark(**loads, **parameters):
+                runs.append(run)
+                status.update(f"{run.cameras} × {run.width}x{run.height} at {run.rate:.1f} Hz: {run.system} is done")
+        except NodeError as error:
+            sys.stderr.write(f"netwarp: {error}\n")
+            raise typer.Exit(1) from None
+    return runs
+
+
+def _make_folder(file: Path | None) -> None:
+    """Make the folder of a file before anything is measured."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write(file: Path | None, content: Mapping[str, Any]) -> None:
+    if file:
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _numbers(name: str, text: str, kind: type[Number], example: str) -> list[Number]:
+    """Read numbers > 0, separated by commas."""
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{name} is {text!r}: give numbers > 0, such as {example}")
+    return numbers
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    """Read sizes, separated by commas."""
+    try:
+        sizes = [(int(width), int(height)) for width, height in (size.split("x") for size in text.split(","))]
+    except ValueError:
+        sizes = []
+    if not sizes or min(map(min, sizes)) <= 0:
+        raise ValueError(f"sizes is {text!r}: give sizes in whole pixels, such as 480x360,1920x1080")
+    return sizes

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share: single ones, and groups of them (see `expand_groups`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from netwarp_ros.evaluation.scoring import Labels
+    from netwarp_ros.flow import FlowFolder
+    from netwarp_ros.models import Inference
+    from netwarp_ros.recordings.frames import FrameSource
+    from netwarp_ros.segmenter import Segmenter
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|FILE",
+        help="A shipped model or a .safetensors file. By default, the model that `netwarp models` marks as default.",
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
+InputHeightOption = Annotated[
+    int, typer.Option("--input-height", help="Height in pixels that images are resized to. 0: as in training.")
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model segments, and how."""
+
+    model: ModelOption = None
+    host_only: Annotated[
+        bool, typer.Option("--host-only", help="Run the image CNN on each frame alone, without NetWarp.")
+    ] = False
+    device: DeviceOption = "cpu"
+    precision: PrecisionOption = "auto"
+    flow: Annotated[
+        str,
+        typer.Option(
+            "--flow",
+            metavar="NAME|FOLDER",
+            help="Estimator of the flow: ultrafast, fast or medium (DIS), or deepflow. Or a folder of .flo files: "
+            "NAME.flo is the flow from frame NAME to the frame before it.",
+        ),
+    ] = "ultrafast"
+    input_height: InputHeightOption = 0
+
+    def weights(self) -> Path:
+        """Return the weights file of the model.
+
+        Raises:
+            WeightsError: If there is no such model.
+        """
+        from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
+
+        return find_weights(self.model or DEFAULT_MODEL)
+
+    def segmenter(self, inference: Inference) -> Segmenter:
+        """Load the model.
+
+        Raises:
+            ValueError: If an option is not valid.
+            OSError: If the weights or the flow cannot be read.
+        """
+        from netwarp_ros.flow import open_flow
+        from netwarp_ros.models import DEFAULT_MODEL
+        from netwarp_ros.segmenter import Segmenter
+
+        estimator, _ = open_flow(self.flow)
+        return Segmenter(
+            self.model or DEFAULT_MODEL,
+            flow=estimator,
+            device=self.device,
+            precision=self.precision,
+            input_height=self.input_height,
+            host_only=self.host_only,
+            inference=inference,
+        )
+
+    def flow_folder(self) -> FlowFolder | None:
+        """Return the flow in files, or None if the flow is estimated."""
+        from netwarp_ros.flow import open_flow
+
+        return open_flow(self.flow)[1]
+
+    def settings(self, segmenter: Segmenter) -> dict[str, Any]:
+        """Return the settings of the segmenter that was made from these options, for a JSON file."""
+        return {
+            "model": segmenter.model.name,
+            "host_only": self.host_only,
+            "flow": self.flow,
+            "device": str(segmenter.device),
+            "precision": segmenter.precision,
+            "input_height": segmenter.input_height,
+            "window": segmenter.inference.window,
+            "scales": list(segmenter.inference.scales),
+            "flip": segmenter.inference.flip,
+        }
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Sliding windows, scales and mirrored views of each frame."""
+
+    window: Annotated[
+        int,
+        typer.Option(
+            "--window",
+            metavar="N",
+            help="Side in pixels of the windows that slide over each frame, in steps of 2/3 of it. 0: the whole frame.",
+        ),
+    ] = 0
+    scales: Annotated[
+        str,
+        typer.Option(
+            "--scales", metavar="S,S,...", help="Factors that each frame is resized by; the results are averaged."
+        ),
+    ] = "1"
+    flip: Annotated[bool, typer.Option("--flip", help="Also run each window mirrored.")] = False
+
+    def inference(self) -> Inference:
+        """Return these options as the segmenter takes them.
+
+        Raises:
+            ValueError: If an option is not valid.
+        """
+        from netwarp_ros.models import Inference
+
+        try:
+            factors = tuple(float(factor) for factor in self.scales.split(","))
+        except ValueError:
+            raise ValueError(f"scales is {self.scales!r}: give factors > 0, such as 0.5,1,1.5") from None
+        return Inference(self.window, scales=factors, flip=self.flip)
+
+
+@dataclass(frozen=True)
+class RecordingOptions:
+    """How a recording is read."""
+
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate", help="Frames per second, instead of the recorded stamps. Images have 15.", show_default=False
+        ),
+    ] = None
+    topics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--topic",
+            help="Image topic, for a bag that has several. For several cameras, give it more than once.",
+            show_default=False,
+        ),
+    ] = None
+
+
+class EvaluationData(NamedTuple):
+    """What a model is evaluated on.
+
+    Attributes:
+        frames: The recording.
+        labels: The label maps; None if there are none.
+        instances: The instance maps; None if there are none.
+        sizes: Average sizes of objects by class id, in pixels, as `InstanceIoU` takes them; None without instances.
+        inputs: Paths of what is read, by name.
+    """
+
+    frames: FrameSource
+    labels: Labels | None
+    instances: Labels | None
+    sizes: Mapping[int, float] | None
+    inputs: Mapping[str, Path | None]
+
+    def damage(self) -> list[str]:
+        """Return notes on what could not be read or matched, once all frames have been read."""
+        from netwarp_ros.recordings.bags import BagLabels
+
+        notes = list(self.frames.damage)
+        if isinstance(self.labels, BagLabels):
+            notes += [*self.labels.damage, *self.labels.unmatched()]
+        return notes
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a model is evaluated on: a recording with labels or without, or Cityscapes."""
+
+    images: Annotated[
+        Path | None, typer.Option("--images", help="A folder of images, a video or a rosbag2.", show_default=False)
+    ] = None
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="A folder of label maps NAME.png, named like the images, or a bag. Without labels, only the scores "
+            "that need none.",
+            show_default=False,
+        ),
+    ] = None
+    label_topics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label-topic",
+            help="Topic of mono8 label maps in the bag of the labels or of the images; their stamps are those of the "
+            "images. Give one for each --topic, in the same order.",
+            show_default=False,
+        ),
+    ] = None
+    cityscapes: Annotated[
+        Path | None,
+        typer.Option(
+            "--cityscapes",
+            metavar="ROOT",
+            help="Folder of Cityscapes, instead of --images and --labels.",
+            show_default=False,
+        ),
+    ] = None
+    split: Annotated[str, typer.Option("--split", help="Split of Cityscapes: train or val.")] = "val"
+    clip: Annotated[
+        int, typer.Option("--clip", help="Frames of each clip of Cityscapes; the last one is labelled.")
+    ] = 2
+
+    def open(self, reading: RecordingOptions) -> EvaluationData:
+        """Open the recording and its labels.
+
+        Raises:
+            ValueError: If options are missing or do not fit together.
+            OSError: If something cannot be read.
+        """
+        from netwarp_ros.datasets.cityscapes import INSTANCE_SIZES, Cityscapes
+        from netwarp_ros.datasets.samples import SampleFrames
+        from netwarp_ros.recordings.open import open_frames, open_labels
+
+        if self.cityscapes and not (self.images or self.labels):
+            samples = SampleFrames(Cityscapes(self.cityscapes, self.split), self.clip, reading.rate or 17.0)
+            inputs = {"labels": self.cityscapes / "gtFine" / self.split}
+            return EvaluationData(samples, samples.label, samples.instances, INSTANCE_SIZES, inputs)
+        if self.images and not self.cityscapes:
+            topics = self.label_topics or []
+            frames = open_frames(self.images, rate=reading.rate, topics=reading.topics or [], leave_out=topics)
+            labels = open_labels(frames, self.images, self.labels, topics)
+            return EvaluationData(frames, labels, None, None, {"images": self.images, "labels": self.labels})
+        raise ValueError("give --images, with --labels or without, or --cityscapes")

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``netwarp segment``: masks, timings and a video of a recording."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from netwarp_ros.cli.option_groups import expand_groups
+from netwarp_ros.cli.options import InferenceOptions, ModelOptions, RecordingOptions
+from netwarp_ros.cli.printing import say, track_progress
+
+if TYPE_CHECKING:
+    from netwarp_ros.offline import Segmented
+    from netwarp_ros.recordings.frames import FrameSource
+    from netwarp_ros.segmenter import Segmenter
+
+
+@expand_groups
+def segment(
+    *,
+    recording: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A folder of images, an image, a video or a rosbag2.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Output folder, or a bag, OUT.mcap.", show_default=False)
+    ],
+    model: ModelOptions,
+    inference: InferenceOptions,
+    reading: RecordingOptions,
+    video: Annotated[
+        bool | None,
+        typer.Option(
+            "--video/--no-video",
+            help="Write overlay.mp4, or OUT.mp4 beside a bag. By default only into a folder.",
+            show_default=False,
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Opacity of the class colors in the video, from 0 to 1.")
+    ] = 0.5,
+) -> None:
+    """Segment a recording: masks/NAME.png (class ids), timing.csv and overlay.mp4; or a bag of masks and timings.
+
+    If a run was interrupted, the same command continues it.
+    """
+    from netwarp_ros.offline import segment_recording, video_names, write_masks, write_video
+    from netwarp_ros.recordings.open import open_frames
+
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: give 0 to 1")
+    is_bag = output.suffix == ".mcap"
+    if is_bag and output.exists():
+        raise FileExistsError(f"{output} exists already: remove it, or give another path")
+    frames = open_frames(recording, rate=reading.rate, topics=reading.topics or [])
+    segmenter = model.segmenter(inference.inference())
+    classes = segmenter.model.spec.classes
+    folder = output.with_name(f"{output.name}.unfinished") if is_bag else output
+    segmented = segment_recording(
+        frames, segmenter, folder, _origin(recording, frames, segmenter, model, reading),
+        lambda taken: track_progress(taken, "segmenting", len(frames)), model.flow_folder(),
+    )  # fmt: skip
+    if video or (video is None and not is_bag):
+        for camera, name in video_names(frames.cameras, output.stem if is_bag else "overlay").items():
+            write_video((output.parent if is_bag else output) / name, frames, folder, camera, classes, alpha)
+    if is_bag:
+        write_masks(output, folder, segmented.rows, classes)
+        shutil.rmtree(folder)
+    _print_summary(segmented, output if is_bag else output / "masks")
+
+
+def _origin(
+    recording: Path, frames: FrameSource, segmenter: Segmenter, model: ModelOptions, reading: RecordingOptions
+) -> dict[str, Any]:
+    """Return what the masks depend on, so that a run continues only one of the same input and settings."""
+    from netwarp_ros.evaluation.provenance import describe_input
+
+    return {
+        "recording": str(recording.resolve()),
+        "cameras": list(frames.cameras),
+        "frames": len(frames),
+        "rate": reading.rate,
+        "weights": describe_input(model.weights())["sha256"],
+        **model.settings(segmenter),
+    }
+
+
+def _print_summary(segmented: Segmented, place: Path) -> None:
+    from netwarp_ros.timing import percentiles
+
+    total_ms = percentiles(row.total_ms for row in segmented.rows)
+    say(
+        f"{len(segmented.rows)} masks in {place}, {total_ms['p50']:.1f} ms a frame (p99 {total_ms['p99']:.1f} ms), "
+        f"{segmented.segmenting_percent:.0f} % of the time in flow and network"
+    )

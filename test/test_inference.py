@@ -303,7 +303,7 @@ def test_wrong_values_are_named(option: dict[str, Any], message: str) -> None:
 def test_memory_of_another_inference_is_refused(other: Inference) -> None:
     video_cnn, (frame,) = strided(), frames(1)
     _, memory = other(video_cnn, frame)
-    with pytest.raises(ValueError, match=r"memory is of Inference\(window=16, .* start anew with memory=None"):
+    with pytest.raises(ValueError, match=r"memory is of Inference\(window=16, .* reset it with memory=None"):
         Inference(16, 8)(video_cnn, frame, flow_of(0, 0), memory)
 
 

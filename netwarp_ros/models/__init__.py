@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NetWarp, the hosts it turns into video CNNs, and their weights."""
+"""NetWarp, the image CNNs that it turns into video CNNs, and their weights.
+
+Words with one meaning each:
+
+* **image CNN**: a network that segments each frame by itself.
+* **host**: the image CNN that NetWarp is inserted into.
+* **video CNN**: a host with NetWarp modules (`VideoCNN`, made by `augment`).
+* **network**: an image CNN or a video CNN.
+* **model**: what a weights file holds: a network with its spec and its name (`Model`).
+"""
 
 from __future__ import annotations
 

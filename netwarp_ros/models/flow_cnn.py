@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FlowCNN Λ, which fits an optical flow to the representations it is to warp (paper, Section 3.1)."""
+"""The FlowCNN Λ: it transforms an optical flow so that it suits the warping of representations (paper, Section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class FlowCNN(nn.Module):
-    """Transform a flow from the flow and the two frames it joins: Λ(F_t).
+    """Compute Λ(F_t) from the flow F_t and the two frames it connects.
 
-    Three 3x3 convolutions to 16, 32 and 2 channels; the third's output is concatenated with the flow and a last 3x3
-    convolution makes 2 channels of the four. 6,892 parameters. As in the authors' release, ReLUs follow the first two
-    convolutions only, so that displacements of either sign pass.
+    Three 3x3 convolutions give 16, 32 and 2 channels. The output of the third is concatenated with the flow, and a last
+    3x3 convolution reduces the four channels to two. 6,892 parameters. As in the authors' release, a ReLU follows the
+    first two convolutions only, so that negative displacements are not cut off.
 
-    At the start the last convolution passes the flow through unchanged: Λ(F) = F. The layers before it have
-    PyTorch's own initialisation and take part as soon as training moves the last one's weights.
+    Initially the last convolution outputs the flow unchanged: Λ(F) = F. The layers before it have PyTorch's default
+    initialisation; they have an effect as soon as training changes the weights of the last one.
     """
 
     def __init__(self) -> None:

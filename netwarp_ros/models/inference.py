@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference as in the paper: sliding windows, scales and flips, averaged, each view with a memory of its own."""
+"""Inference as in the paper: average over sliding windows, scales and mirror images, each with its own memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from netwarp_ros.models.netwarp import resize_flow
 from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN
 
 Window = tuple[slice, slice]
-"""Rows and columns of a frame; both go beyond its edge where the window is larger."""
+"""Rows and columns of a frame. They go beyond its edge if the window is larger than the frame."""
 
 
 class InferenceMemory(NamedTuple):
-    """What the next call needs of this one: a value, owned by the caller, as `Memory` is.
+    """What a call passes on to the next call. It is a value that the caller owns, as `Memory` is.
 
     Attributes:
-        inference: The `Inference` that it is of.
-        shape: Of the frame.
-        passes: The memory of every view of the frame, batched as they went through the network.
+        inference: The `Inference` that made it.
+        shape: ``(B, 3, H, W)``, shape of the frame.
+        passes: The memory of each pass through the network; a pass is a batch of views.
     """
 
     inference: Inference
@@ -38,25 +38,25 @@ class InferenceMemory(NamedTuple):
 class Inference:
     """Which views of a frame a network sees; their class probabilities are averaged.
 
-    ``probabilities, memory = inference(video_cnn, frame, flow, memory)``. The frame is resized to each scale, and
-    windows are laid over it a stride apart, the last of a row and of a column moved back to the edge, as PSPNet's
-    authors do (Zhao et al., CVPR 2017): of 713 pixels each, 2048x1024 takes 8 windows, and 81 at the scales 0.5, 0.75
-    ... 1.75. A frame smaller than the window goes on with zeros to the right and below: the mean colour of a normalised
-    frame, and no displacement.
+    ``probabilities, memory = inference(video_cnn, frame, flow, memory)``. A view is a window at one scale, or its
+    mirror image. The frame is resized to each scale, and windows are laid over it one stride apart; the last one of a
+    row or column is moved back to the edge. This is what PSPNet's authors do (Zhao et al., CVPR 2017): with windows of
+    713 pixels, a frame of 2048x1024 has 8 windows, and 81 at the scales 0.5, 0.75 ... 1.75. A frame smaller than the
+    window is padded with zeros on the right and below: the mean color of a normalised frame, and no displacement.
 
-    Probabilities are averaged over the windows that see a pixel and their mirror images, then over the scales. Each
-    view is a stream of its own and remembers only what it saw: where the flow leads out of a window, the previous
-    frame's representation is taken from the window's border, although the frame goes on behind it.
+    At each scale, the probabilities of a pixel are averaged over the views that contain it; then the scales are
+    averaged. Each view has its own memory, which holds that view alone: if the flow leads out of a window, the previous
+    representation is taken from the window's border, although the frame continues there.
 
     Attributes:
-        window: Side of the square window in pixels; 0 is the whole frame at each scale.
-        stride: Pixels from one window to the next; 0 is two thirds of the window, rounded up.
-        scales: Sizes that the frame is seen at, as factors of its own.
-        flip: Whether each window is seen mirrored left to right, too.
-        windows_per_pass: How many windows, mirrored ones among them, go through the network at a time.
+        window: Side of the square window in pixels; 0 means the whole frame at each scale.
+        stride: Pixels from one window to the next; 0 means two thirds of the window, rounded up.
+        scales: Factors that the frame is resized by.
+        flip: Whether each window is also seen mirrored left to right.
+        windows_per_pass: How many views go through the network in one batch.
 
     Raises:
-        ValueError: If a value is not of these, or the stride would leave pixels out.
+        ValueError: If a value is out of its range, or the stride is larger than the window.
     """
 
     window: int = 0
@@ -76,12 +76,15 @@ class Inference:
             raise ValueError(f"windows_per_pass is {self.windows_per_pass}: give 1 or more")
 
     def windows(self, height: int, width: int) -> list[tuple[Size, list[Window]]]:
-        """Return the size of a frame and its windows, row by row, at each scale."""
+        """For each scale, return the size ``(h, w)`` of the resized frame and its windows, row by row."""
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
-        return [(size, [(y, x) for y in self._along(size[0]) for x in self._along(size[1])]) for size in sizes]
+        return [
+            (size, [(y, x) for y in self._windows_along(size[0]) for x in self._windows_along(size[1])])
+            for size in sizes
+        ]
 
-    def _along(self, length: int) -> list[slice]:
-        """Lay windows along one side of a frame."""
+    def _windows_along(self, length: int) -> list[slice]:
+        """Return the windows along one side of a frame."""
         window = self.window or length
         stride = self.stride or math.ceil(window * 2 / 3)
         last = max(0, length - window)
@@ -94,17 +97,18 @@ class Inference:
         """Run a network on all views of one frame of each stream of the batch.
 
         Args:
-            video_cnn: One whose output is logits ``(b, K, h, w)``; they are brought to the window's size.
-            frame: ``(B, 3, H, W)``, normalised as the host takes it.
-            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it; not used
+            video_cnn: Its output must be logits ``(b, K, h, w)``; they are resized to the window.
+            frame: ``(B, 3, H, W)``, normalised as the host expects.
+            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it. Not used
                 when ``memory`` is None.
-            memory: What the previous call on these streams returned, or None for a first frame.
+            memory: The memory that the previous call on these streams returned, or None for a first frame.
 
         Returns:
             The class probabilities ``(B, K, H, W)`` float32, and the memory for the next call.
 
         Raises:
-            ValueError: If frame, flow and memory do not fit together, or the memory is of another inference.
+            ValueError: If the shapes or types of frame, flow and memory do not match, or the memory was made by another
+                inference.
         """
         if flow is not None and not isinstance(flow, Tensor):
             flow = flow() if memory else None
@@ -113,12 +117,12 @@ class Inference:
         passes: list[Memory] = []
         total = torch.zeros((), device=frame.device)
         for size, windows in self.windows(frame.shape[-2], frame.shape[-1]):
-            scaled, motion = _resize(frame, size), None
+            scaled, scaled_flow = _resize(frame, size), None
             if memory and flow is not None:
-                motion = resize_flow(flow, size)
-            probabilities, kept = self._slide(video_cnn, scaled, motion, windows, memories)
+                scaled_flow = resize_flow(flow, size)
+            probabilities, scale_passes = self._average_windows(video_cnn, scaled, scaled_flow, windows, memories)
             total = total + _resize(probabilities, (frame.shape[-2], frame.shape[-1]))
-            passes += kept
+            passes += scale_passes
         return total / len(self.scales), InferenceMemory(self, tuple(frame.shape), tuple(passes))
 
     def _check(self, frame: Tensor, flow: Tensor | None, memory: InferenceMemory | None) -> None:
@@ -129,14 +133,14 @@ class Inference:
         shape = tuple(frame.shape)
         if (memory.inference, memory.shape) != (self, shape):
             raise ValueError(
-                f"memory is of {memory.inference} on frames {memory.shape}, this is {self} on {shape}: where either "
-                "changes, start anew with memory=None"
+                f"memory is of {memory.inference} on frames {memory.shape}, this is {self} on {shape}: when either "
+                "changes, reset it with memory=None"
             )
         expected = (shape[0], 2, *shape[2:])
         if flow is not None and tuple(flow.shape) != expected:
             raise ValueError(f"flow is {tuple(flow.shape)}, expected {expected}")
 
-    def _slide(
+    def _average_windows(
         self,
         video_cnn: VideoCNN,
         frame: Tensor,
@@ -144,12 +148,12 @@ class Inference:
         windows: list[Window],
         memories: Iterator[Memory | None],
     ) -> tuple[Tensor, list[Memory]]:
-        """Average the probabilities of the windows at one scale; return them and what the windows remember."""
+        """Run the network on all views at one scale; return the averaged probabilities and the memory of each pass."""
         batch, _, height, width = frame.shape
         rows, columns = windows[-1]
-        beyond = (0, max(0, columns.stop - width), 0, max(0, rows.stop - height))
-        frame = F.pad(frame, beyond)
-        flow = None if flow is None else F.pad(flow, beyond)
+        padding = (0, max(0, columns.stop - width), 0, max(0, rows.stop - height))
+        frame = F.pad(frame, padding)
+        flow = None if flow is None else F.pad(flow, padding)
         views = [(window, mirrored) for window in windows for mirrored in ((False, True) if self.flip else (False,))]
         passes: list[Memory] = []
         total: Tensor | None = None
@@ -164,19 +168,19 @@ class Inference:
             probabilities = _resize(logits.float(), (frames.shape[-2], frames.shape[-1])).softmax(dim=1)
             if total is None:
                 total = probabilities.new_zeros(batch, probabilities.shape[1], *count.shape)
-            for (window, mirrored), seen in zip(group, probabilities.split(batch), strict=True):
-                total[..., *window] += _mirror(seen) if mirrored else seen
+            for (window, mirrored), in_view in zip(group, probabilities.split(batch), strict=True):
+                total[..., *window] += _mirror(in_view) if mirrored else in_view
                 count[window] += 1
         assert total is not None
         return (total / count)[..., :height, :width], passes
 
 
 WHOLE_FRAME = Inference()
-"""The frame as it is, at once: what a video CNN by itself does."""
+"""One view, the whole frame at its own size: the video CNN without windows, scales and mirror images."""
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:
-    """Resize bilinearly, with the filter as wide as a pixel of the result; CPUs have it in float32 alone."""
+    """Resize bilinearly with antialiasing, in float32: on the CPU, PyTorch lacks it in half precision."""
     if tuple(image.shape[-2:]) == size:
         return image
     resized = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False, antialias=True)

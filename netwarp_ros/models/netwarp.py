@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer's representation blended with the previous frame's, warped along the flow: NetWarp, and a baseline."""
+"""NetWarp: blend a layer's output with that of the previous frame, warped along the flow. And a baseline."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from netwarp_ros import ops
 
 EPSILON = 1e-4
-"""Added to the flow in pixels of the feature grid, which keeps it off the integers where bilinear interpolation has no
-derivative (paper, Section 3.1)."""
+"""Added to the flow, in pixels of the feature grid: at integers, bilinear interpolation has no derivative (paper,
+Section 3.1)."""
 
 
 class NetWarp(nn.Module):
     """z̃_t = w1 ⊙ z_t + w2 ⊙ Warp(z_{t-1}, Λ(F_t) + ε), with one weight per channel (paper, Eq. 2).
 
-    At the start w1 = 1 and w2 = 0: the module passes the present representation through, bit for bit.
+    Initially w1 = 1 and w2 = 0: the output is the present representation, bit for bit.
 
     Args:
         channels: C, the number of channels of the representation.
@@ -46,10 +46,9 @@ class NetWarp(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """The baseline: z_t and the warped z_{t-1} side by side, and a 1x1 convolution of the 2C channels to C.
+    """The baseline: concatenate z_t and the warped z_{t-1}, and reduce the 2C channels to C by a 1x1 convolution.
 
-    At the start the convolution passes the present representation through. It has 2C² + C parameters where `NetWarp`
-    has 2C, and takes the arguments of that module.
+    Initially the output is the present representation. It has 2C² + C parameters, `NetWarp` has 2C.
 
     Args:
         channels: C, the number of channels of the representation.
@@ -70,16 +69,16 @@ class Concatenation(nn.Module):
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a flow to another grid and divide the displacements by the ratio of the sizes.
+    """Resize a flow to another grid and divide its displacements by the ratio of the sizes.
 
-    On a coarser grid it is averaged over each cell, on a finer one interpolated.
+    To a coarser grid the flow is averaged over each cell; to a finer one it is interpolated.
 
     Args:
         flow: ``(B, 2, H, W)`` in pixels of its own grid.
-        size: ``(h, w)`` of the wanted grid.
+        size: ``(h, w)`` of the new grid.
 
     Returns:
-        ``(B, 2, h, w)`` in pixels of the wanted grid; the flow itself where the size is already right.
+        ``(B, 2, h, w)`` in pixels of the new grid. If the size does not change, the flow itself.
     """
     height, width = flow.shape[-2:]
     if (height, width) == size:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image CNN turned into a video CNN: NetWarp modules behind chosen layers of any `torch.nn.Module`."""
+"""Turn an image CNN into a video CNN by inserting NetWarp modules behind chosen layers of any `torch.nn.Module`.
+
+`augment` looks at the layers and makes a `VideoCNN`. The `VideoCNN` registers a forward hook on each of them,
+`VideoCNN._netwarp_hook`: this is where NetWarp is inserted.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +24,33 @@ FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
 Blend = Literal["netwarp", "concatenation"]
 Flow = Tensor | Callable[[], Tensor]
-"""A flow, or a function that estimates it once the first insertion layer has run (on a GPU: while it is computed)."""
-
+"""A flow, or a function that estimates it. It is called after the host has run (on a GPU: launched) the first insertion
+layer."""
 
 Size = tuple[int, int]
 """Height and width."""
 
 
-class Layer(NamedTuple):
-    """What must be known of a layer to insert behind it.
+class InsertionLayer(NamedTuple):
+    """A layer of the host that NetWarp is inserted behind.
 
     Attributes:
-        channels: Of its output.
-        edited: Whether the host goes on in place, such as by ``ReLU(inplace=True)``, when it is not in training.
+        channels: Number of channels of its output.
+        modified_in_place: Whether the host, in evaluation mode, modifies that output in place afterwards, such as by
+            ``ReLU(inplace=True)``.
     """
 
     channels: int
-    edited: bool
+    modified_in_place: bool
 
 
 class Memory(NamedTuple):
-    """What the next call needs of this one: a value, owned by the caller.
+    """What a call passes on to the next call. It is a value that the caller owns.
 
     Attributes:
-        shape: ``(B, 3, H, W)``, of the frame.
-        frames: The frame as the network saw it, ``(B, 3, h, w)`` float32, on each grid that Λ works on, by its size.
-        representations: The ``(B, C, h, w)`` output of each layer that a NetWarp module follows, by its name.
+        shape: ``(B, 3, H, W)``, shape of the frame.
+        frames: The normalised frame, ``(B, 3, h, w)`` float32, on each grid that Λ works on. Keys: size of the grid.
+        representations: Output ``(B, C, h, w)`` of each insertion layer. Keys: name of the layer.
     """
 
     shape: tuple[int, ...]
@@ -53,18 +58,18 @@ class Memory(NamedTuple):
     representations: dict[str, Tensor]
 
     def detach(self) -> Memory:
-        """Return the same memory cut off from the graph, where no gradient shall go further back."""
+        """Return the memory detached from the autograd graph, so that no gradient goes further back."""
         frames = {size: frame.detach() for size, frame in self.frames.items()}
         return Memory(self.shape, frames, {name: z.detach() for name, z in self.representations.items()})
 
     def clone(self) -> Memory:
-        """Return a copy whose representations nobody else writes to."""
+        """Return a memory with copies of the representations."""
         return self._replace(representations={name: z.clone() for name, z in self.representations.items()})
 
 
 @dataclass
-class _Call:
-    """The state of one forward pass: what was given, what shall be remembered, and Λ(F) by the size of its grid."""
+class _ForwardPass:
+    """The state of one forward pass: its inputs, the next memory (frames, representations), and Λ(F) by grid size."""
 
     frame: Tensor
     flow: Flow | None
@@ -75,32 +80,35 @@ class _Call:
 
 
 class VideoCNN(nn.Module):
-    """A host network with NetWarp modules behind some of its layers; made by `augment`.
+    """A host with NetWarp modules behind some of its layers. Use `augment` to make one.
 
-    ``output, memory = video_cnn(frame, flow, memory)``. Memory is a value: several cameras are several memories, and
-    ``None`` starts anew. Gradients go through it, so the paper's two-frame training is two calls. The host is hooked,
-    not changed: its parameters keep their names, and called by itself it is the image CNN it was.
+    ``output, memory = video_cnn(frame, flow, memory)``. Memory is a value: each camera has its own, and ``None`` resets
+    it. Gradients go through it, so the paper's two-frame training is two calls. The host is hooked, not changed: its
+    parameters keep their names, and called by itself it still is the image CNN.
 
-    One forward pass at a time: to run several threads, give each a copy.
+    It runs one forward pass at a time: give each thread its own copy.
 
     Args:
         host: The image CNN.
-        layers: What to insert behind, by the name of the submodule.
+        layers: The insertion layers, by the name of the submodule. With none, the network is the host alone.
         flow_cnn: Whether Λ transforms the flow. One Λ is shared by all layers.
-        flow_grid: Where Λ works: on the ``"image"`` grid, as in the paper; on the grid of the ``"features"`` at each
-            layer, as in the authors' release, which costs less by the square of the stride; or on the grid of the
-            ``"first"`` layer that runs, whose result is resized for the others.
-        remember: Whether the next frame sees a layer's representation from ``"before"`` the blend, as in the paper, or
-            from ``"after"`` it (a recursive filter). With ``"before"``, frame t-2 cannot reach frame t by way of one
-            insertion layer. Where a layer lies behind another, what it gave at t-1 was computed from the other's blend
-            of t-1 and t-2, so each further layer in series lets one more frame through.
-        blend: What follows a layer: `NetWarp`, or `Concatenation` to hold it against.
+        flow_grid: The grid that Λ works on. ``"image"``: the frame's, as in the paper. ``"features"``: that of each
+            layer's output, as in the authors' release; this divides the work by the square of the stride.
+            ``"first"``: that of the first insertion layer that runs; the result is resized for the others.
+        remember: Which representation the memory holds: that from ``"before"`` the blend, as in the paper, or from
+            ``"after"`` it (a recursive filter). With ``"before"`` and one insertion layer, frame t-2 has no effect on
+            frame t. With a second layer behind the first it has: the second layer's output at t-1 depends on the first
+            one's blend of t-1 and t-2. Each further layer in series adds one frame.
+        blend: What follows an insertion layer: ``"netwarp"`` (`NetWarp`), or ``"concatenation"`` (`Concatenation`).
+
+    Raises:
+        ValueError: If an option has another value, or the host has no such layer.
     """
 
     def __init__(
         self,
         host: nn.Module,
-        layers: Mapping[str, Layer],
+        layers: Mapping[str, InsertionLayer],
         *,
         flow_cnn: bool = True,
         flow_grid: FlowGrid = "image",
@@ -120,12 +128,12 @@ class VideoCNN(nn.Module):
         self.flow_cnn = FlowCNN() if flow_cnn and layers else None
         self.flow_grid = flow_grid
         self.remember = remember
-        module = NetWarp if blend == "netwarp" else Concatenation
-        self.netwarps = nn.ModuleList(module(layer.channels) for layer in layers.values())
-        self._edited = [layer.edited for layer in layers.values()]
-        self._call: _Call | None = None
+        blend_module = NetWarp if blend == "netwarp" else Concatenation
+        self.netwarps = nn.ModuleList(blend_module(layer.channels) for layer in layers.values())
+        self._modified_in_place = [layer.modified_in_place for layer in layers.values()]
+        self._forward_pass: _ForwardPass | None = None
         for index, name in enumerate(self.layers):
-            find_layer(host, name).register_forward_hook(partial(self._insert, index))
+            find_layer(host, name).register_forward_hook(partial(self._netwarp_hook, index))
 
     def forward(
         self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None, **host_arguments: Any
@@ -133,32 +141,32 @@ class VideoCNN(nn.Module):
         """Run the network on one frame of each stream of the batch.
 
         Args:
-            frame: ``(B, 3, H, W)``, as the host takes it.
-            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it; not used
+            frame: ``(B, 3, H, W)``, normalised as the host expects.
+            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it. Not used
                 when ``memory`` is None.
-            memory: What the previous call on these streams returned, or None for a first frame.
-            host_arguments: For the host, beside the frame, such as ``auxiliary=True`` in training.
+            memory: The memory that the previous call on these streams returned, or None for a first frame.
+            host_arguments: Further arguments of the host, such as ``auxiliary=True`` in training.
 
         Returns:
-            The host's output (for the hosts of this package logits ``(B, K, h, w)``), and the memory for the next
+            The host's output (logits ``(B, K, h, w)`` from the hosts of this package), and the memory for the next
             call.
 
         Raises:
-            ValueError: If frame, flow and memory do not fit together.
-            RuntimeError: If an insertion layer was not run exactly once.
+            ValueError: If the shapes or types of frame, flow and memory do not match.
+            RuntimeError: If the host did not run an insertion layer, or ran one twice.
         """
         self._check(frame, flow, memory)
         if isinstance(flow, Tensor) and memory is not None:
             _check_flow(flow, frame)
-        call = self._call = _Call(frame, flow, memory)
+        run = self._forward_pass = _ForwardPass(frame, flow, memory)
         try:
             output = self.host(frame, **host_arguments)
         finally:
-            self._call = None
-        missing = [name for name in self.layers if name not in call.representations]
+            self._forward_pass = None
+        missing = [name for name in self.layers if name not in run.representations]
         if missing:
             raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
-        return output, Memory(tuple(frame.shape), call.frames, call.representations)
+        return output, Memory(tuple(frame.shape), run.frames, run.representations)
 
     def _check(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> None:
         if frame.ndim != 4:
@@ -167,7 +175,7 @@ class VideoCNN(nn.Module):
             return
         if memory.shape != tuple(frame.shape):
             raise ValueError(
-                f"frame is {tuple(frame.shape)}, memory is of {memory.shape}: where the size changes, start anew with "
+                f"frame is {tuple(frame.shape)}, memory is of {memory.shape}: when the size changes, reset it with "
                 "memory=None"
             )
         if flow is None:
@@ -175,57 +183,57 @@ class VideoCNN(nn.Module):
         if set(memory.representations) != set(self.layers):
             raise ValueError(
                 f"memory is of layers {sorted(memory.representations)}, this network has {sorted(self.layers)}: "
-                "start anew with memory=None"
+                "reset it with memory=None"
             )
 
     @torch.compiler.disable
-    def _insert(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
-        """Follow an insertion layer: remember its representation and return the blend."""
-        call, name = self._call, self.layers[index]
-        if call is None:
+    def _netwarp_hook(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
+        """Replace the output z_t of an insertion layer by its blend with the memory, and remember it."""
+        run, name = self._forward_pass, self.layers[index]
+        if run is None:  # the host was called by itself
             return None
-        if name in call.representations:
+        if name in run.representations:
             raise RuntimeError(f"layer {name!r} ran twice in one pass of the host: choose one that runs once")
-        grid = self._grid(call, z)
-        if self.flow_cnn is not None and grid not in call.frames:
-            call.frames[grid] = _resize_frame(call.frame, grid)
-        if call.memory is None:
+        grid = self._flow_cnn_grid(run, z)
+        if self.flow_cnn is not None and grid not in run.frames:
+            run.frames[grid] = _resize_frame(run.frame, grid)
+        if run.memory is None:
             blend = z
         else:
-            blend = self.netwarps[index](z, call.memory.representations[name], self._flow_at(call, _size(z), grid))
+            blend = self.netwarps[index](z, run.memory.representations[name], self._flow_at(run, _size(z), grid))
         remembered = z if self.remember == "before" else blend
-        call.representations[name] = remembered
-        # What is remembered must be out of the reach of a host that goes on in place; dropout does in training alone.
-        within_reach = remembered is blend and (self._edited[index] or self.training)
-        return blend.clone() if within_reach else blend
+        run.representations[name] = remembered
+        # The host may modify this tensor in place later (in training, dropout may too), so pass it a copy.
+        shared = remembered is blend and (self._modified_in_place[index] or self.training)
+        return blend.clone() if shared else blend
 
-    def _grid(self, call: _Call, z: Tensor) -> Size:
-        """Return the size of the grid that Λ works on for a layer that gives ``z``."""
+    def _flow_cnn_grid(self, run: _ForwardPass, z: Tensor) -> Size:
+        """Return the size of the grid that Λ works on for an insertion layer with output ``z``."""
         if self.flow_grid == "image":
-            return _size(call.frame)
+            return _size(run.frame)
         if self.flow_grid == "first":
-            return _size(next(iter(call.representations.values()), z))
+            return _size(next(iter(run.representations.values()), z))
         return _size(z)
 
-    def _flow_at(self, call: _Call, size: Size, grid: Size) -> Tensor:
-        """Return Λ(F), which works on one grid, on another; each is computed once in a pass."""
-        if grid not in call.flows:
-            call.flows[grid] = self._transform(call, grid)
-        if size not in call.flows:
-            call.flows[size] = resize_flow(call.flows[grid], size)
-        return call.flows[size]
+    def _flow_at(self, run: _ForwardPass, size: Size, grid: Size) -> Tensor:
+        """Return Λ(F), computed on ``grid``, resized to ``size``. Both steps run once per size and forward pass."""
+        if grid not in run.flows:
+            run.flows[grid] = self._transform_flow(run, grid)
+        if size not in run.flows:
+            run.flows[size] = resize_flow(run.flows[grid], size)
+        return run.flows[size]
 
-    def _transform(self, call: _Call, grid: Size) -> Tensor:
-        """Apply Λ on a grid, in float32 whatever the precision of the host: half precision would blur coordinates."""
-        assert call.flow is not None and call.memory is not None
-        if not isinstance(call.flow, Tensor):
-            call.flow = call.flow()
-            _check_flow(call.flow, call.frame)
-        flow = resize_flow(call.flow, grid)
+    def _transform_flow(self, run: _ForwardPass, grid: Size) -> Tensor:
+        """Compute Λ(F) on a grid, always in float32: half precision would lose fractions of a pixel."""
+        assert run.flow is not None and run.memory is not None
+        if not isinstance(run.flow, Tensor):
+            run.flow = run.flow()
+            _check_flow(run.flow, run.frame)
+        flow = resize_flow(run.flow, grid)
         if self.flow_cnn is None:
             return flow
         with torch.autocast(flow.device.type, enabled=False):
-            return self.flow_cnn(flow, call.memory.frames[grid], call.frames[grid])
+            return self.flow_cnn(flow, run.memory.frames[grid], run.frames[grid])
 
 
 def _check_flow(flow: Tensor, frame: Tensor) -> None:
@@ -249,7 +257,7 @@ def find_layer(host: nn.Module, name: str) -> nn.Module:
     """Return a submodule by its name.
 
     Raises:
-        ValueError: If there is none; the message suggests the nearest names.
+        ValueError: If the host has no submodule of this name. The message suggests similar names.
     """
     modules = dict(host.named_modules())
     if not name or name not in modules:
@@ -270,12 +278,13 @@ def augment(
 ) -> VideoCNN:
     """Turn an image CNN into a video CNN by inserting NetWarp behind some of its layers.
 
-    The host is run once on ``example``, in evaluation mode and without gradients, to learn the layers' channels and
-    whether it goes on in place. At the start the video CNN equals its host bit for bit (w1 = 1, w2 = 0).
+    The host is run once on ``example``, in evaluation mode and without gradients, to find the number of channels of
+    each layer and whether its output is modified in place. Initially the video CNN equals its host bit for bit (w1 = 1,
+    w2 = 0).
 
     Args:
-        host: Any module that takes a frame ``(B, 3, H, W)``. It is used as it is, not copied.
-        layers: Names of submodules, as in ``host.named_modules()``, each giving a tensor ``(B, C, h, w)``.
+        host: Any module that takes a frame ``(B, 3, H, W)``. It is not copied.
+        layers: Names of submodules, as in ``host.named_modules()``, whose output is a tensor ``(B, C, h, w)``.
         flow_cnn: See `VideoCNN`.
         flow_grid: See `VideoCNN`.
         remember: See `VideoCNN`.
@@ -283,7 +292,7 @@ def augment(
         example: A frame the host can be run on; by default zeros ``(1, 3, 128, 128)`` of the host's type and device.
 
     Raises:
-        ValueError: If a layer is unknown, named twice, not run exactly once, or does not give ``(B, C, h, w)``.
+        ValueError: If a layer is unknown, named twice, not run exactly once, or has another output.
 
     Example:
         >>> host = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 11, 1))
@@ -301,12 +310,13 @@ def augment(
     if example is None:
         weight = next(host.parameters(), torch.empty(0))
         example = torch.zeros(1, 3, 128, 128, dtype=weight.dtype, device=weight.device)
-    found = _probe(host, layers, example)
+    insertion_layers = _inspect_layers(host, layers, example)
     options: dict[str, Any] = {"flow_cnn": flow_cnn, "flow_grid": flow_grid, "remember": remember, "blend": blend}
-    return VideoCNN(host, found, **options).to(example.device)
+    return VideoCNN(host, insertion_layers, **options).to(example.device)
 
 
-def _probe(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, Layer]:
+def _inspect_layers(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, InsertionLayer]:
+    """Run the host once and look at the outputs of the layers."""
     outputs: dict[str, list[tuple[Any, int]]] = {name: [] for name in layers}
 
     def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -324,12 +334,12 @@ def _probe(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str,
         for module, mode in modes.items():
             module.training = mode
 
-    for name, seen in outputs.items():
-        if len(seen) != 1:
-            raise ValueError(f"layer {name!r} ran {len(seen)} times in one pass of the host: choose one that runs once")
-        output, _ = seen[0]
+    for name, runs in outputs.items():
+        if len(runs) != 1:
+            raise ValueError(f"layer {name!r} ran {len(runs)} times in one pass of the host: choose one that runs once")
+        output, _ = runs[0]
         if not isinstance(output, Tensor) or output.ndim != 4:
             kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"layer {name!r} gives {kind}: choose one that gives a tensor (B, C, h, w)")
-    # A tensor counts the edits of its storage, for the sake of autograd.
-    return {name: Layer(z.shape[1], z._version > version) for name, ((z, version),) in outputs.items()}
+    # For autograd, PyTorch counts the in-place modifications of a tensor in its _version.
+    return {name: InsertionLayer(z.shape[1], z._version > version) for name, ((z, version),) in outputs.items()}

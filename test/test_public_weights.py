@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from elsewhere: random weights under the public networks' names give the same logits here."""
+"""Public weights: random weights under a public network's names give the same logits after loading."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from netwarp_ros import cli
 from netwarp_ros.models import WeightsError, load_model
 from netwarp_ros.models import weights as weights_module
-from netwarp_ros.models.foreign import load_foreign, read_checkpoint
 from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
+from netwarp_ros.models.public_weights import load_public_weights, read_checkpoint
 
 State = dict[str, Tensor]
 
 
 def random_host(kind: Callable[..., nn.Module], seed: int, num_classes: int = 5, **arguments: Any) -> nn.Module:
-    """A narrow host whose weights and statistics are all random."""
+    """Return a narrow host with random weights, biases and statistics."""
     torch.manual_seed(seed)
     host = kind(num_classes, width=2, **arguments).eval()
     for name, value in host.state_dict().items():
@@ -79,7 +79,7 @@ def frame() -> Tensor:
 # PSPNet
 
 
-def test_the_names_are_semsegs() -> None:
+def test_renamed_tensors_have_semsegs_names() -> None:
     names = rename(random_host(PSPNet101, 0, auxiliary=True).state_dict(), SEMSEG)
     assert {
         "layer0.0.weight", "layer0.1.running_var", "layer0.3.weight", "layer0.7.bias",
@@ -104,40 +104,40 @@ def test_semsegs_pspnet_gives_the_same_logits(
     kind: type[PSPNet101], wrap: Callable[[State], dict[str, Any]], frame: Tensor
 ) -> None:
     trained, fresh = random_host(kind, 0, auxiliary=True), random_host(kind, 1, auxiliary=True)
-    report = load_foreign(fresh, wrap(rename(trained.state_dict(), SEMSEG)))
+    result = load_public_weights(fresh, wrap(rename(trained.state_dict(), SEMSEG)))
     with torch.inference_mode():
         for expected, logits in zip(trained(frame, auxiliary=True), fresh(frame, auxiliary=True), strict=True):
             assert torch.equal(logits, expected)
     wanted = [name for name in trained.state_dict() if not name.endswith("num_batches_tracked")]
-    assert sorted(report.matched) == sorted(wanted)
-    assert report.other_shape == report.missing == report.left_over == ()
-    assert str(report) == f"{len(wanted)} of the network's {len(wanted)} tensors loaded"
+    assert sorted(result.loaded) == sorted(wanted)
+    assert result.mismatched == result.missing == result.unused == ()
+    assert str(result) == f"{len(wanted)} of the network's {len(wanted)} tensors loaded"
 
 
-def test_what_has_no_place_is_left_over(frame: Tensor) -> None:
+def test_tensors_that_the_host_lacks_are_unused(frame: Tensor) -> None:
     trained, fresh = random_host(PSPNet50, 0, auxiliary=True), random_host(PSPNet50, 1)
-    report = load_foreign(fresh, rename(trained.state_dict(), SEMSEG))
+    result = load_public_weights(fresh, rename(trained.state_dict(), SEMSEG))
     assert torch.equal(logits_of(fresh, frame), logits_of(trained, frame))
-    assert report.missing == () and len(report.left_over) == 7
-    assert all(name.startswith("aux.") for name in report.left_over)
-    assert str(report).splitlines()[1].startswith("7 left over in the file: aux.0.weight, aux.1.weight, ")
-    assert str(report).endswith(" and 1 more")
+    assert result.missing == () and len(result.unused) == 7
+    assert all(name.startswith("aux.") for name in result.unused)
+    assert str(result).splitlines()[1].startswith("7 unused in the file: aux.0.weight, aux.1.weight, ")
+    assert str(result).endswith(" and 1 more")
 
 
-def test_another_number_of_classes_is_told_and_the_classifier_kept() -> None:
+def test_classifier_of_another_number_of_classes_is_named_and_not_loaded() -> None:
     trained, fresh = random_host(PSPNet50, 0, num_classes=7), random_host(PSPNet50, 1)
     before = fresh.classifier.weight.clone()
-    report = load_foreign(fresh, rename(trained.state_dict(), SEMSEG))
-    assert report.other_shape == (
+    result = load_public_weights(fresh, rename(trained.state_dict(), SEMSEG))
+    assert result.mismatched == (
         "classifier.weight (5, 16, 1, 1), in the file cls.4.weight (7, 16, 1, 1)",
         "classifier.bias (5,), in the file cls.4.bias (7,)",
     )
     assert torch.equal(fresh.classifier.weight, before)
     assert torch.equal(fresh.conv5_4[0].weight, trained.conv5_4[0].weight)
-    assert "2 of another shape in the file: classifier.weight (5" in str(report)
+    assert "2 of another shape in the file: classifier.weight (5" in str(result)
 
 
-def test_torchvisions_resnet_gives_all_but_what_its_stem_differs_in() -> None:
+def test_torchvisions_resnet_loads_all_but_its_stem() -> None:
     trained, fresh = random_host(PSPNet50, 0), random_host(PSPNet50, 1)
     before = {name: value.clone() for name, value in fresh.state_dict().items()}
     state = {k: v for k, v in rename(trained.state_dict(), RESNET).items() if k.startswith("layer")}
@@ -145,33 +145,31 @@ def test_torchvisions_resnet_gives_all_but_what_its_stem_differs_in() -> None:
     for name in ("layer1.0.conv1.weight", "layer1.0.downsample.0.weight"):
         state[name] = state[name][:, :2]
     state |= {"fc.weight": torch.ones(1000, 64), "fc.bias": torch.ones(1000)}
-    report = load_foreign(fresh, state)
+    result = load_public_weights(fresh, state)
     after = fresh.state_dict()
-    assert [text.split()[0] for text in report.other_shape] == [
+    assert [text.split()[0] for text in result.mismatched] == [
         "conv2_1.body.0.0.weight",
         "conv2_1.shortcut.0.weight",
         "stem.0.0.weight",
     ]
-    # A normalisation is of use only behind the convolution that it was trained with.
-    assert {"fc.weight", "bn1.weight", "layer1.0.bn1.running_var", "layer1.0.downsample.1.bias"} <= set(
-        report.left_over
-    )
+    # A normalisation is of use only with the convolution that it was trained with.
+    assert {"fc.weight", "bn1.weight", "layer1.0.bn1.running_var", "layer1.0.downsample.1.bias"} <= set(result.unused)
     assert {"stem.0.1.weight", "conv2_1.body.0.1.running_var", "conv5_4.0.weight", "classifier.bias"} <= set(
-        report.missing
+        result.missing
     )
-    for name in report.matched:
+    for name in result.loaded:
         assert torch.equal(after[name], trained.state_dict()[name]), name
-    for name in report.missing:
+    for name in result.missing:
         assert torch.equal(after[name], before[name]), name
-    assert "conv4_6.body.4.1.running_mean" in report.matched and "conv2_1.body.2.0.weight" in report.matched
+    assert "conv4_6.body.4.1.running_mean" in result.loaded and "conv2_1.body.2.0.weight" in result.loaded
 
 
-def test_semsegs_resnet_brings_its_stem_too() -> None:
+def test_semsegs_resnet_loads_its_stem_too() -> None:
     trained, fresh = random_host(PSPNet50, 0), random_host(PSPNet50, 1)
     stem = (r"stem\.(\d)\.(\d)\.", lambda m: f"{('conv', 'bn')[int(m[2])]}{int(m[1]) // 2 + 1}.")
-    report = load_foreign(fresh, rename(trained.state_dict(), [stem, *RESNET]))
+    result = load_public_weights(fresh, rename(trained.state_dict(), [stem, *RESNET]))
     assert torch.equal(fresh.stem[4][0].weight, trained.stem[4][0].weight)
-    assert {name.split(".")[0] for name in report.missing} == {"pyramid", "conv5_4", "classifier"}
+    assert {name.split(".")[0] for name in result.missing} == {"pyramid", "conv5_4", "classifier"}
 
 
 # The VGG hosts
@@ -182,12 +180,12 @@ def test_semsegs_resnet_brings_its_stem_too() -> None:
 def test_caffes_names_give_the_same_logits(kind: type[nn.Module], classifier: str, context: str, frame: Tensor) -> None:
     trained, fresh = random_host(kind, 0), random_host(kind, 1)
     state = rename(trained.state_dict(), [(r"fc8\.", f"{classifier}."), ("ctx_", context)])
-    report = load_foreign(fresh, state | {"ctx_upsample.weight": torch.ones(5, 1, 16, 16)})
+    result = load_public_weights(fresh, state | {"ctx_upsample.weight": torch.ones(5, 1, 16, 16)})
     assert torch.equal(logits_of(fresh, frame), logits_of(trained, frame))
-    assert report.missing == report.other_shape == () and report.left_over == ("ctx_upsample.weight",)
+    assert result.missing == result.mismatched == () and result.unused == ("ctx_upsample.weight",)
 
 
-def test_torchvisions_vgg16_becomes_convolutions() -> None:
+def test_matrices_of_torchvisions_vgg16_become_convolutions() -> None:
     trained, fresh = random_host(PlayData, 0), random_host(PlayData, 1)
     names = [f"conv{stage}_{n}" for stage, count in enumerate((2, 2, 3, 3, 3), start=1) for n in range(1, count + 1)]
     positions = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -199,10 +197,10 @@ def test_torchvisions_vgg16_becomes_convolutions() -> None:
         state[name] = state[name].flatten(1)
     state |= {"classifier.6.weight": torch.ones(1000, 128), "classifier.6.bias": torch.ones(1000)}
     assert state["classifier.0.weight"].shape == (128, 16 * 49)
-    report = load_foreign(fresh, state)
-    assert report.missing == ("fc8.weight", "fc8.bias")
-    assert report.left_over == ("classifier.6.weight", "classifier.6.bias")
-    for name in report.matched:
+    result = load_public_weights(fresh, state)
+    assert result.missing == ("fc8.weight", "fc8.bias")
+    assert result.unused == ("classifier.6.weight", "classifier.6.bias")
+    for name in result.loaded:
         assert torch.equal(fresh.state_dict()[name], ours[name])
     window = torch.randn(1, 16, 7, 7)
     linear = F.linear(window.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"])
@@ -210,7 +208,7 @@ def test_torchvisions_vgg16_becomes_convolutions() -> None:
     torch.testing.assert_close(convolution.flatten(1), linear)
 
 
-def test_efficientnet_lite_becomes_the_backbone(frame: Tensor) -> None:
+def test_efficientnet_lite_loads_into_the_backbone(frame: Tensor) -> None:
     torch.manual_seed(0)
     theirs, ours = SwiftNetLite0(5).eval(), SwiftNetLite0(5).eval()
     blocks = [f"{stage}.{block}" for stage, blocks in enumerate(theirs.backbone.stages) for block in range(len(blocks))]
@@ -224,27 +222,27 @@ def test_efficientnet_lite_becomes_the_backbone(frame: Tensor) -> None:
     ]
     state = rename(theirs.backbone.state_dict(), rules) | {"_fc.weight": torch.zeros(1000, 1280)}
     assert "_blocks.15._depthwise_conv.weight" in state and "_blocks.0._expand_conv.weight" not in state
-    report = load_foreign(ours, state)
-    assert report.left_over == ("_fc.weight",) and not report.other_shape
-    assert not any(name.startswith("backbone.") for name in report.missing)
+    result = load_public_weights(ours, state)
+    assert result.unused == ("_fc.weight",) and not result.mismatched
+    assert not any(name.startswith("backbone.") for name in result.missing)
     for mine, original in zip(ours.backbone(frame), theirs.backbone(frame), strict=True):
         assert torch.equal(mine, original)
 
 
 @pytest.mark.parametrize("kind", [PlayData, PSPNet50])
-def test_weights_for_bgr_are_turned_to_rgb(kind: type[nn.Module], frame: Tensor) -> None:
+def test_weights_for_bgr_are_converted_to_rgb(kind: type[nn.Module], frame: Tensor) -> None:
     trained, fresh = random_host(kind, 0), random_host(kind, 1)
-    load_foreign(fresh, rename(trained.state_dict(), SEMSEG), bgr=True)
+    load_public_weights(fresh, rename(trained.state_dict(), SEMSEG), bgr=True)
     trained, fresh, frame = trained.double(), fresh.double(), frame.double()
     assert not torch.allclose(logits_of(fresh, frame), logits_of(trained, frame))
     torch.testing.assert_close(logits_of(fresh, frame), logits_of(trained, frame.flip(1)))
 
 
-def test_half_precision_and_old_files_without_counts(frame: Tensor) -> None:
+def test_half_precision_and_files_without_batch_counts(frame: Tensor) -> None:
     trained, fresh = random_host(PSPNet50, 0), random_host(PSPNet50, 1)
     state = {k: v.half() for k, v in rename(trained.state_dict(), SEMSEG).items() if not k.endswith("batches_tracked")}
-    report = load_foreign(fresh, state)
-    assert report.missing == () and logits_of(fresh, frame).dtype == torch.float32
+    result = load_public_weights(fresh, state)
+    assert result.missing == () and logits_of(fresh, frame).dtype == torch.float32
     torch.testing.assert_close(fresh.stem[0][0].weight, trained.stem[0][0].weight, rtol=1e-3, atol=1e-3)
 
 
@@ -259,14 +257,14 @@ def test_files_of_both_kinds_are_read(tmp_path: Path) -> None:
     assert torch.equal(read_checkpoint(tmp_path / "a.pth")["state_dict"]["conv1_1.weight"], state["conv1_1.weight"])
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"no")
     (tmp_path / "a.pth").write_bytes(b"no")
     torch.save(nn.Conv2d(3, 2, 3), tmp_path / "module.pth")
     for name, message in (
         ("absent.pth", "no weights file"),
         ("a.safetensors", "not a readable safetensors file"),
-        ("a.pth", "cannot be read as weights alone"),
+        ("a.pth", "holds more than weights, or is damaged"),
         ("module.pth", r"save the network's state_dict\(\)"),
     ):
         with pytest.raises(WeightsError, match=message):
@@ -279,24 +277,28 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (
             PSPNet50,
             {"a.weight": torch.ones(1)},
-            r"nothing fits PSPNet50, .*semseg's PSPNet \(layer0.*torchvision's ResNet",
+            r"no tensor of the file fits PSPNet50, .*semseg's PSPNet \(layer0.*torchvision's ResNet",
         ),
         (PSPNet50, {"cls.4.bias": torch.ones(9)}, r"1 of another shape in the file: classifier.bias \(5,\)"),
-        (PlayData, {"a.weight": torch.ones(1)}, r"nothing fits PlayData, .*Caffe releases.*torchvision's VGG-16"),
-        (PlayData, {"state_dict": {"epoch": 3}}, "a dict without tensors is no state dict"),
-        (PlayData, [1, 2], "a list without tensors"),
+        (
+            PlayData,
+            {"a.weight": torch.ones(1)},
+            r"no tensor of the file fits PlayData, .*Caffe releases.*torchvision's VGG",
+        ),
+        (PlayData, {"state_dict": {"epoch": 3}}, "the checkpoint is a dict without tensors: give a state dict"),
+        (PlayData, [1, 2], "the checkpoint is a list without tensors"),
     ],
 )
-def test_what_fits_nothing_is_refused(kind: type[nn.Module], state: Any, message: str) -> None:
+def test_checkpoints_without_a_fitting_tensor_are_refused(kind: type[nn.Module], state: Any, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
-        load_foreign(random_host(kind, 0), state)
+        load_public_weights(random_host(kind, 0), state)
 
 
 def test_a_host_without_a_table_is_refused() -> None:
     with torch.device("meta"):
         host = DDRNet23Slim(11)
-    with pytest.raises(WeightsError, match="no public names are known for DDRNet23Slim"):
-        load_foreign(host, {"conv1.weight": torch.ones(1)})
+    with pytest.raises(WeightsError, match="no public weights are known for DDRNet23Slim"):
+        load_public_weights(host, {"conv1.weight": torch.ones(1)})
 
 
 def run(*arguments: object) -> int:
@@ -305,7 +307,7 @@ def run(*arguments: object) -> int:
     return int(end.value.code or 0)
 
 
-def test_convert_writes_a_model_and_the_report(
+def test_convert_writes_a_model_and_prints_what_was_loaded(
     tmp_path: Path, frame: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(weights_module.HOSTS, "pspnet50", partial(PSPNet50, width=2))
@@ -315,14 +317,14 @@ def test_convert_writes_a_model_and_the_report(
     arguments = ["convert", tmp_path / "a.pth", "--host", "pspnet50", "--classes", "cityscapes", "-o", out]
     assert run(*arguments, "--input-height", 713) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"(\d+) of the network's \1 tensors loaded 7 left over in the file: aux.0.weight", text)
+    assert re.search(r"(\d+) of the network's \1 tensors loaded 7 unused in the file: aux.0.weight", text)
     model = load_model(out)
     assert (model.spec.classes.name, model.spec.input_height) == ("cityscapes", 713)
     assert model.spec.mean == pytest.approx((0.485, 0.456, 0.406))
     assert torch.equal(logits_of(model.network.host, frame), logits_of(trained, frame))
 
 
-def test_convert_turns_caffes_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_accepts_caffes_pixel_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(weights_module.HOSTS, "dilation8", partial(Dilation8, width=2))
     trained = random_host(Dilation8, 0, num_classes=11)
     save_file(rename(trained.state_dict(), [(r"fc8\.", "final.")]), tmp_path / "a.safetensors")
@@ -343,10 +345,10 @@ def test_convert_turns_caffes_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["absent.pth", "--host", "pspnet50", "--classes", "camvid"], "no weights file absent.pth"),
         (["a.pth", "--host", "pspnet9", "--classes", "camvid"], "unknown host 'pspnet9'"),
         (["a.pth", "--host", "dilation8", "--classes", "ade"], "no class set named 'ade'"),
-        (["a.pth", "--host", "ddrnet23slim", "--classes", "camvid"], "no public names are known for DDRNet23Slim"),
+        (["a.pth", "--host", "ddrnet23slim", "--classes", "camvid"], "no public weights are known for DDRNet23Slim"),
     ],
 )
-def test_convert_tells_in_one_line_what_is_wrong(
+def test_convert_names_what_is_wrong_in_one_line(
     arguments: list[str],
     message: str,
     tmp_path: Path,

@@ -40,7 +40,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from netwarp_ros.node.lifecycle import LifecycleError
-from netwarp_ros.node.tools.load import PROFILES_FILE
+from netwarp_ros.node.tools.load import PROFILES_VARIABLE
 from netwarp_ros.resources import resource
 from netwarp_ros.segmenter import Reset, Segmenter
 
@@ -257,7 +257,7 @@ def test_compressed_images_give_the_same_masks(graph: Graph, model: Path, tmp_pa
 def test_the_profile_of_fast_dds_is_one(
     ros_domain: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(PROFILES_FILE, str(resource("fastdds_large_images.xml")))
+    monkeypatch.setenv(PROFILES_VARIABLE, str(resource("fastdds_large_images.xml")))
     with open_graph() as graph, segmenting(graph, tmp_path / "log", model, **lossless("camera")) as program:
         mask, _ = Viewer(graph).see(image_message(np.zeros((1080, 1920, 3), np.uint8), SECOND))
         assert (mask.width, mask.height) == (1920, 1080)

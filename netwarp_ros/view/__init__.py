@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A live look at cameras, as a page on this machine: `netwarp view`."""
+"""The page of `netwarp view`, which shows cameras live, and its server."""
 
 from __future__ import annotations
 

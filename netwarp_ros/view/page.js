@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Draws what the stream of states says of each camera:
-//   name, node (empty: there is none), level (OK, WARN, ERROR, STALE), message: what is the matter;
-//   about, values: what /diagnostics says of the node and of the camera;
-//   silence: seconds since the latest mask, null before the first; picture: the number of the newest, 0: there is none;
-//   frames: of the latest frames, each a list of STAGES, total, age (ms), and 1 where the memory started anew.
+// Draws the state of each camera. The keys of a state:
+//   name; node (empty: none); level (OK, WARN, ERROR, STALE) and message of its diagnostics;
+//   about, values: the values of the node's and of the camera's status on /diagnostics;
+//   silence: seconds since the latest mask, null before the first; picture: the newest picture's number, 0: none;
+//   frames: for each of the latest frames a list: STAGES, total and age in ms, and 1 if the memory started anew, else 0.
 "use strict";
 
 const STAGES = ["wait", "decode", "prepare", "flow", "network", "publish"];
 const RESET = STAGES.length + 2;
-const SILENT_S = 2; // without a mask, after which that is said
-const COLUMNS = 120; // frames of a timeline
+const SILENT_S = 2; // without a mask, after which the page says so
+const COLUMNS = 120; // frames in a timeline
 
 const cards = new Map();
 
@@ -70,7 +70,7 @@ class Card {
     return state.picture ? "" : "no picture yet";
   }
 
-  // The next picture is asked for when this one is there: a slow browser gets fewer of them, and always the newest.
+  // Requests one picture at a time, so a slow browser gets fewer pictures, and always the newest.
   async fetch(number) {
     if (!number || number === this.drawn || this.loading) return;
     this.loading = true;
@@ -83,7 +83,7 @@ class Card {
       this.image = image;
       this.drawn = number;
     } catch {
-      // The next state asks again.
+      // The next state requests it again.
     } finally {
       this.loading = false;
     }
@@ -140,7 +140,7 @@ class Card {
   }
 }
 
-// A column for each frame, the newest at the right, its stages on top of one another; a mark where the memory started anew.
+// Draws one column for each frame, newest at the right, with its stages stacked and a mark if the memory started anew.
 function drawTimeline(canvas, frames) {
   const scale = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
@@ -152,7 +152,7 @@ function drawTimeline(canvas, frames) {
   pen.scale(scale, scale);
   const sums = frames.map((frame) => frame.slice(0, STAGES.length).reduce((sum, ms) => sum + ms, 0));
   const ordered = [...sums].sort((a, b) => a - b);
-  const usual = ordered[Math.floor(0.98 * (ordered.length - 1))] || 0; // so that one slow frame does not flatten the rest
+  const usual = ordered[Math.floor(0.98 * (ordered.length - 1))] || 0; // not the maximum: one slow frame would flatten the rest
   const step = 10 ** Math.floor(Math.log10(Math.max(usual, 1)));
   const top = Math.max(1, Math.ceil((1.1 * usual) / step) * step);
   const [left, bottom, roof] = [50, height - 3, 12];

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's server: the page, a stream of what there is to tell, and pictures one by one.
+"""The server of the page: it serves the page, a stream of the cameras' states, and single pictures.
 
-Nothing queues up. The stream tells how things stand whenever the browser has taken what came before, and the browser
-asks for a picture when it has drawn the one before.
+Nothing queues up. The stream sends the current states once the browser has received the previous ones, and the browser
+requests a picture once it has drawn the previous one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 PERIOD_S = 0.1
-"""Time between two messages of the stream."""
+"""Seconds between two messages of the stream."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Hosts that only this machine reaches."""
+"""Hosts that only this machine can reach."""
 
 FILES = {
     "/": ("page.html", "text/html"),
@@ -48,38 +48,38 @@ HEADERS = {
 
 
 class Source(Protocol):
-    """What the page shows; asked from the server's threads."""
+    """Provides what the page shows. The server calls it from its own threads."""
 
     def is_open(self) -> bool:
-        """Tell whether more is to come."""
+        """Tell whether the stream of states goes on."""
 
     def watching(self) -> AbstractContextManager[None]:
-        """Hold this while a page is open."""
+        """Return a context that is held while a page is open."""
 
     def state(self) -> Sequence[dict[str, Any]]:
-        """Return how the cameras stand, as JSON can hold it: see ``page.js`` for the keys."""
+        """Return the state of each camera, in types that JSON has; ``page.js`` lists the keys."""
 
     def picture(self, camera: str) -> bytes | None:
-        """Return a camera's newest picture, a JPEG, if there is one."""
+        """Return a camera's newest picture as a JPEG; None if there is none."""
 
 
 @contextmanager
 def serving(source: Source, host: str, port: int) -> Iterator[str]:
-    """Serve the page for the body of a ``with`` statement.
+    """Serve the page during the body of a ``with`` statement.
 
-    A page of another site must not read this one by having its own name lead here (DNS rebinding). On one of the
-    `LOOPBACK` hosts, requests are therefore answered under these names only; on any other, under every name.
+    Another site must not read this page by pointing its own name at this machine (DNS rebinding). On a `LOOPBACK` host,
+    the server therefore answers only requests for `LOOPBACK` names; on any other host, it answers for every name.
 
     Args:
-        source: What is shown.
+        source: Provides what is shown.
         host: Name or address to listen on.
-        port: Port to listen on; 0: any that is free.
+        port: Port to listen on; 0: any free port.
 
     Yields:
         The page's address.
 
     Raises:
-        OSError: If that cannot be listened on.
+        OSError: If the server cannot listen on the host and port.
     """
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -95,24 +95,24 @@ def serving(source: Source, host: str, port: int) -> Iterator[str]:
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    # In a thread of its own, where it leaves the signals alone.
+    # In a thread of its own, uvicorn sets no signal handlers.
     thread = Thread(target=server.run, args=([listener],), name="page")
     thread.start()
     try:
         yield f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     finally:
-        # What a browser that takes nothing keeps open is cut after a second, which is no error.
+        # The connection of a browser that does not read is cut after a second. uvicorn would log that as an error.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server.should_exit = True
         thread.join()
 
 
 def make_app(source: Source, hosts: Sequence[str]) -> Starlette:
-    """Return the application, which can only be read from.
+    """Return the application, which only answers requests to read.
 
     Args:
-        source: What is shown.
-        hosts: Names that it answers under; ``*`` is any.
+        source: Provides what is shown.
+        hosts: Host names for which it answers; ``*`` is any.
     """
 
     async def page(request: Request) -> Response:
@@ -122,7 +122,7 @@ def make_app(source: Source, hosts: Sequence[str]) -> Starlette:
     async def states(request: Request) -> Response:
         return StreamingResponse(_stream(source), headers=HEADERS, media_type="text/event-stream")
 
-    def picture(request: Request) -> Response:  # not async: in a thread, as it takes a while
+    def picture(request: Request) -> Response:  # not async: Starlette runs it in a thread, since encoding takes a while
         jpeg = source.picture(request.query_params.get("camera", ""))
         if jpeg is None:
             return Response(status_code=404, headers=HEADERS)
@@ -135,7 +135,7 @@ def make_app(source: Source, hosts: Sequence[str]) -> Starlette:
 
 
 async def _stream(source: Source) -> AsyncIterator[str]:
-    """Tell how things stand, as server-sent events."""
+    """Send the current states, as server-sent events."""
     with source.watching():
         while source.is_open():
             yield f"data: {json.dumps(source.state(), allow_nan=False)}\n\n"

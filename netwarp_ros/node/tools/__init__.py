@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs around the node: the demonstration, the view, and load tests."""
+"""Programs around the nodes: the demonstration, the live view, and load tests."""

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cameras of `netwarp benchmark node`: a process that sends images, and watches what they cost the node."""
+"""The cameras of `netwarp benchmark node`: a process that publishes images and measures the node's CPU and memory."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
-from pathlib import Path
 
 import cv2
+import psutil
 import rclpy
 from rclpy.duration import Duration
 from rclpy.publisher import Publisher
@@ -24,45 +23,45 @@ from netwarp_ros.node.process import TIMEOUT_S, ros_process
 from netwarp_ros.street import Street
 
 FRAMES = 10
-"""Images of the street that a camera sends, there and back again."""
+"""Number of different images that a camera publishes, forwards and backwards."""
 
-FAREWELL = Duration(seconds=2)
-"""Longest wait at the end for reliable subscribers to have all images."""
+ACK_TIMEOUT = Duration(seconds=2)
+"""How long to wait at the end until reliable subscribers have received all images."""
 
 
 @dataclass(frozen=True)
-class Sending:
-    """What cameras sent, and what the node took to serve it.
+class SentImages:
+    """The images that cameras published during a measurement, and what the node used meanwhile.
 
     Attributes:
-        begin_ns: When the warm-up ended, on the clock of the stamps.
-        end_ns: When sending ended.
-        sent: Images sent between the two, by all cameras.
-        last_ns: Stamp of the last image of each camera.
-        cpu: Processors that the node's process kept busy between the two.
-        memory_mb: Its resident memory at the end, in 10^6 bytes.
+        begin_ns: Begin of the measurement, on the clock of the stamps.
+        end_ns: End of the measurement.
+        count: Images published in between, by all cameras together.
+        last_stamps_ns: Stamp of each camera's last image.
+        cpu: CPU cores that the node's process kept busy on average.
+        memory_mb: Resident memory of the node's process at the end, in 10^6 bytes.
     """
 
     begin_ns: int
     end_ns: int
-    sent: int
-    last_ns: list[int]
+    count: int
+    last_stamps_ns: list[int]
     cpu: float
     memory_mb: float
 
 
-def send(
+def send_images(
     cameras: Sequence[str], size: tuple[int, int], rate: float, warm_up: float, seconds: float, pid: int
-) -> Sending:
-    """Be cameras that fire together, in a process of its own.
+) -> SentImages:
+    """Publish the images of cameras that fire together. Call this in a process of its own.
 
     Args:
-        cameras: Their full names.
+        cameras: Full names of the cameras.
         size: Width and height of the images, which are ``bgr8``.
-        rate: Images that each sends per second; where that is more than can be sent, fewer are.
-        warm_up: How long to send before the measurement, in s.
-        seconds: How long to send for it.
-        pid: The process of the node that is measured.
+        rate: Images per second of each camera. If this process cannot publish that many, it publishes fewer.
+        warm_up: Seconds to publish before the measurement.
+        seconds: Seconds to publish during the measurement.
+        pid: Process of the node that is measured.
 
     Raises:
         RuntimeError: If nobody subscribes to a camera.
@@ -76,52 +75,47 @@ def send(
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nobody subscribes to {', '.join(cameras)}")
             time.sleep(0.02)
-        _fire(publishers, messages, rate, warm_up)
-        begin_ns, begin_s = time.time_ns(), cpu_seconds(pid)
-        count, last_ns = _fire(publishers, messages, rate, seconds)
-        end_ns, end_s = time.time_ns(), cpu_seconds(pid)
+        _publish(publishers, messages, rate, warm_up)
+        measured = psutil.Process(pid)
+        measured.cpu_percent()  # the next call returns the mean since this one
+        begin_ns = time.time_ns()
+        count, last_stamps_ns = _publish(publishers, messages, rate, seconds)
+        end_ns, cpu = time.time_ns(), measured.cpu_percent() / 100
         for publisher in publishers:
-            publisher.wait_for_all_acked(FAREWELL)
+            publisher.wait_for_all_acked(ACK_TIMEOUT)
         node.destroy_node()
-    return Sending(begin_ns, end_ns, count, last_ns, (end_s - begin_s) / (end_ns - begin_ns) * 1e9, memory_mb(pid))
+    return SentImages(begin_ns, end_ns, count, last_stamps_ns, cpu, memory_mb(pid))
+
+
+def memory_mb(pid: int) -> float:
+    """Return the resident memory of a process, in 10^6 bytes."""
+    return psutil.Process(pid).memory_info().rss / 1e6
 
 
 @cache
 def _messages(size: tuple[int, int]) -> list[Image]:
-    """Return images of the street, drawn at 480x360 and scaled: there, and back again."""
+    """Return images of the synthetic street, forwards and backwards. They are rendered at 480x360 and scaled."""
     street = Street(rate=10.0)
     images = [cv2.resize(street.frame(index).image, size) for index in range(FRAMES)]
     return [bgr_message(image, Header()) for image in images + images[-2:0:-1]]
 
 
-def _fire(
+def _publish(
     publishers: Sequence[Publisher], messages: Iterator[Image], rate: float, seconds: float
 ) -> tuple[int, list[int]]:
-    """Publish at a rate for a while; return how many images that were, and the last stamp of each camera in ns.
+    """Publish at a rate for some seconds; return the number of images, and the last stamp of each camera in ns.
 
-    An image that is late puts off those after it: a camera sends no bursts.
+    A late image delays those after it: cameras send no bursts.
     """
-    count, last_ns, due = 0, [0] * len(publishers), time.monotonic()
+    count, last_stamps_ns, due = 0, [0] * len(publishers), time.monotonic()
     end = due + seconds
     while due < end:
         message = next(messages)
         for index, publisher in enumerate(publishers):
-            last_ns[index] = time.time_ns()
-            message.header.stamp.sec, message.header.stamp.nanosec = divmod(last_ns[index], 10**9)
+            last_stamps_ns[index] = time.time_ns()
+            message.header.stamp.sec, message.header.stamp.nanosec = divmod(last_stamps_ns[index], 10**9)
             publisher.publish(message)
         count += len(publishers)
         due = max(due + 1 / rate, time.monotonic())
         time.sleep(max(0.0, min(due, end) - time.monotonic()))
-    return count, last_ns
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used, all its threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mb(pid: int) -> float:
-    """Return the resident memory of a process, in 10^6 bytes."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return count, last_stamps_ns

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration: a street clip through the ROS graph, by ``python -m netwarp_ros.node.tools.demo``.
+"""The demonstration: ``python -m netwarp_ros.node.tools.demo`` sends a street clip through the ROS graph.
 
-The clip is written as a bag, a replay node plays it over DDS into a segment node, each in a process of its own, and
-this process records what comes out. Every frame that goes in must come out or be counted as dropped.
+It writes the clip as a bag. A replay node publishes the bag over DDS and a segment node segments it, each in a process
+of its own; this process records the masks. Every frame must come out, or be counted as dropped.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def run(
 
 
 def write_clip(bag: Path, frames: int, rate: float, progress: Progress) -> dict[int, np.ndarray]:
-    """Drive down the street and record it as a bag.
+    """Write a clip of the synthetic street as a bag.
 
     Returns:
-        The exact labels ``(H, W)`` uint8, by the stamps of their frames in ns.
+        The labels ``(H, W)`` uint8, by the stamps of their frames in ns.
     """
     shutil.rmtree(bag, ignore_errors=True)
     street, begin_ns = Street(rate=rate), time.time_ns()
@@ -103,15 +103,15 @@ def write_clip(bag: Path, frames: int, rate: float, progress: Progress) -> dict[
 
 
 def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: Progress) -> Recorder:
-    """Play the bag through a segment node, and record what comes out.
+    """Play the bag through a segment node, and record its results.
 
     Raises:
         NodeError: If a process fails, or a frame neither comes out nor is counted as dropped.
     """
-    # A namespace of its own, so that two demonstrations do not meet.
+    # A namespace of its own, so that two demonstrations on one machine do not mix.
     namespace = f"/demo_{os.getpid()}"
     camera = f"{namespace}/camera"
-    # A robot wants the newest frame; a record wants every one.
+    # A robot needs the newest frame. The demonstration needs every frame, so its queues are long.
     lossless = {
         f"qos_overrides.{camera}/image_raw.publisher.depth": frames,
         f"qos_overrides.{camera}/image_raw.subscription.depth": frames,
@@ -145,12 +145,12 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
 
 
 class Recorder:
-    """Keeps all that comes out of the segment node.
+    """Records the results of the segment node.
 
     Attributes:
         masks: Masks ``(H, W)`` uint8, by the stamps of their frames in ns.
-        timings: Their timings, by the same.
-        account: The latest diagnostic values of the camera.
+        timings: Timings, by the same stamps.
+        counts: The latest values of the camera on ``/diagnostics``.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -161,9 +161,9 @@ class Recorder:
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         self._status = f"{namespace.removeprefix('/')}/segmenter: camera"
-        everything = QoSProfile(depth=1000)
+        lossless = QoSProfile(depth=1000)
         self._subscriptions = [
-            self.node.create_subscription(message_type, topic, callback, everything)
+            self.node.create_subscription(message_type, topic, callback, lossless)
             for message_type, topic, callback in (
                 (Image, "camera/segmentation/mask", self._on_mask),
                 (FrameTiming, "camera/segmentation/timing", self._on_timing),
@@ -173,7 +173,7 @@ class Recorder:
 
     @property
     def dropped(self) -> int:
-        """Frames that the node has dropped, or has noticed to have missed."""
+        """Number of frames that the node has dropped or missed."""
         return int(self.counts["dropped"]) + int(self.counts["missed"])
 
     def connected(self) -> bool:
@@ -181,23 +181,23 @@ class Recorder:
         return all(subscription.get_publisher_count() for subscription in self._subscriptions)
 
     def is_complete(self, frames: int) -> bool:
-        """Tell whether the node has accounted for a number of frames, and all masks and timings are here."""
+        """Tell whether the node has counted all frames, and all its masks and timings have arrived."""
         if not self.counts or int(self.counts["received"]) + int(self.counts["missed"]) < frames:
             return False
         return len(self.masks) == len(self.timings) == frames - self.dropped
 
     def spin_until(self, done: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
-        """Take messages in until something is done.
+        """Receive messages until a condition holds.
 
         Raises:
-            NodeError: If it is not, and no frame came for long.
+            NodeError: If it does not hold, and no mask has arrived for `TIMEOUT_S`.
         """
         count, deadline = -1, 0.0
         while not done():
             if len(self.masks) != count:
                 count, deadline = len(self.masks), time.monotonic() + TIMEOUT_S
             if time.monotonic() > deadline:
-                raise NodeError(f"nothing more came for {TIMEOUT_S:g} s after {count} masks; account: {self.counts}")
+                raise NodeError(f"no mask for {TIMEOUT_S:g} s after {count} masks; counts: {self.counts}")
             self.executor.spin_once(timeout_sec=0.1)
             meanwhile()
 
@@ -221,15 +221,15 @@ class Recorder:
 def draw(
     bag: Path, labels: dict[int, np.ndarray], recorder: Recorder, classes: ClassSet, out: Path, progress: Progress
 ) -> ConfusionMatrix:
-    """Score the masks against the labels, and make overlay.mp4 of them, and overlay.png of the middle one.
+    """Compare the masks with the labels, and write overlay.mp4 of all frames and overlay.png of the middle one.
 
     Returns:
-        The confusion of masks and labels, of the frames that came out.
+        The confusion matrix of the frames that came out.
     """
     confusion = ConfusionMatrix(len(classes), classes.void)
     frames = open_frames(bag)
     legend = _legend(classes, 2 * next(iter(labels.values())).shape[1])
-    with VideoWriter(out / "overlay.mp4", frames.rate) as film:
+    with VideoWriter(out / "overlay.mp4", frames.rate) as video:
         for frame in progress.track(frames, total=len(frames), description="drawing"):
             if frame.stamp_ns not in recorder.masks:
                 continue
@@ -239,14 +239,14 @@ def draw(
             text = f"frame {frame.index}  |  network {timing.network_ms:.0f} ms  |  mask after {timing.total_ms:.0f} ms"
             _write(caption, text, (12, 50))
             picture = np.vstack([np.hstack([frame.image, classes.overlay(frame.image, mask)]), caption])
-            film.write(picture)
+            video.write(picture)
             if frame.index == len(frames) // 2 and not cv2.imwrite(str(out / "overlay.png"), picture):
                 raise OSError(f"{out / 'overlay.png'} cannot be written")
     return confusion
 
 
 def _legend(classes: ClassSet, width: int) -> np.ndarray:
-    """Return a strip ``(64, width, 3)`` BGR with the classes' colors and names, and room for a line below."""
+    """Return a strip ``(64, width, 3)`` BGR with the classes' colors and names, and space for a line of text."""
     strip = np.full((64, width, 3), 24, np.uint8)
     for index, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True)):
         left = 12 + index * (width - 12) // len(classes)
@@ -275,8 +275,8 @@ def _percentiles(values: Iterator[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the demonstration; a failure ends it with status 1, wrong input with 2."""
-    # Robots on the same network are none of a demonstration's business.
+    """Run the demonstration. The exit status is 1 for a failure, 2 for wrong input."""
+    # Robots on the same network must not receive the demonstration.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     with ros_process("demo"):
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node that tutorials write, which `netwarp benchmark node` holds the segment node against.
+"""A node as tutorials write it, with which `netwarp benchmark node` compares the segment node.
 
-The callback decodes the image, runs the network on it and publishes the mask; ten images wait their turn. Network,
-precision and messages are those of the segment node with ``host_only``, so that what differs is the node.
+Its callback decodes the image, runs the network and publishes the mask; up to ten images wait in the queue. Network,
+precision and messages are those of the segment node with ``host_only``, so only the nodes differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from netwarp_ros.recordings.messages import stamp_of
 from netwarp_ros.segmenter import Segmenter, Stream
 
 QUEUE = QoSProfile(depth=10)
-"""What tutorials subscribe and publish with: reliable, and ten images deep."""
+"""QoS of the topics, as in tutorials: reliable, depth 10."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,20 @@ class _Camera:
 
 
 class PlainNode(Node):
-    """Takes the parameters of the segment node; those of flow and memory change nothing."""
+    """Has the parameters of the segment node; those of flow and memory have no effect."""
 
     def __init__(self) -> None:
         super().__init__("segmenter")
         parameters.declare(self, SegmentParameters, read_only=True)
-        wanted = parameters.read(self, SegmentParameters)
+        settings = parameters.read(self, SegmentParameters)
         segmenter = Segmenter(
-            wanted.model,
-            device=wanted.device,
-            precision=wanted.precision,
-            input_height=wanted.input_height,
+            settings.model,
+            device=settings.device,
+            precision=settings.precision,
+            input_height=settings.input_height,
             host_only=True,
         )
-        for name in wanted.cameras:
+        for name in settings.cameras:
             self._add(name, segmenter.stream())
 
     def _add(self, name: str, stream: Stream) -> None:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A segment node with more to do than it can, for long: are its masks fresh, does its memory grow, do its counts agree?
+"""Soak test of the segment node: more images than it can segment, for half an hour.
 
-``python -m netwarp_ros.node.tools.soak --minutes 30`` first measures the service time S: the time between two masks of
-a node that always has an image waiting, whichever cameras they are of. Then the cameras, which fire together, send 1.5
-times what can be served, and what comes out is held to the checks that `soak` returns. One that fails is exit status 1.
+``python -m netwarp_ros.node.tools.soak --minutes 30`` checks that the masks stay fresh, that the memory does not grow,
+and that the counts agree; `soak` returns the checks. If one fails, the exit status is 1.
 
-How old may a mask be? Cameras are served in turn, and of each the newest image is taken. With N cameras each of them
-sends one every N/1.5 S, so the image that is taken has waited N/1.5 S at most, and its mask comes one S later: after
-N/1.5 + 1 service times, if all are alike. For one camera that is 1.67, and 2.5 allows them to be half as long again.
-The same allowance for N cameras is 1.5 * (N/1.5 + 1) = N + 1.5 service times.
+The program first measures the service time S: the time between two masks while images are always waiting, over all
+cameras. Then the cameras fire together, at 1.5 times the rate that the node can serve.
+
+The bound on a mask's age: cameras are served in turn, and the newest image of each is taken. Each of N cameras sends an
+image every N/1.5 S, so an image waits at most N/1.5 S, and its mask follows one S later: after N/1.5 + 1 service times,
+if all service times are equal. For one camera this is 1.67, and 2.5 allows half as much again. The same allowance for N
+cameras is 1.5 * (N/1.5 + 1) = N + 1.5 service times.
 """
 
 from __future__ import annotations
@@ -26,23 +28,25 @@ import torch
 from netwarp_ros.evaluation.provenance import environment, versions
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node.tools.cameras import memory_mb
-from netwarp_ros.node.tools.load import Bench, Subject
+from netwarp_ros.node.tools.load import Bench, NodeUnderTest
 
 OVERLOAD = 1.5
-GROWTH = 1.0
-"""Per cent that memory may grow by after the warm-up."""
+"""Images sent, divided by the images that the node can serve."""
+
+MAX_GROWTH = 1.0
+"""Per cent by which the memory may grow after the warm-up."""
 
 SAMPLE_S = 5.0
-"""Time between two looks at the memory."""
+"""Seconds between two measurements of the memory."""
 
 
 def service_time(cameras: int, size: tuple[int, int], seconds: float, **parameters: Any) -> float:
-    """Return the time between two masks under overload, in s."""
+    """Return the service time in s: the time between two masks under overload."""
     with Bench() as bench:
-        [subject] = bench.start(["netwarp"], cameras, **parameters)
+        [node] = bench.start(["netwarp"], cameras, **parameters)
         rate = 40 / cameras
-        for _ in range(2):  # the second time under the load that is to come: sending takes its share of the machine
-            run = bench.load(subject, size, rate, seconds)
+        for _ in range(2):  # the second time at the rate of the soak: publishing the images also takes CPU time
+            run = bench.load(node, size, rate, seconds)
             rate = OVERLOAD * run.masks / run.seconds / cameras
     return run.seconds / run.masks
 
@@ -50,28 +54,35 @@ def service_time(cameras: int, size: tuple[int, int], seconds: float, **paramete
 def soak(
     cameras: int, size: tuple[int, int], seconds: float, service_s: float, **parameters: Any
 ) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Send 1.5 times what can be served for a while.
+    """Send `OVERLOAD` times the images that the node can serve.
+
+    Args:
+        cameras: Number of cameras.
+        size: Width and height of the images.
+        seconds: Duration.
+        service_s: Service time of the node, in s.
+        parameters: Parameters of the node.
 
     Returns:
-        What was found, and which checks it passes.
+        The figures, and for each check whether it passed.
     """
     memory: list[tuple[float, float]] = []
     with Bench() as bench:
-        [subject] = bench.start(["netwarp"], cameras, **parameters)
-        begun = time.monotonic()
+        [node] = bench.start(["netwarp"], cameras, **parameters)
+        start_s = time.monotonic()
 
-        def watch() -> None:
-            now = time.monotonic() - begun
+        def sample_memory() -> None:
+            now = time.monotonic() - start_s
             if now >= SAMPLE_S * len(memory):
-                memory.append((round(now, 1), memory_mb(subject.process.pid)))
+                memory.append((round(now, 1), memory_mb(node.process.pid)))
 
         rate = OVERLOAD / service_s / cameras
-        run = bench.load(subject, size, rate, seconds, warm_up=0, meanwhile=watch)
-        subject.accounts.clear()
-        bench.spin_until(lambda: len(subject.accounts) == cameras and not _count(subject, "in flight"), subject)
-    ages = subject.durations(0, 2**63)["age"]
-    reasons = [name for name in next(iter(subject.accounts.values())) if name.startswith("dropped: ")]
-    found: dict[str, Any] = {
+        run = bench.load(node, size, rate, seconds, warm_up=0, meanwhile=sample_memory)
+        node.diagnostics.clear()
+        bench.spin_until(lambda: len(node.diagnostics) == cameras and not _count(node, "in flight"), node)
+    ages = node.durations(0, 2**63)["age"]
+    drop_counts = [name for name in next(iter(node.diagnostics.values())) if name.startswith("dropped: ")]
+    figures: dict[str, Any] = {
         "cameras": cameras,
         "size": list(size),
         "seconds": round(run.seconds, 1),
@@ -80,56 +91,62 @@ def soak(
         "stages_ms": run.stages_ms,
         "age_max_ms": max(ages),
         "sent": run.sent,
-        **{name: _count(subject, name) for name in ("received", "missed", "published", "dropped", *reasons)},
+        **{name: _count(node, name) for name in ("received", "missed", "published", "dropped", *drop_counts)},
         "cpu": run.cpu,
         "memory_mb": memory,
-        "growth": growth(memory),
-        "errors": sorted({account["last error"] for account in subject.accounts.values()} - {"none"}),
-        "accounts": subject.accounts,
+        "growth": memory_growth(memory),
+        "errors": sorted({values["last error"] for values in node.diagnostics.values()} - {"none"}),
+        "accounts": node.diagnostics,
     }
-    service_ms = found["service_ms"]["meanwhile"]
+    service_ms = figures["service_ms"]["meanwhile"]
     checks = {
         f"age p99 ≤ {cameras + 1.5:g} service times": run.stages_ms["age"]["p99"] <= (cameras + 1.5) * service_ms,
-        f"memory grows by ≤ {GROWTH:g} %": found["growth"] <= GROWTH,
+        f"memory grows by ≤ {MAX_GROWTH:g} %": figures["growth"] <= MAX_GROWTH,
         "received = published + dropped": all(
-            int(account["received"]) == int(account["published"]) + int(account["dropped"])
-            for account in subject.accounts.values()
+            int(values["received"]) == int(values["published"]) + int(values["dropped"])
+            for values in node.diagnostics.values()
         ),
-        "published = masks that came": found["published"] == len(ages),
-        "no error": not (found["errors"] or found["dropped: failed"] or found["dropped: malformed"]),
+        "published = masks that came": figures["published"] == len(ages),
+        "no error": not (figures["errors"] or figures["dropped: failed"] or figures["dropped: malformed"]),
     }
-    return found, checks
+    return figures, checks
 
 
-def growth(memory: list[tuple[float, float]]) -> float:
-    """Return by how many per cent the median of the last tenth exceeds that of the second; the first is warm-up."""
+def memory_growth(memory: list[tuple[float, float]]) -> float:
+    """Return by how many per cent the median of the last tenth exceeds that of the second tenth.
+
+    The first tenth is warm-up.
+
+    Args:
+        memory: Time in s and memory, in their order.
+    """
     tenth = math.ceil(len(memory) / 10)
     sizes = [size for _, size in memory]
     return 100 * (statistics.median(sizes[-tenth:]) / statistics.median(sizes[tenth : 2 * tenth] or sizes) - 1)
 
 
-def _count(subject: Subject, name: str) -> int:
-    return sum(int(account[name]) for account in subject.accounts.values())
+def _count(node: NodeUnderTest, name: str) -> int:
+    return sum(int(values[name]) for values in node.diagnostics.values())
 
 
-def _print(found: dict[str, Any], checks: dict[str, bool]) -> None:
-    service, stages, ages = found["service_ms"], found["stages_ms"], found["stages_ms"]["age"]
-    sizes = [size for _, size in found["memory_mb"]]
-    width, height = found["size"]
+def _print(figures: dict[str, Any], checks: dict[str, bool]) -> None:
+    service, stages, ages = figures["service_ms"], figures["stages_ms"], figures["stages_ms"]["age"]
+    sizes = [size for _, size in figures["memory_mb"]]
+    width, height = figures["size"]
     rows = {
-        "duration, s": f"{found['seconds']:.0f}",
-        "images sent": f"{found['sent']}, {found['cameras']} × {found['rate']:g} Hz, {width}×{height}",
+        "duration, s": f"{figures['seconds']:.0f}",
+        "images sent": f"{figures['sent']}, {figures['cameras']} × {figures['rate']:g} Hz, {width}×{height}",
         "service time S, ms": f"{service['before']:.1f} measured before, {service['meanwhile']:.1f} on average",
-        "sent / served": f"{found['sent'] / found['published']:.2f}",
-        "age p50, p95, p99, max, ms": ", ".join(f"{age:.0f}" for age in (*ages.values(), found["age_max_ms"])),
+        "sent / served": f"{figures['sent'] / figures['published']:.2f}",
+        "age p50, p95, p99, max, ms": ", ".join(f"{age:.0f}" for age in (*ages.values(), figures["age_max_ms"])),
         "age p99, service times": f"{ages['p99'] / service['meanwhile']:.2f}",
         "latency p50, p95, p99, ms": ", ".join(f"{value:.0f}" for value in stages["total"].values()),
-        **{name: str(found[name]) for name in found if name in ("received", "missed", "published")},
-        **{name: str(found[name]) for name in found if name.startswith("dropped: ")},
-        "errors": "; ".join(found["errors"]) or "none",
+        **{name: str(figures[name]) for name in figures if name in ("received", "missed", "published")},
+        **{name: str(figures[name]) for name in figures if name.startswith("dropped: ")},
+        "errors": "; ".join(figures["errors"]) or "none",
         "memory, MB": f"{sizes[0]:.0f} at first, {max(sizes):.0f} at most, {sizes[-1]:.0f} at last",
-        "memory growth after warm-up": f"{found['growth']:+.2f} %",
-        "processors kept busy": f"{found['cpu']:.2f}",
+        "memory growth after warm-up": f"{figures['growth']:+.2f} %",
+        "processors kept busy": f"{figures['cpu']:.2f}",
         **{name: "yes" if passed else "NO" for name, passed in checks.items()},
     }
     print("| | |\n|---|---|")
@@ -138,22 +155,22 @@ def _print(found: dict[str, Any], checks: dict[str, bool]) -> None:
 
 
 def main() -> None:
-    """Measure, soak, and print what came of it."""
-    parser = argparse.ArgumentParser(description="Send a segment node more than it can serve, for long.")
+    """Measure the service time, soak, and print the figures and checks."""
+    parser = argparse.ArgumentParser(description="Send a segment node more images than it can serve, for a long time.")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--size", default="480x360", help="WIDTHxHEIGHT of the images")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--json", type=Path, help="file for all figures, the series of the memory included")
+    parser.add_argument("--json", type=Path, help="file for all figures, with the series of memory measurements")
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     seconds, parameters = 60 * arguments.minutes, {"model": arguments.model}
     service_s = service_time(arguments.cameras, (width, height), min(20.0, seconds / 4), **parameters)
-    found, checks = soak(arguments.cameras, (width, height), seconds, service_s, **parameters)
-    _print(found, checks)
+    figures, checks = soak(arguments.cameras, (width, height), seconds, service_s, **parameters)
+    _print(figures, checks)
     if arguments.json:
-        report = {"environment": {**environment(torch.device("cpu")), "versions": versions()}, **parameters, **found}
-        arguments.json.write_text(json.dumps({**report, "checks": checks}, indent=1) + "\n", encoding="utf-8")
+        results = {"environment": {**environment(torch.device("cpu")), "versions": versions()}, **parameters, **figures}
+        arguments.json.write_text(json.dumps({**results, "checks": checks}, indent=1) + "\n", encoding="utf-8")
     raise SystemExit(not all(checks.values()))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `netwarp view` shows, taken from the ROS graph."""
+"""The node behind `netwarp view`: it collects the overlays, timings and diagnostics of cameras."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from netwarp_ros.recordings.messages import STAGES
 from netwarp_ros.view import serving
 
 FRAMES = 120
-"""Number of latest frames whose timings are shown."""
+"""Number of latest frames whose timings are kept."""
 
-WIDTH = 960
-"""Pixels that pictures are scaled down to."""
+MAX_WIDTH = 960
+"""Width in pixels to which larger overlays are scaled."""
 
 PERIOD_S = 0.5
-"""Time between two looks at the graph."""
+"""Seconds between two searches of the graph for cameras."""
 
 TIMING, OVERLAY = "/segmentation/timing", "/segmentation/overlay"
 LEVELS = ("OK", "WARN", "ERROR", "STALE")
@@ -45,30 +45,30 @@ LEVELS = ("OK", "WARN", "ERROR", "STALE")
 
 @dataclass
 class _Camera:
-    """What is known of one camera.
+    """One camera.
 
     Attributes:
-        name: What its topics begin with, resolved.
-        node: Full name of the node that publishes its timings; empty when none does.
-        frames: Stages in ms, total, age, and whether the memory started anew, of the latest frames.
-        heard: When the latest timing came, on the monotonic clock in s; None when none came.
-        pictures: Number of overlays that came.
-        picture: The newest of them; None when there is none.
-        overlay: The subscription that they come by, while there is one.
-        encoded: What `pictures` was for the newest JPEG, and that.
+        name: Resolved first part of its topics' names.
+        node: Full name of the node that publishes its timings; empty if none does.
+        frames: For each of the latest frames: stages, total and age in ms, and 1 if the memory started anew, else 0.
+        last_timing_s: When the latest timing arrived, on the monotonic clock; None before the first.
+        overlay_count: Number of overlays received.
+        overlay: The newest overlay; None if there is none.
+        subscription: Subscription to the overlays; None while no page is open.
+        jpeg: The newest encoded overlay, after the `overlay_count` at which it was the newest.
     """
 
     name: str
     node: str = ""
     frames: deque[list[float]] = field(default_factory=lambda: deque(maxlen=FRAMES))
-    heard: float | None = None
-    pictures: int = 0
-    picture: Image | None = None
-    overlay: Subscription | None = None
-    encoded: tuple[int, bytes] = (0, b"")
+    last_timing_s: float | None = None
+    overlay_count: int = 0
+    overlay: Image | None = None
+    subscription: Subscription | None = None
+    jpeg: tuple[int, bytes] = (0, b"")
 
-    def statuses(self) -> tuple[str, str]:
-        """Return by which names the node and this camera are on ``/diagnostics``; empty ones when there is no node."""
+    def status_names(self) -> tuple[str, str]:
+        """Return the names of the node's and this camera's status on ``/diagnostics``; empty if there is no node."""
         if not self.node:
             return "", ""
         name, namespace = self.node.removeprefix("/"), str(PurePosixPath(self.node).parent)
@@ -76,17 +76,16 @@ class _Camera:
 
 
 class ViewNode(Node):
-    """Keeps the newest of what the segment nodes say of their cameras.
+    """Keeps the newest overlays, timings and diagnostics of cameras.
 
-    A segment node makes overlays only while somebody subscribes, so this node does while a page is open.
+    A segment node makes overlays only while somebody subscribes, so this node subscribes only while a page is open.
 
     Args:
-        cameras: Cameras to show, by the names that their topics begin with; without any, those of all segment nodes
-            in the namespace.
-        namespace: Where the cameras are.
+        cameras: Names of the cameras to show; if empty, the cameras of all segment nodes in the namespace.
+        namespace: Namespace of the cameras.
 
     Raises:
-        ValueError: If a name is none.
+        ValueError: If a name is not a valid topic name, or the namespace is not valid.
     """
 
     def __init__(self, cameras: Sequence[str] = (), namespace: str = "") -> None:
@@ -98,23 +97,23 @@ class ViewNode(Node):
         except NameValidationException as error:
             raise ValueError(" ".join(str(error).split())) from error
         super().__init__("view", namespace=namespace)
-        self._wanted = [self.resolve_topic_name(name) for name in cameras]
-        self._lock = Lock()  # of all below, which the page's server reads from its own threads
+        self._requested = [self.resolve_topic_name(name) for name in cameras]
+        self._lock = Lock()  # guards what follows: the page's server calls from its own threads
         self._cameras: dict[str, _Camera] = {}
         self._statuses: dict[str, DiagnosticStatus] = {}
         self._pages = 0
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QoSProfile(depth=10))
-        # On the steady clock: it must also tick where simulated time stands still.
-        self.create_timer(PERIOD_S, self._look_around, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        self._look_around()
+        # On the steady clock: the search goes on even while simulated time is paused.
+        self.create_timer(PERIOD_S, self._discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._discover()
 
     def is_open(self) -> bool:
-        """Tell whether ROS runs."""
+        """Tell whether ROS is running."""
         return bool(self.context.ok())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Have overlays made for the body of a ``with`` statement."""
+        """Receive overlays during the body of a ``with`` statement."""
         with self._lock:
             self._pages += 1
         try:
@@ -124,102 +123,106 @@ class ViewNode(Node):
                 self._pages -= 1
 
     def state(self) -> list[dict[str, Any]]:
-        """Return how the cameras stand, sorted by name."""
+        """Return the state of each camera, sorted by name."""
         with self._lock:
             return [self._state(self._cameras[name]) for name in sorted(self._cameras)]
 
     def picture(self, camera: str) -> bytes | None:
-        """Return a camera's newest overlay as a JPEG, if there is one that can be decoded."""
+        """Return a camera's newest overlay as a JPEG; None if there is none, or it cannot be decoded."""
         with self._lock:
-            if (view := self._cameras.get(camera)) is None or view.picture is None:
+            if (shown := self._cameras.get(camera)) is None or shown.overlay is None:
                 return None
-            count, message = view.pictures, view.picture
-            if view.encoded[0] == count:
-                return view.encoded[1]
+            count, message = shown.overlay_count, shown.overlay
+            if shown.jpeg[0] == count:
+                return shown.jpeg[1]
         try:
             image = to_bgr(message)
         except ImageError:
             return None
         height, width = image.shape[:2]
-        if width > WIDTH:
-            image = cv2.resize(image, (WIDTH, max(1, round(height * WIDTH / width))), interpolation=cv2.INTER_AREA)
+        if width > MAX_WIDTH:
+            size = (MAX_WIDTH, max(1, round(height * MAX_WIDTH / width)))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
         with self._lock:
-            view.encoded = max(view.encoded, (count, jpeg))
+            shown.jpeg = max(shown.jpeg, (count, jpeg))
         return jpeg
 
     def _state(self, camera: _Camera) -> dict[str, Any]:
-        node, own = (self._statuses.get(name) for name in camera.statuses())
+        of_node, of_camera = (self._statuses.get(name) for name in camera.status_names())
         level, message = DiagnosticStatus.STALE, "no diagnostics yet"
         if not camera.node:
             level, message = DiagnosticStatus.ERROR, f"nothing publishes {camera.name}{TIMING}"
-        elif known := [status for status in (own, node) if status is not None]:
-            worst = max(known, key=lambda status: status.level)  # of two alike, the camera's
+        elif statuses := [status for status in (of_camera, of_node) if status is not None]:
+            worst = max(statuses, key=lambda status: status.level)  # the camera's if both are equal
             level, message = worst.level, worst.message
         return {
             "name": camera.name,
             "node": camera.node,
             "level": LEVELS[min(ord(level), 3)],
             "message": message,
-            "about": _values(node),
-            "values": _values(own),
-            "silence": None if camera.heard is None else round(monotonic() - camera.heard, 1),
-            "picture": camera.pictures if camera.picture is not None else 0,
+            "about": _values(of_node),
+            "values": _values(of_camera),
+            "silence": None if camera.last_timing_s is None else round(monotonic() - camera.last_timing_s, 1),
+            "picture": camera.overlay_count if camera.overlay is not None else 0,
             "frames": list(camera.frames),
         }
 
-    def _look_around(self) -> None:
-        """Find cameras and their nodes, and subscribe to overlays if they are looked at."""
-        within = self.get_namespace().rstrip("/") + "/"
-        found = [
+    def _discover(self) -> None:
+        """Find new cameras and their nodes, and subscribe to the overlays while a page is open."""
+        prefix = self.get_namespace().rstrip("/") + "/"
+        names = [
             topic.removesuffix(TIMING)
             for topic, types in self.get_topic_names_and_types()
-            if topic.startswith(within) and topic.endswith(TIMING) and "netwarp_ros/msg/FrameTiming" in types
+            if topic.startswith(prefix) and topic.endswith(TIMING) and "netwarp_ros/msg/FrameTiming" in types
         ]
-        for name in self._wanted or found:
+        for name in self._requested or names:
             if name not in self._cameras:
                 self._add(_Camera(name))
         for camera in self._cameras.values():
             publishers = self.get_publishers_info_by_topic(camera.name + TIMING)
-            nodes = [str(PurePosixPath(found.node_namespace, found.node_name)) for found in publishers]
+            nodes = [str(PurePosixPath(info.node_namespace, info.node_name)) for info in publishers]
             with self._lock:
                 camera.node = nodes[0] if nodes else ""
-                looked_at = self._pages > 0
-            if looked_at and camera.overlay is None:
+                watched = self._pages > 0
+            if watched and camera.subscription is None:
                 self._subscribe(camera)
-            elif camera.overlay is not None and not looked_at:
-                self.destroy_subscription(camera.overlay)
+            elif camera.subscription is not None and not watched:
+                self.destroy_subscription(camera.subscription)
                 with self._lock:
-                    camera.overlay = camera.picture = None
+                    camera.subscription = camera.overlay = None
 
     def _add(self, camera: _Camera) -> None:
-        def take(timing: FrameTiming) -> None:
+        def on_timing(timing: FrameTiming) -> None:
             times = [getattr(timing, f"{stage}_ms") for stage in (*STAGES, "total", "age")]
             if all(map(math.isfinite, times)):
                 with self._lock:
-                    camera.heard = monotonic()
+                    camera.last_timing_s = monotonic()
                     camera.frames.append([round(ms, 1) for ms in times] + [int(timing.memory == timing.MEMORY_NEW)])
 
         with self._lock:
             self._cameras[camera.name] = camera
         self.create_subscription(
-            FrameTiming, camera.name + TIMING, take, QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+            FrameTiming,
+            camera.name + TIMING,
+            on_timing,
+            QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
         )
 
     def _subscribe(self, camera: _Camera) -> None:
-        def take(overlay: Image) -> None:
+        def on_overlay(overlay: Image) -> None:
             with self._lock:
-                camera.pictures += 1
-                camera.picture = overlay
+                camera.overlay_count += 1
+                camera.overlay = overlay
 
-        # Of the overlays that wait, the newest replaces the others; by best effort, large ones would get lost.
+        # The queue holds one overlay; a newer one replaces it. Best effort would lose large ones.
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_AVAILABLE)
-        camera.overlay = self.create_subscription(Image, camera.name + OVERLAY, take, newest)
+        camera.subscription = self.create_subscription(Image, camera.name + OVERLAY, on_overlay, newest)
 
-    def _on_diagnostics(self, report: DiagnosticArray) -> None:
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
         with self._lock:
-            ours = {name for camera in self._cameras.values() for name in camera.statuses()}
-            self._statuses |= {status.name: status for status in report.status if status.name in ours}
+            ours = {name for camera in self._cameras.values() for name in camera.status_names()}
+            self._statuses |= {status.name: status for status in message.status if status.name in ours}
 
 
 def _values(status: DiagnosticStatus | None) -> dict[str, str]:
@@ -230,13 +233,13 @@ def view(cameras: Sequence[str], namespace: str, host: str, port: int) -> None:
     """Serve the page until SIGINT or SIGTERM.
 
     Args:
-        cameras: As of `ViewNode`.
-        namespace: As of `ViewNode`.
+        cameras: See `ViewNode`.
+        namespace: See `ViewNode`.
         host: Name or address to listen on.
-        port: Port to listen on; 0: any that is free.
+        port: Port to listen on; 0: any free port.
 
     Raises:
-        SystemExit: With status 2, if a name is none or the host and port cannot be listened on.
+        SystemExit: With status 2, if a name is not valid or the host and port cannot be listened on.
     """
     with ros_process("netwarp view"):
         node = ViewNode(cameras, namespace)

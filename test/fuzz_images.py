@@ -32,7 +32,7 @@ def fuzzed_image(rng: np.random.Generator, kind: Any) -> Any:
     width, height = (int(size) for size in rng.integers(1, MAX_SIZE + 1, 2))
     layout = ENCODINGS[encoding]
     step = width * layout.channels * np.dtype(layout.dtype).itemsize + int(rng.choice((0, 0, 1, 16)))
-    length = layout.bytes(height, step)
+    length = layout.data_length(height, step)
     fields = {"encoding": encoding, "width": width, "height": height, "step": step, "is_bigendian": 0}
     for name in rng.choice([*fields, "length"], rng.integers(0, 4)):
         if name == "encoding":

@@ -43,7 +43,7 @@ def test_missing_label_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is no CamVid: it must hold images/ and labels/, 701_Stills"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not CamVid: it must hold images/ and labels/, 701_Stills"):
         CamVid(tmp_path / "nowhere")
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
@@ -56,7 +56,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     [
         (np.zeros((6, 7), np.uint8), r"a\.png is 7x6, but its image is 8x6"),
         (np.full((6, 8), 12, np.uint8), r"a\.png holds class id 12"),
-        (np.ones((6, 8, 3), np.uint8), r"a\.png holds the RGB colour \(1, 1, 1\), which is of none"),
+        (np.ones((6, 8, 3), np.uint8), r"a\.png holds the RGB color \(1, 1, 1\), which is not one of"),
         (np.zeros((6, 8), np.uint16), r"a\.png is \(6, 8\) uint16: a label map holds class ids"),
     ],
 )

@@ -105,7 +105,7 @@ def test_of_an_mcap_file_even_a_part_of_a_chunk_is_read(tmp_path: Path, compress
     file.write_bytes(content[: content.rindex(raw(3).data[-99:].tobytes())])  # in the middle of number 3
     numbers, told = read(file)
     assert numbers == [0, 1, 2]
-    assert f"{file}: the record at byte" in told and "what lies behind is lost" in told
+    assert f"{file}: the record at byte" in told and "what follows is lost" in told
 
 
 def test_a_damaged_chunk_costs_no_more_than_itself(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_damaged_page_ends_a_database(tmp_path: Path) -> None:
     file.write_bytes(content)
     numbers, told = read(file.parent)
     assert numbers == list(range(len(numbers))) and 0 < len(numbers) < COUNT
-    assert f"{file} is damaged, and what lies behind is lost: " in told
+    assert f"{file} is damaged, and what follows is lost: " in told
     assert f"{COUNT - len(numbers)} of the {COUNT} messages of /c are lost" in told
 
 
@@ -226,5 +226,5 @@ def test_labels_of_a_damaged_bag(tmp_path: Path) -> None:
     labels = BagLabels(file, {"/c": "/labels"})
     assert labels(next(iter(open_frames(file, topics=["/c"])))) is not None
     assert any(f"{file} is damaged" in told for told in labels.damage)
-    with pytest.raises(ValueError, match="is damaged: .*; to be trained on, a bag must be sound"):
+    with pytest.raises(ValueError, match="is damaged: .*; training needs a sound bag"):
         BagDataset(file, "/c", "/labels", load_classes("camvid"))

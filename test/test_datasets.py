@@ -79,7 +79,7 @@ def test_clips_end_with_a_labelled_frame_and_are_void_before_it(tmp_path: Path) 
 
 def test_clips_of_a_length_that_nothing_has_are_refused(tmp_path: Path) -> None:
     folder = labelled_video(tmp_path, 3, {1})
-    with pytest.raises(ValueError, match="images has no clip of 3 frames, the longest is of 2"):
+    with pytest.raises(ValueError, match="images has no clip of 3 frames; the longest clip has 2"):
         clips(folder, 3)
     with pytest.raises(ValueError, match="length is 0: give at least 1"):
         clips(folder, 0)
@@ -88,7 +88,7 @@ def test_clips_of_a_length_that_nothing_has_are_refused(tmp_path: Path) -> None:
 def test_a_frame_of_another_size_in_a_clip_is_named(tmp_path: Path) -> None:
     folder = labelled_video(tmp_path, 3, {2})
     write(tmp_path / "images" / "001.png", np.zeros((4, 5, 3), np.uint8))
-    with pytest.raises(ValueError, match="001 is 5x4, but 002, which it leads up to, is 8x6"):
+    with pytest.raises(ValueError, match="001 is 5x4, but 002, the last frame of its clip, is 8x6"):
         clips(folder, 3)[0]
 
 
@@ -189,7 +189,7 @@ def test_a_few_pixels_of_no_colour_are_void_but_not_many() -> None:
     expected[0, 0] = VOID
     np.testing.assert_array_equal(from_colors(colored, ""), expected)
     colored[0, :3] = 77, 26, 1
-    with pytest.raises(ValueError, match=r"a\.png holds the RGB colour \(1, 26, 77\), which is of none"):
+    with pytest.raises(ValueError, match=r"a\.png holds the RGB color \(1, 26, 77\), which is not one of"):
         from_colors(colored, "a.png")
 
 
@@ -244,7 +244,7 @@ def test_cityscapes_without_its_sequences_is_of_stills(tmp_path: Path) -> None:
     root = cityscapes(tmp_path, sequence="leftImg8bit_trainvaltest/leftImg8bit", frames=range(19, 20))
     source = Cityscapes(root, "train")
     assert source[0].image[0, 0, 0] == 19 and source.frames_before(0) == 0
-    with pytest.raises(ValueError, match="leftImg8bit/train has no clip of 2 frames, the longest is of 1"):
+    with pytest.raises(ValueError, match="leftImg8bit/train has no clip of 2 frames; the longest clip has 1"):
         clips(source, 2)
 
 
@@ -379,9 +379,9 @@ def test_a_bags_clips_do_not_span_a_pause(tmp_path: Path) -> None:
     [
         (
             message(picture(0), "bgr8", 0),
-            "label map of image 0, on /mask, cannot be read: label maps are mono8, and not",
+            "label map of image 0, on /mask, cannot be read: a label map must be mono8, not",
         ),
-        (message(label(0), "png", 0), "label maps are mono8, and not compressed"),
+        (message(label(0), "png", 0), "a label map must be mono8, not compressed"),
         (message(np.zeros((HEIGHT, 5), np.uint8), "mono8", 0), "cannot be read: it is 5x6, but its image is 8x6"),
         (message(label(12), "mono8", 0), "on /mask, holds class id 12"),
     ],

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from rosbags.image import image_to_cvimage
 
-from netwarp_ros.recordings.image_messages import ENCODINGS, ImageError, samples, to_bgr
+from netwarp_ros.recordings.image_messages import ENCODINGS, ImageError, to_array, to_bgr
 
 WIDTH, HEIGHT = 32, 20
 RED, GREEN, BLUE, GREY, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (128, 128, 128), (0, 0, 0)
@@ -40,7 +40,7 @@ def image(encoding: str, width: int, height: int, data: bytes, step: int = 0, **
 def noise(encoding: str, padding: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Any:
     """An image of random samples."""
     step = image(encoding, width, height, b"").step + padding
-    length = ENCODINGS[encoding].bytes(height, step)
+    length = ENCODINGS[encoding].data_length(height, step)
     return image(encoding, width, height, np.random.default_rng(0).bytes(length), step)
 
 
@@ -149,7 +149,7 @@ def test_padded_rows_are_as_if_without_padding(encoding: str, padding: int) -> N
 
 def rosbags_image(message: Any) -> np.ndarray:
     """Decode by rosbags-image, which takes the height of NV12 and NV21 for that of both planes."""
-    rows = ENCODINGS[message.encoding].bytes(message.height, message.step) // message.step
+    rows = ENCODINGS[message.encoding].data_length(message.height, message.step) // message.step
     return image_to_cvimage(SimpleNamespace(**{**vars(message), "height": rows, "is_bigendian": False}), "bgr8")
 
 
@@ -271,7 +271,7 @@ def test_a_jpeg_comes_out_as_its_writer_meant_it() -> None:
 def test_a_png_of_16_bits_has_the_pixels_of_the_raw_image(encoding: str) -> None:
     message = noise(encoding)
     form = f"{encoding}; png compressed {encoding}"
-    np.testing.assert_array_equal(to_bgr(compressed(png(samples(message)), form)), to_bgr(message))
+    np.testing.assert_array_equal(to_bgr(compressed(png(to_array(message)), form)), to_bgr(message))
 
 
 def test_how_the_camera_was_held_does_not_turn_the_image() -> None:

@@ -149,7 +149,7 @@ def test_a_rate_must_be_above_zero(tmp_path: Path, rate: float) -> None:
 
 
 def test_a_topic_is_for_bags(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the topic /camera is named, but .* is no bag"):
+    with pytest.raises(ValueError, match="the topic /camera is named, but .* is not a bag"):
         open_frames(write_images(tmp_path, "a.png"), topics=["/camera"])
 
 
@@ -367,7 +367,7 @@ def test_a_topic_of_another_type_is_named(tmp_path: Path) -> None:
     bag = write_messages(
         tmp_path / "bag", ("/chatter", "std_msgs/msg/String", text), ("/c", IMAGE, image_message(picture(), "bgr8"))
     )
-    with pytest.raises(ValueError, match="/chatter is of std_msgs/msg/String, and not of .*: choose one of /c"):
+    with pytest.raises(ValueError, match="/chatter has the type std_msgs/msg/String, not .*: choose one of /c"):
         open_frames(bag, topics=["/chatter"])
 
 
@@ -421,7 +421,7 @@ def test_labels_of_a_bag_are_found_by_stamp(tmp_path: Path) -> None:
             image_message(np.zeros((5, 7), np.uint8), "mono8"),
             "label map of image 000000, on /labels, cannot be read: it is 7x5, but its image is 64x48",
         ),
-        (image_message(picture(), "bgr8"), "label maps are mono8, and not bgr8"),
+        (image_message(picture(), "bgr8"), "a label map must be mono8, not bgr8"),
     ],
 )
 def test_a_label_of_a_bag_that_does_not_fit_is_named(tmp_path: Path, label: Any, message: str) -> None:
@@ -433,7 +433,7 @@ def test_a_label_of_a_bag_that_does_not_fit_is_named(tmp_path: Path, label: Any,
 
 def test_label_topics_are_raw_images(tmp_path: Path) -> None:
     bag = write_messages(tmp_path / "bag", ("/labels", COMPRESSED_IMAGE, compressed_message(".png", picture())))
-    with pytest.raises(ValueError, match="/labels is compressed; label maps are sensor_msgs/Image, of mono8"):
+    with pytest.raises(ValueError, match="/labels is compressed; label maps must be sensor_msgs/Image with mono8"):
         BagLabels(bag, {"/c": "/labels"})
     with pytest.raises(ValueError, match="no image topic '/masks': choose one of /labels"):
         BagLabels(bag, {"/c": "/masks"})

@@ -319,7 +319,7 @@ def test_parts_of_the_network_have_rates_and_decay_of_their_own(tmp_path: Path, 
         ({"model": {"netwarp": {"layers": ["feature"]}}}, "has no layer 'feature': did you mean 'features'"),
         ({"model": {"host": None, "initial": "absent"}}, "no model named 'absent'"),
         ({"data": []}, "data is empty"),
-        ({"data": [{"kind": "street"}, {"kind": "camvid", "root": "absent"}]}, "absent is no CamVid"),
+        ({"data": [{"kind": "street"}, {"kind": "camvid", "root": "absent"}]}, "absent is not CamVid"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, camvid: Path, sections: dict[str, Any], message: str) -> None:

@@ -71,7 +71,7 @@ def test_no_picture_no_file(tmp_path: Path, encoder: str) -> None:
 def test_a_video_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not end in \.mp4"):
         VideoWriter(tmp_path / "film.avi", 10)
-    with pytest.raises(ValueError, match="rate is 0: give pictures per second > 0"):
+    with pytest.raises(ValueError, match="rate is 0: give frames per second > 0"):
         VideoWriter(tmp_path / "film.mp4", 0)
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
         VideoWriter(tmp_path / "absent" / "film.mp4", 10)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What networks are trained and evaluated on: labelled frames, and clips of frames that end with one."""
+"""Data sets for training and evaluation: labelled frames, and clips that end with one."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random changes to clips and their label maps that a training network should not mind."""
+"""Data augmentation: random changes to clips and their label maps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _GREY = (104, 116, 124)  # BGR, about the mean of ImageNet
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random scale, crop, flip, colour and blur, the same for all frames of a clip; exposure and noise, which are not.
+    """Random scale, crop, flip, color and blur for all frames of a clip; random exposure and noise for each frame.
 
     Attributes:
         height: Height of the crop in pixels.
         width: Width of the crop in pixels.
-        min_scale: Smallest zoom; where the crop is larger than the zoomed image, it is filled up with grey and void.
+        min_scale: Smallest zoom. If the crop is larger than the zoomed image, the rest is grey and void.
         max_scale: Largest zoom.
-        colour: Strength of the colour changes; 0 is none, 1 the ranges of `_colours`.
-        blur: Probability of a blur.
-        exposure: Deviation of the relative exposure from frame to frame.
-        noise: Largest deviation of the pixels' noise, in grey levels.
+        colour: Strength of the color changes: 0 for none, 1 for the full ranges in `_draw_colors`.
+        blur: Probability of blurring the clip.
+        exposure: Standard deviation of each frame's relative exposure.
+        noise: Largest standard deviation of the pixel noise, in grey levels.
     """
 
     height: int
@@ -44,16 +44,16 @@ class Augmentation:
         """Augment a clip.
 
         Args:
-            clip: T frames, or one if it is to be set in motion.
-            rng: Source of every random choice.
-            void: Class id for pixels that no longer show the image.
-            motion: T matrices (3, 3), as `netwarp_ros.datasets.motion.Motion` gives them for frames of the crop's size.
+            clip: T frames; or one frame, if a motion is given.
+            rng: Source of all random values.
+            void: Class id for pixels outside the image.
+            motion: T matrices (3, 3) from `netwarp_ros.datasets.motion.Motion`, for frames of the crop's size.
 
         Returns:
-            T frames (height, width).
+            The clip, with T frames of size (height, width).
         """
         images, labels = self._views(clip, motion, rng, void)
-        saturation, table = _colours(self.colour, rng)
+        saturation, table = _draw_colors(self.colour, rng)
         deviation = rng.uniform(0.4, 1.3) if rng.random() < self.blur else 0.0
         noise = rng.uniform(0, self.noise)
         for t, image in enumerate(images):
@@ -70,11 +70,11 @@ class Augmentation:
     def _views(
         self, clip: Clip, motion: Sequence[np.ndarray] | None, rng: np.random.Generator, void: int
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Zoom, crop, flip and move."""
+        """Zoom, crop, flip and move images and label maps."""
         zoom = np.exp(rng.uniform(np.log(self.min_scale), np.log(self.max_scale)))
         view = self._view(zoom, clip.labels.shape[1:], rng)
         frames = list(zip(clip.images, clip.labels, strict=True))
-        if zoom < 1:  # warpAffine itself does not filter when it shrinks
+        if zoom < 1:  # warpAffine does not filter when it shrinks
             frames = [(cv2.GaussianBlur(image, (0, 0), 0.5 / zoom), label) for image, label in frames]
         moves = [np.eye(3)] * len(frames) if motion is None else motion
         images, labels = [], []
@@ -88,18 +88,18 @@ class Augmentation:
         """Return the matrix (3, 3) from the image to the crop."""
         height, width = size
         zoom_x = zoom * np.exp(rng.uniform(-0.08, 0.08))
-        # A crop larger than the zoomed image may lie anywhere around it, a smaller one anywhere inside it.
+        # A crop larger than the zoomed image lies anywhere around it, a smaller crop anywhere inside it.
         left = rng.uniform(0, 1) * (width * zoom_x - self.width)
         top = rng.uniform(0, 1) * (height * zoom - self.height)
-        # Pixel centres are at half-integers for the zoom and at integers for warpAffine.
+        # Pixel centers are at half-integers for the zoom and at integers for warpAffine.
         view = np.array([[zoom_x, 0, 0.5 * zoom_x - 0.5 - left], [0, zoom, 0.5 * zoom - 0.5 - top], [0, 0, 1]])
         if rng.random() < 0.5:
             view[0] = (self.width - 1) * view[2] - view[0]
         return view
 
 
-def _colours(strength: float, rng: np.random.Generator) -> tuple[float, np.ndarray]:
-    """Draw a saturation, and contrast, brightness and gamma as one table (1, 256, 3) for the channels."""
+def _draw_colors(strength: float, rng: np.random.Generator) -> tuple[float, np.ndarray]:
+    """Draw a saturation, and a lookup table (1, 256, 3) of contrast, brightness, gamma and tint."""
     gain = 1 + strength * rng.uniform(-0.3, 0.3)
     offset = strength * rng.uniform(-0.15, 0.15)
     gamma = np.exp(strength * rng.uniform(-0.5, 0.5))

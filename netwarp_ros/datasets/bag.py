@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled frames of a rosbag2."""
+"""The labelled images of a rosbag2."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
-from netwarp_ros.recordings.bag_reader import BagReader
-from netwarp_ros.recordings.bags import check_image_topic, decode, decode_label_of, naming_message
+from netwarp_ros.recordings.bag_reader import BagReader, reading
+from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
 from netwarp_ros.recordings.messages import deserialize, stamp_of
 
 
 class BagDataset(Samples):
-    """The images of a rosbag2 that have a label map on another topic, matched by the stamps of their headers.
+    """The images of a rosbag2 that have a label map on another topic, with the same stamp in the header.
 
-    Such a bag may come from a labelling tool, or from recording a segmenter's ``mask`` beside its images. Images
-    without a label map are the frames in between, which only clips show.
+    Such a bag comes from a labelling tool, or from recording a segmenter's ``mask`` together with its images. Images
+    without a label map appear only in clips, before a labelled image.
 
     Args:
-        path: The bag's folder, or a ``.mcap`` or ``.db3`` file.
+        path: The bag's folder, or a ``.mcap`` or ``.db3`` file. The bag must be sound.
         image_topic: Topic of type ``sensor_msgs/Image`` or ``CompressedImage``.
-        label_topic: Topic of type ``sensor_msgs/Image`` and encoding ``mono8``, of class ids.
-        classes: What the ids mean.
-        max_gap: Seconds between the stamps of two images over which the second does not follow the first.
+        label_topic: Topic of type ``sensor_msgs/Image`` with class ids, encoding ``mono8``.
+        classes: The classes of the ids.
+        max_gap: Longest time between the stamps of two consecutive frames of a clip, in seconds.
 
     Raises:
-        ValueError: If the bag cannot be read, lacks a topic, or no label map has the stamp of an image.
+        ValueError: If the bag is damaged, lacks a topic, or no label map has the stamp of an image.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class BagDataset(Samples):
                 f"{len(self._images)} images of {image_topic}"
             )
         self._frames_before = [0]
-        for (before, _), (present, _) in pairwise(self._images):
-            self._frames_before.append(self._frames_before[-1] + 1 if 0 < present - before <= max_gap * 1e9 else 0)
+        for (previous_ns, _), (present_ns, _) in pairwise(self._images):
+            follows = 0 < present_ns - previous_ns <= max_gap * 1e9
+            self._frames_before.append(self._frames_before[-1] + 1 if follows else 0)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.image_topic}, {self.label_topic})"
@@ -65,38 +66,37 @@ class BagDataset(Samples):
     def read(self, index: int, before: int = 0) -> Sample:
         position, name = self._labelled[index] - before, self.name(index, before)
         stamp_ns, recorded_ns = self._images[position]
-        with naming_message(f"{self.path}: image {position} of {self.image_topic}"):
-            image = decode(self._message(self.image_topic, stamp_ns, recorded_ns))
+        with reading(f"{self.path}: image {position} of {self.image_topic}"):
+            image = to_writable_bgr(self._message(self.image_topic, stamp_ns, recorded_ns))
         if stamp_ns not in self._labels:
             return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
         label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
-        with naming_message(label_name):
-            message = self._message(self.label_topic, stamp_ns, self._labels[stamp_ns])
-            label = decode_label_of(message, image.shape[:2])
+        with reading(label_name):
+            label = to_label(self._message(self.label_topic, stamp_ns, self._labels[stamp_ns]), image.shape[:2])
         self.classes.check(label, label_name)
         return Sample(name, image, label)
 
     def _message(self, topic: str, stamp_ns: int, recorded_ns: int) -> Any:
-        """Read the message of this stamp that was recorded then."""
+        """Read the message with this stamp that was recorded at this time."""
         with BagReader(self.path, _refuse) as bag:
-            for _, kind, _, data in bag.messages_at(topic, recorded_ns):
-                message = deserialize(kind, data)
+            for _, message_type, _, data in bag.messages_at(topic, recorded_ns):
+                message = deserialize(message_type, data)
                 if stamp_of(message, recorded_ns) == stamp_ns:
                     return message
         raise ValueError("it is no longer there")
 
 
 def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
-    """Return the stamp of each message of an image topic and when it was recorded, both in ns."""
+    """Return the stamp and the time of recording of each message of an image topic, both in ns."""
     stamps = []
     with BagReader(path, _refuse) as bag:
-        check_image_topic(path, bag.topics, topic)
-        for index, (_, kind, recorded_ns, data) in enumerate(bag.messages([topic])):
-            with naming_message(f"{path}: message {index} of {topic}"):
-                message = deserialize(kind, data)
+        bag.check_image_topic(topic)
+        for index, (_, message_type, recorded_ns, data) in enumerate(bag.messages([topic])):
+            with reading(f"{path}: message {index} of {topic}"):
+                message = deserialize(message_type, data)
             stamps.append((stamp_of(message, recorded_ns), recorded_ns))
     return stamps
 
 
 def _refuse(damage: str) -> None:
-    raise ValueError(f"{damage}; to be trained on, a bag must be sound")
+    raise ValueError(f"{damage}; training needs a sound bag")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CamVid in its usual eleven-class form, from any of the layouts that it comes in.
+"""CamVid with its usual eleven classes, in each of its usual folder layouts.
 
 Brostow, Fauqueur, Cipolla, "Semantic object classes in video", 2009; eleven classes as in SegNet (2015): 0 sky,
 1 building, 2 pole, 3 road, 4 pavement, 5 tree, 6 sign, 7 fence, 8 car, 9 pedestrian, 10 bicyclist, and 11 void.
@@ -55,36 +55,38 @@ COLORS: dict[tuple[int, int, int], tuple[str, int]] = {
     (192, 0, 192): ("MotorcycleScooter", 10),
     (0, 0, 0): ("Void", VOID),
 }
-"""RGB colours of CamVid's 32 classes, each with its name and the one of the eleven, or void, that it is part of."""
+"""CamVid's 32 classes by RGB color: the name of each, and its id among the eleven classes (or void)."""
 
 _IMAGE_SUFFIXES = {".jpg", ".png"}
 _ORIGINAL = ("701_StillsRaw_full", "LabeledApproved_full")
-_MISCOLORED = 0.01
+_MAX_UNKNOWN = 0.01
+"""Largest part of a label map's pixels that may have an unknown color."""
 _NUMBERED = re.compile(r"(.+_f?)(\d+)")
 
 
 class CamVid(Samples):
-    """CamVid's labelled images, paired with their label maps by stem, sorted by name.
+    """CamVid's images and their label maps, sorted by name.
 
-    The root holds one of (S is the split):
+    The root has one of these layouts (S is the split):
 
     * ``images/`` and ``labels/``, or both in ``S/``;
-    * ``S/`` and ``Sannot/``, as SegNet's copy of CamVid has it;
-    * ``701_StillsRaw_full/`` and ``LabeledApproved_full/``, the original. It knows no splits; the usual ones, which are
-      SegNet's, are told from the names.
+    * ``S/`` and ``Sannot/``, SegNet's copy of CamVid;
+    * ``701_StillsRaw_full/`` and ``LabeledApproved_full/``, the original. It has no splits; SegNet's are used, by the
+      names of the images (`usual_split`).
 
-    A label map ``STEM.png`` or ``STEM_L.png`` has ids, or the colours of the 32 classes (`COLORS`).
+    An image ``STEM.jpg`` or ``STEM.png`` has the label map ``STEM.png`` or ``STEM_L.png``. It holds class ids, or the
+    colors of the 32 classes (`COLORS`).
 
-    CamVid was filmed at 30 Hz and is labelled at 1 Hz, but for the validation images, which are a video at 15 Hz. So
-    images whose names are no more than two frames apart (``0016E5_07959``, ``0016E5_07961``) follow one another.
+    CamVid was recorded at 30 Hz and labelled at 1 Hz, except for the validation images, which are a video at 15 Hz.
+    Images whose numbers are at most two apart (``0016E5_07959``, ``0016E5_07961``) are therefore consecutive frames.
 
     Args:
         root: Folder of the data set.
-        split: ``train``, ``val`` or ``test``; None takes all that is in a root without splits.
+        split: ``train``, ``val`` or ``test``; None takes all images of a root without splits.
 
     Raises:
-        FileNotFoundError: No such layout, no image in it, or an image without its label.
-        ValueError: If the split is none of these.
+        FileNotFoundError: If the root has none of these layouts, there is no image, or an image has no label map.
+        ValueError: If the split is unknown.
     """
 
     def __init__(self, root: str | Path, split: str | None = None) -> None:
@@ -100,8 +102,9 @@ class CamVid(Samples):
             raise FileNotFoundError(f"{images} holds no .jpg or .png image" + (f" of {split}" if split else ""))
         self._labels = [_label_of(image, labels) for image in self._images]
         self._frames_before = [0]
-        for before, image in pairwise(self._images):
-            self._frames_before.append(self._frames_before[-1] + 1 if _adjacent(before.stem, image.stem) else 0)
+        for previous, image in pairwise(self._images):
+            follows = _are_consecutive(previous.stem, image.stem)
+            self._frames_before.append(self._frames_before[-1] + 1 if follows else 0)
 
     def __str__(self) -> str:
         return str(self.root)
@@ -124,32 +127,32 @@ class CamVid(Samples):
 
 
 def from_colors(label: np.ndarray, name: str) -> np.ndarray:
-    """Turn a label map in the colours of CamVid's 32 classes into one of ids from 0 to 11.
+    """Convert a label map from the colors of CamVid's 32 classes to class ids.
 
     Args:
         label: ``(H, W, 3)`` uint8, BGR.
-        name: Of the label map, for the error.
+        name: Names the label map in the error.
 
     Returns:
-        ``(H, W)`` uint8. Colours of no class are void, as they are at a few edges of CamVid's own label maps.
+        ``(H, W)`` uint8, ids from 0 to 11. Unknown colors become void: CamVid's own label maps have some at edges.
 
     Raises:
-        ValueError: If more than a hundredth of the pixels have a colour of no class.
+        ValueError: If more than 1 % of the pixels have an unknown color.
     """
     packed = _pack(label[..., ::-1])
-    place = np.searchsorted(_PACKED, packed).clip(max=len(_PACKED) - 1)
-    known = _PACKED[place] == packed
-    if known.mean() < 1 - _MISCOLORED:
+    index = np.searchsorted(_PACKED, packed).clip(max=len(_PACKED) - 1)
+    known = _PACKED[index] == packed
+    if known.mean() < 1 - _MAX_UNKNOWN:
         color = tuple(label[~known][0, ::-1].tolist())
-        raise ValueError(f"{name} holds the RGB colour {color}, which is of none of CamVid's 32 classes")
-    return np.where(known, _IDS[place], np.uint8(VOID))
+        raise ValueError(f"{name} holds the RGB color {color}, which is not one of CamVid's 32 classes")
+    return np.where(known, _IDS[index], np.uint8(VOID))
 
 
 def usual_split(stem: str) -> str:
-    """Return which split an image of CamVid is in, by its name: 367 are in ``train``, 101 in ``val``, 233 in ``test``.
+    """Return the split of an image by its name: 367 images are in ``train``, 101 in ``val``, 233 in ``test``.
 
-    The validation images are the sequence that is labelled at 15 Hz; those for testing are one whole drive and the
-    second half of another.
+    These are SegNet's splits. The validation images are the sequence labelled at 15 Hz; the test images are one whole
+    sequence and the second half of another.
     """
     if "0016E5_07959" <= stem <= "0016E5_08159":
         return "val"
@@ -157,7 +160,7 @@ def usual_split(stem: str) -> str:
 
 
 def _pack(rgb: np.ndarray) -> np.ndarray:
-    """``(..., 3)`` uint8 to ``(...)`` int32."""
+    """Convert ``(..., 3)`` uint8 colors to ``(...)`` int32 numbers."""
     red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
     return (red << 16) | (green << 8) | blue
 
@@ -167,7 +170,7 @@ _IDS = np.array([COLORS[color][1] for color in sorted(COLORS)], np.uint8)
 
 
 def _folders(root: Path, split: str | None) -> tuple[Path, Path]:
-    """Find the folders of images and of label maps."""
+    """Return the folders of images and of label maps."""
     part = root / split if split else root
     layouts = [(part / "images", part / "labels"), (root / _ORIGINAL[0], root / _ORIGINAL[1])]
     if split:
@@ -176,17 +179,17 @@ def _folders(root: Path, split: str | None) -> tuple[Path, Path]:
         if images.is_dir() and labels.is_dir():
             return images, labels
     choices = ", ".join(f"{images.relative_to(root)}/ and {labels.relative_to(root)}/" for images, labels in layouts)
-    raise FileNotFoundError(f"{root} is no CamVid{f' with a split {split}' if split else ''}: it must hold {choices}")
+    raise FileNotFoundError(f"{root} is not CamVid{f' with a split {split}' if split else ''}: it must hold {choices}")
 
 
-def _adjacent(before: str, stem: str) -> bool:
-    """Tell from the names whether an image is of the frame after another's, or the one after that."""
-    first, second = _NUMBERED.fullmatch(before), _NUMBERED.fullmatch(stem)
+def _are_consecutive(previous: str, stem: str) -> bool:
+    """Return whether the number of an image is one or two above that of the previous image."""
+    first, second = _NUMBERED.fullmatch(previous), _NUMBERED.fullmatch(stem)
     return bool(first and second and first[1] == second[1] and 0 < int(second[2]) - int(first[2]) <= 2)
 
 
 def _label_of(image: Path, labels: Path) -> Path:
-    """Find the label map of an image."""
+    """Return the path of an image's label map."""
     candidates = [labels / f"{image.stem}{ending}.png" for ending in ("", "_L")]
     for label in candidates:
         if label.is_file():

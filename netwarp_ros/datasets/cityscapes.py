@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cityscapes: finely labelled frames, each with the frames of its snippet before it.
+"""Cityscapes: finely labelled frames, and the unlabelled frames before each.
 
-Cordts et al., "The Cityscapes dataset for semantic urban scene understanding", CVPR 2016. A snippet has 30 frames at
-17 Hz, of which the 20th is labelled.
+Cordts et al., "The Cityscapes dataset for semantic urban scene understanding", CVPR 2016. Each labelled frame is the
+20th of a snippet of 30 frames at 17 Hz.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRAIN_IDS = {
     32: 17,  # motorcycle
     33: 18,  # bicycle
 }
-"""The class (Cityscapes' ``trainId``) of each id in its label maps that has one; all other ids are void."""
+"""The class (Cityscapes' ``trainId``) of each id in its label maps; ids that are not listed are void."""
 
 INSTANCE_SIZES = {
     11: 3462.4756337644,
@@ -50,27 +50,26 @@ INSTANCE_SIZES = {
     17: 6298.7200839748,
     18: 4672.3249222261,
 }
-"""Average size in pixels of the instances of each class that has any, as Cityscapes' evaluation uses it for iIoU."""
+"""Average size in pixels of the instances of each class that has instances, from Cityscapes' evaluation of iIoU."""
 
 _SITE = "www.cityscapes-dataset.com"
 _NAME = re.compile(r"(?P<city>.+)_(?P<sequence>\d{6})_(?P<frame>\d{6})_gtFine_labelIds\.png")
-_TABLE = np.full(256, 255, np.uint8)
-_TABLE[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
+_ID_TO_CLASS = np.full(256, 255, np.uint8)
+_ID_TO_CLASS[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
 
 
 class Cityscapes(Samples):
     """The finely labelled frames of a split, in nineteen classes, sorted by name.
 
     Args:
-        root: Holds ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png`` and
-            ``leftImg8bit_sequence/SPLIT/CITY/*_leftImg8bit.png``. Without the latter, ``leftImg8bit/`` serves, whose
-            frames have none before them. A folder may also lie within one that is named like its archive
-            (``gtFine_trainvaltest/gtFine``).
+        root: Folder with ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png`` and
+            ``leftImg8bit_sequence/SPLIT/CITY/*_leftImg8bit.png``, or instead of the latter ``leftImg8bit/``, which has
+            labelled frames only. Each may be inside a folder named like its archive (``gtFine_trainvaltest/gtFine``).
         split: ``train`` or ``val``; the labels of ``test`` are not public.
 
     Raises:
-        FileNotFoundError: If a folder is missing, has no labelled frame of the split, or lacks a labelled frame's
-            image; the message says what to download.
+        FileNotFoundError: If a folder is missing, has no labelled frame of the split, or lacks the image of a labelled
+            frame. The message says what to download.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
@@ -96,10 +95,10 @@ class Cityscapes(Samples):
         return len(self._labels)
 
     def frames_before(self, index: int) -> int:
-        before = 0
-        while self._image(index, before + 1).is_file():
-            before += 1
-        return before
+        count = 0
+        while self._image(index, count + 1).is_file():
+            count += 1
+        return count
 
     def name(self, index: int, before: int = 0) -> str:
         return self._image(index, before).stem.removesuffix("_leftImg8bit")
@@ -108,7 +107,7 @@ class Cityscapes(Samples):
         image, name = read_image(self._image(index, before)), self.name(index, before)
         if before:
             return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
-        return Sample(name, image, _TABLE[read_label(self._labels[index], image.shape[:2])])
+        return Sample(name, image, _ID_TO_CLASS[read_label(self._labels[index], image.shape[:2])])
 
     def instances(self, index: int) -> np.ndarray:
         path = self._labels[index].with_name(self._labels[index].name.replace("labelIds", "instanceIds"))
@@ -118,14 +117,14 @@ class Cityscapes(Samples):
         return np.where(ids < 1000, np.uint16(0), ids)
 
     def _image(self, index: int, before: int = 0) -> Path:
-        """Return where the image of a labelled frame is, or of one that many frames before it."""
+        """Return the path of the image of a labelled frame, or of the frame so many before it."""
         label = self._labels[index]
         city, sequence, frame = _NAME.fullmatch(label.name).groups()  # type: ignore[union-attr]
         return self._images / label.parent.name / f"{city}_{sequence}_{int(frame) - before:06d}_leftImg8bit.png"
 
 
 def _find(root: Path, names: list[str], split: str, archive: str) -> Path:
-    """Find the folder of a split, in the root or in a folder that is named like the archive."""
+    """Return the folder of a split, in the root or in a folder named like the archive."""
     folders = [root / parent / name / split for name in names for parent in ("", f"{name}_trainvaltest")]
     for folder in folders:
         if folder.is_dir():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of images and a folder of label maps, as stills or as a labelled video."""
+"""A folder of images and a folder of label maps: single images, or the frames of a video."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from netwarp_ros.recordings.images import ImageFiles, LabelFolder, read_image, r
 
 
 class ImageFolder(Samples):
-    """The images of a folder that have a label map ``labels/STEM.png``, in the order of their names.
+    """The images of a folder that have a label map ``labels/STEM.png``, sorted by name.
 
-    Images without a label map are the frames in between, which only clips show. For clips, the images have to be the
+    Images without a label map appear only in clips, before a labelled image. Clips require that all images are the
     consecutive frames of one video.
 
     Args:
         images: Folder of images.
-        labels: Folder of label maps, 8-bit single-channel PNGs of class ids.
-        classes: What the ids mean.
+        labels: Folder of label maps, 8-bit single-channel PNGs with class ids.
+        classes: The classes of the ids.
 
     Raises:
-        FileNotFoundError: If a folder is missing or holds none, or a label map has no image.
+        FileNotFoundError: If a folder is missing or empty, or a label map has no image.
         ValueError: If two images have the same stem.
     """
 
@@ -35,7 +35,7 @@ class ImageFolder(Samples):
         stems = {path.stem for path in self._images}
         for label in sorted(self._labels.glob("*.png")):
             if label.stem not in stems:
-                raise FileNotFoundError(f"{label} is the label map of no image in {images}: names must be alike")
+                raise FileNotFoundError(f"{label} is the label map of no image in {images}: their stems must be equal")
         self._labelled = [index for index, path in enumerate(self._images) if self._label_of(path).is_file()]
 
     def __str__(self) -> str:

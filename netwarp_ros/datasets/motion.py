@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stills set in motion, so that single labelled images give clips that are labelled throughout.
+"""Camera motion added to single labelled images. It makes clips of them in which every frame has a label map.
 
-A camera that drives past a flat picture: the picture zooms, turns and shifts a little more with each frame. What it
-lacks, parallax and occlusion, the synthetic street has; noise and exposure, which differ from frame to frame, are
-`netwarp_ros.datasets.augmentation.Augmentation`'s.
+The image becomes a flat picture that a camera drives past: it zooms, rotates and shifts a little more with each frame.
+There is no parallax and no occlusion; the synthetic street has both. Noise and changes of exposure are added by
+`netwarp_ros.datasets.augmentation.Augmentation`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Motion:
-    """Random motion of a camera on a vehicle, steady over a clip.
+    """Random motion of a camera on a vehicle, constant over a clip.
+
+    Each value is drawn from a normal distribution and is the change from one frame to the next.
 
     Attributes:
-        approach: Mean and deviation of the logarithm of the zoom from frame to frame.
-        turn: Deviation of the rotation, in degrees.
-        shift: Deviations of the horizontal and vertical translation, in parts of the frame's width.
+        approach: Mean and standard deviation of the logarithm of the zoom.
+        turn: Standard deviation of the rotation, in degrees.
+        shift: Standard deviations of the horizontal and vertical shift, as fractions of the frame's width.
     """
 
     approach: tuple[float, float] = (0.008, 0.015)
@@ -28,13 +30,13 @@ class Motion:
     shift: tuple[float, float] = (0.0104, 0.0031)
 
     def __call__(self, length: int, height: int, width: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Return where each frame of a clip sees what its last frame sees.
+        """Draw a motion, and return the matrices that move the last frame of a clip to the place of each frame.
 
         Args:
-            length: Frames of the clip, T.
-            height: Of a frame, in pixels.
-            width: Of a frame, in pixels.
-            rng: Source of every random choice.
+            length: Frames per clip, T.
+            height: Height of a frame in pixels.
+            width: Width of a frame in pixels.
+            rng: Source of all random values.
 
         Returns:
             T matrices (3, 3): pixel (x, y) of the last frame is at ``matrix @ (x, y, 1)`` in frame t. The last is the
@@ -42,9 +44,9 @@ class Motion:
         """
         scale, angle = np.exp(rng.normal(*self.approach)), np.deg2rad(rng.normal(0, self.turn))
         shift = rng.normal(0, self.shift) * width
-        centre = np.array([width / 2, height / 2])
+        center = np.array([width / 2, height / 2])
         step = np.eye(3)
         step[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        step[:2, 2] = centre + shift - step[:2, :2] @ centre
+        step[:2, 2] = center + shift - step[:2, :2] @ center
         back = np.linalg.inv(step)
-        return [np.linalg.matrix_power(back, age) for age in reversed(range(length))]
+        return [np.linalg.matrix_power(back, before) for before in reversed(range(length))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one shape of all that is trained on: labelled frames, and clips of the frames that lead up to them."""
+"""The interface of all data sets: labelled frames, and clips of consecutive frames that end with one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stam
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame and its label map.
+    """A frame and its label map.
 
     Attributes:
-        name: The file's stem, for instance ``0016E5_07959``.
+        name: The stem of the image file, for instance ``0016E5_07959``, or another unique name.
         image: ``(H, W, 3)`` uint8, BGR.
         label: ``(H, W)`` uint8 class ids or void.
     """
@@ -45,10 +45,10 @@ class Clip:
 
 
 class Samples(Sequence[Sample]):
-    """The labelled frames of a data set, read when asked for.
+    """The labelled frames of a data set. Files are read when a frame is accessed.
 
     Attributes:
-        classes: What the ids in the label maps mean.
+        classes: The classes of the ids in the label maps.
     """
 
     classes: ClassSet
@@ -60,49 +60,50 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, index: slice) -> list[Sample]: ...
 
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """Read one labelled frame, or a list of them."""
+        """Read one labelled frame, or the list of a slice."""
         chosen = range(len(self))[index]
         return self.read(chosen) if isinstance(chosen, int) else [self.read(i) for i in chosen]
 
     @abstractmethod
     def read(self, index: int, before: int = 0) -> Sample:
-        """Read a labelled frame, or one that led up to it.
+        """Read a labelled frame, or a frame before it.
 
         Args:
-            index: Which labelled frame, from 0.
-            before: How many frames before it, from 0 to `frames_before`. A frame that has no label is void throughout.
+            index: Number of the labelled frame, from 0.
+            before: 0 for the labelled frame, 1 for the frame before it, and so on up to ``frames_before(index)``. All
+                pixels of a frame without a label map are void.
 
         Raises:
-            ValueError: If a file is not what it should be; the message names it.
+            ValueError: If a file cannot be used; the message names the file.
         """
 
     @abstractmethod
     def name(self, index: int, before: int = 0) -> str:
-        """Return the name of a labelled frame, or of one that led up to it, as `read` gives it, without reading it."""
+        """Return the name that `read` gives to a frame, without reading the frame."""
 
     def frames_before(self, index: int) -> int:
-        """Return how many frames lead up to a labelled frame without a gap; none where the data set is of stills."""
+        """Return how many consecutive frames there are before a labelled frame; 0 if the data set has no video."""
         return 0
 
     def instances(self, index: int) -> np.ndarray | None:
-        """Read which object each pixel of a labelled frame is of; None where the data set does not tell.
+        """Read the instance map of a labelled frame; None if the data set has none.
 
         Returns:
-            ``(H, W)`` integers: a number > 0 for each object of a class, 0 where objects are not told apart.
+            ``(H, W)`` integers: one number > 0 for each object, 0 for pixels that belong to no single object.
 
         Raises:
-            ValueError: If a file is not what it should be; the message names it.
+            ValueError: If a file cannot be used; the message names the file.
         """
         return None
 
 
 class Selection(Samples):
-    """The labelled frames of a data set that are to be used, by their names.
+    """Those labelled frames of a data set whose names match patterns (`fnmatch`).
 
     Args:
         samples: The data set.
-        names: Patterns (`fnmatch`) of the names of frames to take; none takes all.
-        leave_out: Patterns of the names of frames to leave out; they lead up to no other either.
+        names: Patterns of the frames to take; empty takes all.
+        leave_out: Patterns of the frames to leave out, also from clips that end with another frame.
 
     Raises:
         ValueError: If no frame is left.
@@ -145,17 +146,17 @@ class Selection(Samples):
 
 
 def clips(samples: Samples, length: int) -> Sequence[Clip]:
-    """Return the clips that end with a labelled frame, one for each that enough frames lead up to.
+    """Return the clips of a data set: each ends with a labelled frame that has enough frames before it.
 
     Args:
-        samples: A video, or several.
-        length: Frames of a clip, T.
+        samples: The data set.
+        length: Frames per clip, T.
 
     Returns:
-        The clips in the order of the labelled frames, each read when asked for.
+        The clips in the order of their labelled frames. Files are read when a clip is accessed.
 
     Raises:
-        ValueError: If the length is not > 0, or not a single clip is that long.
+        ValueError: If the length is not > 0, or no clip is that long.
     """
     return _Clips(samples, length)
 
@@ -165,13 +166,13 @@ class _Clips(Sequence[Clip]):
         if length < 1:
             raise ValueError(f"length is {length}: give at least 1 frame")
         self._samples, self._length = samples, length
-        reaches = [samples.frames_before(index) for index in range(len(samples))]
-        self._last = [index for index, reach in enumerate(reaches) if reach >= length - 1]
-        if not self._last:
-            raise ValueError(f"{samples} has no clip of {length} frames, the longest is of {max(reaches) + 1}")
+        counts = [samples.frames_before(index) for index in range(len(samples))]
+        self._ends = [index for index, count in enumerate(counts) if count >= length - 1]
+        if not self._ends:
+            raise ValueError(f"{samples} has no clip of {length} frames; the longest clip has {max(counts) + 1}")
 
     def __len__(self) -> int:
-        return len(self._last)
+        return len(self._ends)
 
     @overload
     def __getitem__(self, index: int) -> Clip: ...
@@ -180,28 +181,29 @@ class _Clips(Sequence[Clip]):
     def __getitem__(self, index: slice) -> list[Clip]: ...
 
     def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
-        chosen = self._last[index]
+        chosen = self._ends[index]
         return self._read(chosen) if isinstance(chosen, int) else [self._read(i) for i in chosen]
 
-    def _read(self, last: int) -> Clip:
-        frames = [self._samples.read(last, before) for before in reversed(range(self._length))]
+    def _read(self, end: int) -> Clip:
+        frames = [self._samples.read(end, before) for before in reversed(range(self._length))]
         for frame in frames:
             if frame.label.shape != frames[-1].label.shape:
                 raise ValueError(
-                    f"{frame.name} is {frame.label.shape[1]}x{frame.label.shape[0]}, but {frames[-1].name}, which it "
-                    f"leads up to, is {frames[-1].label.shape[1]}x{frames[-1].label.shape[0]}"
+                    f"{frame.name} is {frame.label.shape[1]}x{frame.label.shape[0]}, but {frames[-1].name}, the last "
+                    f"frame of its clip, is {frames[-1].label.shape[1]}x{frames[-1].label.shape[0]}"
                 )
         return Clip(np.stack([frame.image for frame in frames]), np.stack([frame.label for frame in frames]))
 
 
 class SampleFrames(FrameSource):
-    """The labelled frames of a data set as a recording to judge a model on, each led up to by the frames before it.
+    """The clips of a data set as a recording to evaluate a model on.
 
-    Each labelled frame ends a stream of its own: a minute passes before the next begins.
+    Each clip ends with a labelled frame. The stamps of two clips are a minute apart, so a stream resets its memory
+    between them.
 
     Args:
         samples: The data set.
-        length: Frames of a stream, the labelled one among them; fewer where not as many lead up to it.
+        length: Frames per clip; a clip is shorter if its labelled frame has fewer frames before it.
         rate: Frames per second.
 
     Raises:
@@ -213,29 +215,33 @@ class SampleFrames(FrameSource):
             raise ValueError(f"length is {length}: give at least 1 frame")
         super().__init__()
         self.samples, self.rate = samples, rate
-        self._before = [min(length - 1, samples.frames_before(index)) for index in range(len(samples))]
-        self._labelled: dict[int, tuple[int, np.ndarray]] = {}
+        self._counts_before = [min(length - 1, samples.frames_before(index)) for index in range(len(samples))]
+        self._latest_labelled: dict[int, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        return len(self._before) + sum(self._before)
+        return len(self._counts_before) + sum(self._counts_before)
 
     def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
         return islice(self._read(), begin, end)
 
     def _read(self) -> Iterator[Frame]:
         number = stamp_ns = 0
-        for index, most_before in enumerate(self._before):
-            for before in range(most_before, -1, -1):
+        for index, count in enumerate(self._counts_before):
+            for before in range(count, -1, -1):
                 sample = self.samples.read(index, before)
-                self._labelled = {} if before else {number: (index, sample.label)}
+                self._latest_labelled = {} if before else {number: (index, sample.label)}
                 yield Frame(number, stamp_ns, sample.name, sample.image)
                 number, stamp_ns = number + 1, stamp_ns + stamp(1, self.rate)
             stamp_ns += 60 * 10**9
 
     def label(self, frame: Frame) -> np.ndarray | None:
-        """Return the label map of the frame that was taken last; None for one that leads up to another."""
-        return self._labelled[frame.index][1] if frame.index in self._labelled else None
+        """Return the label map of the latest frame read; None if it is not the labelled one of its clip."""
+        return self._latest_labelled[frame.index][1] if frame.index in self._latest_labelled else None
 
     def instances(self, frame: Frame) -> np.ndarray | None:
-        """Return which object each pixel of the frame that was taken last is of; None where that is not told."""
-        return self.samples.instances(self._labelled[frame.index][0]) if frame.index in self._labelled else None
+        """Return the instance map of the latest frame read; None if it has none, or is not the labelled one."""
+        return (
+            self.samples.instances(self._latest_labelled[frame.index][0])
+            if frame.index in self._latest_labelled
+            else None
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives down synthetic streets, as a data set to train on."""
+"""Frames of synthetic streets as a data set."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from netwarp_ros.datasets.samples import Sample, Samples
 from netwarp_ros.street import Street
 
 SPACING = 12
-"""Frames from one sample to the next, so that they show another view each."""
+"""Every 12th frame of a street is a sample, so that samples differ."""
 
 
 class StreetDataset(Samples):
-    """Every twelfth frame of several streets, in CamVid's classes; made when asked for, and kept.
+    """Every 12th frame of several streets, in CamVid's classes. Frames are rendered when first read, then kept.
 
     Args:
-        width: Of the frames, in pixels.
-        height: Of the frames, in pixels.
-        seeds: Of the streets.
-        frames: Samples of each street.
+        width: Width of the frames in pixels.
+        height: Height of the frames in pixels.
+        seeds: One seed for each street.
+        frames: Samples per street.
         rate: Frames per second.
     """
 
     def __init__(self, width: int, height: int, seeds: range, frames: int, rate: float = 10.0) -> None:
         self.classes = load_classes("camvid")
         self.width, self.height, self.seeds, self.frames, self.rate = width, height, seeds, frames, rate
-        self._kept: dict[tuple[int, int], Sample] = {}
+        self._rendered: dict[tuple[int, int], Sample] = {}
 
     def __str__(self) -> str:
         return f"{len(self.seeds)} streets"
@@ -39,17 +39,17 @@ class StreetDataset(Samples):
         return SPACING * (1 + index % self.frames)
 
     def name(self, index: int, before: int = 0) -> str:
-        return "street_{}_{}".format(*self._place(index, before))
+        return "street_{}_{}".format(*self._seed_and_number(index, before))
 
     def read(self, index: int, before: int = 0) -> Sample:
-        seed, number = place = self._place(index, before)
-        if place not in self._kept:
+        seed, number = key = self._seed_and_number(index, before)
+        if key not in self._rendered:
             frame = _street(self.width, self.height, seed, self.rate).frame(number)
-            self._kept[place] = Sample(self.name(index, before), frame.image, frame.label)
-        return self._kept[place]
+            self._rendered[key] = Sample(self.name(index, before), frame.image, frame.label)
+        return self._rendered[key]
 
-    def _place(self, index: int, before: int) -> tuple[int, int]:
-        """Return the seed of a frame's street, and its number there."""
+    def _seed_and_number(self, index: int, before: int) -> tuple[int, int]:
+        """Return the seed of a frame's street, and the frame's number in that street."""
         return self.seeds[index // self.frames], self.frames_before(index) - before
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read and written: images, videos, rosbag2 recordings and their messages. `open` opens any of them."""
+"""Recordings read and written without ROS: images, videos, rosbag2 and its messages. `open.py` opens any of them."""

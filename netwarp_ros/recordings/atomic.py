@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Files written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside a file, ``NAME.part.ENDING``, and rename it to the file's once it is written.
+    """Yield a temporary path ``STEM.part.SUFFIX`` to write to; afterwards rename it to the path.
 
-    Where the body raises an error, what it wrote is removed, and the file is as it was before. The folder is made.
+    The path's folder is made if necessary. If the body raises an error, the temporary file is removed, and the file at
+    the path stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rosbag2 recordings written without ROS, through ``rosbags``."""
+"""Rosbag2 recordings, written without ROS by ``rosbags``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.messages import IMAGE, LABEL_INFO, header, image_message, typestore
 
-_METADATA_VERSION: Literal[9] = 9  # what Jazzy and later write; Jazzy reads none above
+_METADATA_VERSION: Literal[9] = 9  # as Jazzy and later write it; Jazzy cannot read higher versions
 _FOREVER = QosTime(*divmod(2**63 - 1, 10**9))
 _LATCHED = Qos(
     QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, _FOREVER, _FOREVER,
@@ -33,22 +33,24 @@ _LATCHED = Qos(
 
 
 class BagWriter:
-    """A rosbag2 with MCAP storage, its chunks compressed by zstd: what Jazzy and later play, and Foxglove opens.
+    """A rosbag2 open for writing; use it in a ``with`` statement.
 
-    To be used in a ``with`` statement. The bag is written to ``PATH.part`` and gets its name when all went well;
-    otherwise nothing is left. What another run that was killed left there is removed.
+    The storage is MCAP with chunks compressed by zstd. Jazzy and later play it, and Foxglove opens it.
+
+    The bag is written to ``PATH.part`` and renamed to ``PATH`` at the end, or removed after an error. What a killed run
+    left at ``PATH.part`` is overwritten.
 
     Args:
-        path: A file that ends in ``.mcap``, or a folder to make, which gets ``metadata.yaml`` too; must not exist.
+        path: A file ending in ``.mcap``, or a folder, which also gets a ``metadata.yaml``. It must not exist.
 
     Raises:
-        FileExistsError: If there is something at the path.
+        FileExistsError: If the path exists.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.exists():
-            raise FileExistsError(f"{self.path} exists already: remove it, or give another path")
+            raise FileExistsError(f"{self.path} exists already: remove it or give another path")
         self._work = self.path.with_name(f"{self.path.name}.part")
         self._bag = self._work / self.path.stem if self.path.suffix == ".mcap" else self._work / self.path.name
         self._connections: dict[str, Connection] = {}
@@ -61,13 +63,13 @@ class BagWriter:
         return self
 
     def add_topic(self, topic: str, message_type: str) -> None:
-        """Make a topic; messages may follow. A ``LabelInfo`` is latched, as the node's is."""
+        """Add a topic, with or without messages to follow. A ``LabelInfo`` topic is latched, like the node's."""
         self._connections[topic] = self._writer.add_connection(
             topic, message_type, typestore=typestore, offered_qos_profiles=[_LATCHED] * (message_type == LABEL_INFO)
         )
 
     def write(self, topic: str, message: Any, recorded_ns: int) -> None:
-        """Append a message; its topic is made where it is new."""
+        """Append a message. A new topic is added first."""
         if topic not in self._connections:
             self.add_topic(topic, message.__msgtype__)
         data = typestore.serialize_cdr(message, message.__msgtype__)
@@ -93,21 +95,21 @@ def write_bag(
     label_topic: str = "",
     frame_id: str = "camera",
 ) -> int:
-    """Write frames as a bag of raw ``bgr8`` images, and their label maps beside them as ``mono8``.
+    """Write frames to a bag as raw ``bgr8`` images, and their label maps as raw ``mono8`` images.
 
     Args:
-        path: As `BagWriter` takes it.
-        frames: Taken one at a time; recorded at their stamps.
-        topic: For instance ``/camera/image_raw``.
-        labels: Gives the label map of a frame, ``(H, W)`` uint8, or None where it has none.
-        label_topic: Where label maps go, under the headers of their images.
+        path: As for `BagWriter`.
+        frames: The frames; one at a time is held in memory. Messages are recorded at the stamps of their frames.
+        topic: Topic of the images, for instance ``/camera/image_raw``.
+        labels: Returns the label map of a frame, ``(H, W)`` uint8, or None.
+        label_topic: Topic of the label maps. They have the headers of their images.
         frame_id: For the headers.
 
     Returns:
         Number of frames written.
 
     Raises:
-        FileExistsError: If there is something at the path.
+        FileExistsError: If the path exists.
     """
     count = 0
     with BagWriter(path) as bag:

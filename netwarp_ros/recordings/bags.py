@@ -1,38 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and label maps of rosbag2 recordings, read without ROS."""
+"""Frames and label maps of rosbag2 recordings, read without ROS."""
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from netwarp_ros.recordings.bag_reader import BagReader, Topic
+from netwarp_ros.recordings.bag_reader import BagReader, reading
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
-from netwarp_ros.recordings.image_messages import samples, to_bgr
-from netwarp_ros.recordings.messages import IMAGE, IMAGES, deserialize, stamp_of
+from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
+from netwarp_ros.recordings.messages import IMAGE, deserialize, stamp_of
 
 
 class BagFrames(FrameSource):
-    """The images of one or more topics of a rosbag2, in the order they were recorded.
+    """The images of one or more topics of a rosbag2, in the order of their recording.
 
-    Stamps are those of the message headers; where a header has none (0), the time of recording stands in. An image that
-    cannot be read is noted and left out; it keeps its number.
+    Frames have the stamps of the message headers; a header without a stamp (0) gives the time of recording instead. An
+    image that cannot be read is noted as damage and left out; the index counts it all the same.
 
     Args:
         path: The bag's folder, or a ``.mcap`` or ``.db3`` file.
-        topics: Topics of type ``sensor_msgs/Image`` or ``CompressedImage``; may be left out where the bag has only one.
-        rate: Frames per second to stamp each topic's frames by, from 0 on, in place of the recorded stamps.
-        leave_out: Topics that are not meant where none is named.
+        topics: Topics of type ``sensor_msgs/Image`` or ``CompressedImage``. May be left out if the bag has only one.
+        rate: Frames per second. Each topic's frames are then stamped at this rate from 0, not by their headers.
+        leave_out: Topics not to choose if no topics are given.
 
     Raises:
-        ValueError: If the bag cannot be read, or has no such topic, or several and none was named. Taking the frames,
-            if none of the images can be read.
+        ValueError: If the bag cannot be read, a topic is missing or has another type, or no topic is given and the bag
+            has several. While iterating: if none of the images can be read.
     """
 
     def __init__(
@@ -46,15 +44,15 @@ class BagFrames(FrameSource):
         super().__init__()
         self.path = path
         with BagReader(path, self.damage.append) as bag:
-            self.cameras = topics or [_only_topic(path, bag.topics, leave_out)]
+            self.cameras = topics or [bag.only_image_topic(leave_out)]
             for topic in self.cameras:
-                check_image_topic(path, bag.topics, topic)
+                bag.check_image_topic(topic)
             self._count = sum(bag.topics[topic].count for topic in self.cameras)
             seconds, count = bag.duration_ns * 1e-9, self._count / len(self.cameras)
         if not self._count:
             raise ValueError(f"{path} holds no message on its image topic {', '.join(self.cameras)}")
         self._keeps_stamps = rate is None
-        # The bag's duration spans the intervals between the images, one fewer than there are images.
+        # There is one interval fewer than there are images.
         self.rate = rate or ((count - 1) / seconds if count > 1 and seconds > 0 else DEFAULT_RATE)
 
     def __len__(self) -> int:
@@ -63,24 +61,24 @@ class BagFrames(FrameSource):
     def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
         self.damage = []
         counts: Counter[str] = Counter()
+        late_counts: Counter[str] = Counter()
         last_ns: dict[str, int] = {}
-        late: Counter[str] = Counter()
         with BagReader(self.path, self.note_damage) as bag:
-            for index, (topic, kind, recorded_ns, data) in enumerate(bag.messages(self.cameras)):
+            for index, (topic, message_type, recorded_ns, data) in enumerate(bag.messages(self.cameras)):
                 if index == end:
                     break
                 number, counts[topic] = counts[topic], counts[topic] + 1
                 if index < begin:
                     continue
                 try:
-                    with naming_message(f"{self.path}: image {number} of {topic}"):
-                        message = deserialize(kind, data)
-                        image = decode(message)
+                    with reading(f"{self.path}: image {number} of {topic}"):
+                        message = deserialize(message_type, data)
+                        image = to_writable_bgr(message)
                 except ValueError as error:
                     self.note_damage(str(error))
                     continue
                 stamp_ns = stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(number, self.rate)
-                late[topic] += stamp_ns <= last_ns.get(topic, -1)
+                late_counts[topic] += stamp_ns <= last_ns.get(topic, -1)
                 last_ns[topic] = stamp_ns
                 yield Frame(
                     index,
@@ -94,7 +92,7 @@ class BagFrames(FrameSource):
                 )
         if not last_ns and begin == 0 and end is None:
             raise ValueError(f"none of the {self._count} images in {self.path} can be read. {self.damage[0]}")
-        for topic, count in (+late).items():
+        for topic, count in (+late_counts).items():
             self.note_damage(
                 f"{self.path}: {count} of the {counts[topic]} images of {topic} have a stamp that is not later than "
                 "the one before"
@@ -102,117 +100,57 @@ class BagFrames(FrameSource):
 
 
 class BagLabels:
-    """Label maps on topics of a rosbag2, found by the stamps of frames; kept in memory, compressed.
+    """Label maps of a rosbag2, looked up by the stamps of frames; held in memory, compressed.
 
     Args:
-        path: The bag's folder, or a ``.mcap`` or ``.db3`` file; that of the images, or another.
-        topics: The topic of label maps, ``sensor_msgs/Image`` of encoding ``mono8``, by the camera that they are for.
+        path: The bag's folder, or a ``.mcap`` or ``.db3`` file; the bag of the images or another one.
+        topics: For each camera, the topic of its label maps (``sensor_msgs/Image`` with encoding ``mono8``).
+
+    Attributes:
+        damage: What could not be read, one sentence each.
 
     Raises:
-        ValueError: If the bag cannot be read, or has no such topic.
+        ValueError: If the bag cannot be read, or a topic is missing or has another type.
     """
 
     def __init__(self, path: str | Path, topics: Mapping[str, str]) -> None:
         self.path, self.topics = Path(path), topics
         self.damage: list[str] = []
-        self._labels: dict[tuple[str, int], bytes] = {}
-        self._taken: set[tuple[str, int]] = set()
+        self._compressed: dict[tuple[str, int], bytes] = {}
+        self._requested: set[tuple[str, int]] = set()
         with BagReader(self.path, self.damage.append) as bag:
             for topic in topics.values():
-                check_image_topic(self.path, bag.topics, topic)
-                if bag.topics[topic].kind != IMAGE:
-                    raise ValueError(f"{path}: {topic} is compressed; label maps are sensor_msgs/Image, of mono8")
-            for index, (topic, kind, recorded_ns, data) in enumerate(bag.messages(set(topics.values()))):
+                bag.check_image_topic(topic)
+                if bag.topics[topic].message_type != IMAGE:
+                    raise ValueError(f"{path}: {topic} is compressed; label maps must be sensor_msgs/Image with mono8")
+            for index, (topic, message_type, recorded_ns, data) in enumerate(bag.messages(set(topics.values()))):
                 try:
-                    with naming_message(f"{self.path}: label map {index}, on {topic},"):
-                        stamp_ns = stamp_of(deserialize(kind, data), recorded_ns)
+                    with reading(f"{self.path}: label map {index}, on {topic},"):
+                        stamp_ns = stamp_of(deserialize(message_type, data), recorded_ns)
                 except ValueError as error:
                     self.damage.append(str(error))
                     continue
-                self._labels[topic, stamp_ns] = zlib.compress(data, level=1)
+                self._compressed[topic, stamp_ns] = zlib.compress(data, level=1)
 
     def __call__(self, frame: Frame) -> np.ndarray | None:
-        """Return the label map of a frame, ``(H, W)`` uint8, or None where it has none.
+        """Return the label map of a frame, ``(H, W)`` uint8, or None if the bag has none.
 
         Raises:
-            ValueError: If it is no label map, or not of the frame's size.
+            ValueError: If the message is not a label map of the frame's size.
         """
         key = self.topics[frame.camera], frame.stamp_ns
-        if key not in self._labels:
+        if key not in self._compressed:
             return None
-        self._taken.add(key)
-        with naming_message(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
-            message = deserialize(IMAGE, zlib.decompress(self._labels[key]))
-            return decode_label_of(message, frame.image.shape[:2])
+        self._requested.add(key)
+        with reading(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
+            message = deserialize(IMAGE, zlib.decompress(self._compressed[key]))
+            return to_label(message, frame.image.shape[:2])
 
     def unmatched(self) -> list[str]:
-        """Tell of each topic how many of its label maps no frame has asked for."""
-        count = Counter(topic for topic, _ in self._labels)
-        left = Counter(topic for topic, _ in self._labels.keys() - self._taken)
+        """Return one sentence for each topic with label maps that no frame has asked for: how many they are."""
+        counts = Counter(topic for topic, _ in self._compressed)
+        unmatched = Counter(topic for topic, _ in self._compressed.keys() - self._requested)
         return [
-            f"{self.path}: {left[topic]} of the {count[topic]} label maps of {topic} have the stamp of no image"
-            for topic in left
+            f"{self.path}: {unmatched[topic]} of the {counts[topic]} label maps of {topic} have the stamp of no image"
+            for topic in unmatched
         ]
-
-
-def decode(message: Any) -> np.ndarray:
-    """Decode an image message as `to_bgr` does, to an array that can be written to: what a bag gives cannot."""
-    return np.require(to_bgr(message), requirements=["C", "W"])
-
-
-def decode_label(message: Any) -> np.ndarray:
-    """Turn an image message of class ids into a label map.
-
-    Args:
-        message: ``sensor_msgs/Image`` of encoding ``mono8`` or ``8UC1``.
-
-    Returns:
-        ``(H, W)`` uint8.
-
-    Raises:
-        ValueError: If it has another encoding, or data that do not fit height and step.
-    """
-    encoding = getattr(message, "encoding", "compressed")
-    if encoding not in ("mono8", "8UC1"):
-        raise ValueError(f"label maps are mono8, and not {encoding}: colours and lossy pictures hold no class ids")
-    return samples(message)[..., 0].copy()
-
-
-def decode_label_of(message: Any, size: tuple[int, ...]) -> np.ndarray:
-    """Decode the label map of an image of a height and width."""
-    label = decode_label(message)
-    if label.shape != size:
-        raise ValueError(f"it is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
-    return label
-
-
-@contextmanager
-def naming_message(message: str) -> Iterator[None]:
-    """Let what is wrong with a message of a bag become a ValueError that names it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{message} cannot be read: {error}") from error
-
-
-def _only_topic(path: Path, topics: Mapping[str, Topic], leave_out: Collection[str]) -> str:
-    """Return the one image topic of a bag that there is, beside those left out."""
-    images = sorted(name for name, topic in topics.items() if topic.kind in IMAGES and name not in leave_out)
-    if not images:
-        others = ", ".join(sorted(f"{name} ({topic.kind})" for name, topic in topics.items())) or "no topic at all"
-        raise ValueError(f"{path} has no topic of sensor_msgs/Image or CompressedImage to take; it has {others}")
-    if len(images) > 1:
-        raise ValueError(f"{path} has {len(images)} image topics, {', '.join(images)}: name the topic to take")
-    return images[0]
-
-
-def check_image_topic(path: Path, topics: Mapping[str, Topic], wanted: str) -> None:
-    """Check that a bag has an image topic of a name."""
-    images = ", ".join(sorted(name for name, topic in topics.items() if topic.kind in IMAGES)) or "none"
-    if wanted not in topics:
-        raise ValueError(f"{path} has no image topic {wanted!r}: choose one of {images}")
-    if topics[wanted].kind not in IMAGES:
-        raise ValueError(
-            f"{path}: {wanted} is of {topics[wanted].kind}, and not of sensor_msgs/Image or CompressedImage: choose "
-            f"one of {images}"
-        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded frames, one at a time, whatever they are recorded in."""
+"""The frames of a recording, one at a time: the interface that image folders, videos and bags share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 DEFAULT_RATE = 15.0
-"""Frames per second of a folder of images, which has no stamps of its own, unless another rate is given."""
+"""Frames per second of a recording without stamps, such as a folder of images, if no rate is given."""
 
 T = TypeVar("T")
 
@@ -26,14 +26,14 @@ class Frame:
     """One recorded image.
 
     Attributes:
-        index: Counted from 0 in the order of the recording.
-        stamp_ns: When it was taken, in ns.
-        name: What files made from it are called: the stem of an image file, else the index in six digits.
+        index: Position in the recording, from 0.
+        stamp_ns: When the image was taken.
+        name: The stem of the image file, or else the index in six digits. Files made from the frame get this name.
         image: ``(H, W, 3)`` uint8, BGR.
-        camera: Where it comes from, in a recording of several: its topic. Each camera is a stream of its own.
+        camera: The image topic in a bag; empty in other recordings. Each camera is a stream of its own.
         frame_id: Name of the camera's optical frame.
-        encoding: What the image was before it became BGR.
-        recorded_ns: When it was recorded, in ns; None where that was not noted.
+        encoding: The image's encoding before it was converted to BGR.
+        recorded_ns: When the image was recorded; None if that is unknown.
     """
 
     index: int
@@ -47,17 +47,17 @@ class Frame:
 
     @property
     def arrival_ns(self) -> int:
-        """When it came, as far as that is known: when it was recorded, or else taken."""
+        """When the image was recorded, or else when it was taken."""
         return self.stamp_ns if self.recorded_ns is None else self.recorded_ns
 
 
 class FrameSource(ABC):
-    """A recording to iterate over, as often as wanted; each time holds one frame in memory.
+    """A recording to iterate over, any number of times. An iteration holds one frame in memory.
 
     Attributes:
-        rate: Frames per second, as declared by the recording or given for it.
-        cameras: Where its frames come from.
-        damage: What could not be read in the latest iteration, and why, one sentence for each.
+        rate: Frames per second, from the recording or given by the caller.
+        cameras: The values of `Frame.camera`.
+        damage: What could not be read in the latest iteration and why, one sentence each.
     """
 
     rate: float
@@ -71,31 +71,34 @@ class FrameSource(ABC):
 
     @abstractmethod
     def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
-        """Read the frames whose index is from ``begin`` on and less than ``end``; those before are not decoded."""
+        """Read the frames with ``begin <= index < end``. Earlier frames are not decoded."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of frames; of a video it is what its container claims, 0 where it claims nothing."""
+        """Return the number of frames; for a video, the number that its container declares, or 0."""
 
     def note_damage(self, damage: str) -> None:
-        """Note what cannot be read, and log it."""
+        """Add a sentence to `damage` and log it as a warning."""
         self.damage.append(damage)
         _log.warning("%s", damage)
 
 
 def read_ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
-    """Take items in a thread of its own, so many ahead of whoever takes them from here; an error comes in its turn."""
+    """Iterate in a thread of its own, up to ``count`` items ahead of the caller.
+
+    An error of the iterable is raised in the place of its item.
+    """
     iterator, end = iter(items), object()
-    reader = ThreadPoolExecutor(1)
+    thread = ThreadPoolExecutor(1)
     try:
-        coming = deque(reader.submit(next, iterator, end) for _ in range(count))
-        while (item := coming.popleft().result()) is not end:
-            coming.append(reader.submit(next, iterator, end))
+        pending = deque(thread.submit(next, iterator, end) for _ in range(count))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(thread.submit(next, iterator, end))
             yield cast(T, item)
     finally:
-        reader.shutdown(cancel_futures=True)
+        thread.shutdown(cancel_futures=True)
 
 
 def stamp(index: int, rate: float) -> int:
-    """Return the stamp in ns of a frame of a steady stream that starts at 0."""
+    """Return the stamp in ns of a frame in a stream that starts at 0 and has a constant rate."""
     return round(index * 1e9 / rate)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image messages to BGR arrays: one decoder for what the node hears and what a bag holds.
+"""Image messages decoded to arrays: one decoder for the node and for bags.
 
-It reads the fields of ``sensor_msgs/Image`` and ``CompressedImage``, of whichever Python class, and imports no ROS.
+Messages may be of any Python class with the fields of ``sensor_msgs/Image`` or ``CompressedImage``. No ROS is imported.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class ImageError(ValueError):
 
 
 class _Layout(NamedTuple):
-    """How an encoding lays out pixels.
+    """How an encoding stores pixels.
 
     Attributes:
-        dtype: Of a sample, as numpy names it without the byte order.
-        channels: Samples per pixel of a row; of the Y plane, where chroma has a plane of its own.
-        code: OpenCV's conversion to BGR; None where the samples are BGR, or OpenCV has none.
-        chroma: Pixels that share their chroma, across and down.
-        planes: 2 where a plane of chroma pairs follows the Y plane.
+        dtype: numpy's name of the sample type, without the byte order.
+        channels: Samples per pixel in a row; in a row of the Y plane if there are two planes.
+        code: OpenCV's conversion to BGR; None if the samples are BGR already, or OpenCV has no conversion.
+        chroma: Pixels that share one chroma pair, horizontally and vertically.
+        planes: 2 if a plane of chroma pairs follows the Y plane.
     """
 
     dtype: str
@@ -34,8 +34,8 @@ class _Layout(NamedTuple):
     chroma: tuple[int, int] = (1, 1)
     planes: int = 1
 
-    def bytes(self, height: int, step: int) -> int:
-        """Return the length of the data of an image."""
+    def data_length(self, height: int, step: int) -> int:
+        """Return the number of bytes in an image's data."""
         across, down = self.chroma
         return height * step + (height // down * (2 * step // across) if self.planes == 2 else 0)
 
@@ -47,7 +47,7 @@ _CODES = {
     "rgb": (3, cv2.COLOR_RGB2BGR),
     "bgra": (4, cv2.COLOR_BGRA2BGR),
     "rgba": (4, cv2.COLOR_RGBA2BGR),
-    # ROS names a pattern by its first four pixels; OpenCV, by the second and third pixel of the second row.
+    # ROS names a Bayer pattern by its first four pixels, OpenCV by the second and third pixel of the second row.
     "bayer_rggb": (1, cv2.COLOR_BayerBG2BGR),
     "bayer_bggr": (1, cv2.COLOR_BayerRG2BGR),
     "bayer_gbrg": (1, cv2.COLOR_BayerGR2BGR),
@@ -67,42 +67,69 @@ ENCODINGS = {
     "nv21": _Layout("u1", 1, cv2.COLOR_YUV2BGR_NV21, chroma=(2, 2), planes=2),
     "nv24": _Layout("u1", 1, None, planes=2),
 }
-"""The encodings of ``sensor_msgs/Image`` that are understood; 8UC1, 8UC3 and 8UC4 are mono8, bgr8 and bgra8."""
+"""The supported encodings of ``sensor_msgs/Image``. 8UC1, 8UC3 and 8UC4 are taken as mono8, bgr8 and bgra8."""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 def to_bgr(message: Any) -> np.ndarray:
-    """Decode an image message.
+    """Decode an image message to BGR.
 
-    Samples of 16 bits are scaled to 8: times 255/65535, rounded. YUV is BT.601 in video range. A JPEG's note of how the
-    camera was held is not followed: the image is as the sensor saw it.
+    Samples of 16 bits are scaled to 8 bits: times 255/65535, rounded. YUV is BT.601 in video range. The orientation in
+    a JPEG's EXIF data is ignored: the image is as the sensor saw it.
 
     Args:
-        message: An ``Image`` of an encoding in `ENCODINGS`, or a ``CompressedImage`` that is JPEG or PNG.
+        message: An ``Image`` with an encoding in `ENCODINGS`, or a ``CompressedImage`` with a JPEG or PNG.
 
     Returns:
-        ``(H, W, 3)`` BGR uint8; where the data are that already, a view of them, with rows padded as they are.
+        ``(H, W, 3)`` uint8, BGR. If the data are BGR already, a view of them, with the same row padding.
 
     Raises:
-        ImageError: If width, height, encoding, step and data do not fit, or the data cannot be decoded.
+        ImageError: If width, height, encoding, step and data do not fit together, or the data cannot be decoded.
     """
     image = _decompress(message) if hasattr(message, "format") else _convert(message)
     return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=255 / 65535)
 
 
-def samples(message: Any) -> np.ndarray:
-    """Return what a raw image message holds, unconverted.
+def to_writable_bgr(message: Any) -> np.ndarray:
+    """Decode an image message like `to_bgr`, to an array that is contiguous and writable: a copy if necessary."""
+    return np.require(to_bgr(message), requirements=["C", "W"])
+
+
+def to_label(message: Any, size: tuple[int, ...]) -> np.ndarray:
+    """Decode an image message of class ids.
 
     Args:
-        message: An ``Image`` of an encoding in `ENCODINGS`.
+        message: An ``Image`` with encoding ``mono8`` or ``8UC1``.
+        size: Height and width of the labelled image.
 
     Returns:
-        ``(H, W, C)`` uint8 or uint16, the Y plane of an encoding that has two; a view of the data, unless words of 16
-        bits are in another byte order or at odd addresses.
+        The label map, ``(H, W)`` uint8, a copy.
 
     Raises:
-        ImageError: If width, height, encoding, step and data do not fit.
+        ImageError: If encoding or size is another one, or height, step and data do not fit together.
+    """
+    encoding = getattr(message, "encoding", "compressed")
+    if encoding not in ("mono8", "8UC1"):
+        raise ImageError(f"a label map must be mono8, not {encoding}: colors and lossy images hold no class ids")
+    label = to_array(message)[..., 0].copy()
+    if label.shape != size:
+        raise ImageError(f"it is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
+    return label
+
+
+def to_array(message: Any) -> np.ndarray:
+    """Return the samples of a raw image message, without conversion.
+
+    Args:
+        message: An ``Image`` with an encoding in `ENCODINGS`.
+
+    Returns:
+        ``(H, W, C)`` uint8 or uint16; only the Y plane if there are two planes. A view of the data, or a copy if 16-bit
+        samples have the other byte order or odd addresses.
+
+    Raises:
+        ImageError: If width, height, encoding, step and data do not fit together.
     """
     width, height, step, encoding = message.width, message.height, message.step, message.encoding
     if encoding not in ENCODINGS:
@@ -119,7 +146,7 @@ def samples(message: Any) -> np.ndarray:
         raise ImageError(
             f"step is {step}: expected at least {width * pixel}, the bytes of a row of {width} pixels of {encoding}"
         )
-    if len(message.data) != (expected := layout.bytes(height, step)):
+    if len(message.data) != (expected := layout.data_length(height, step)):
         raise ImageError(
             f"data has {len(message.data)} bytes: expected {expected}, height {height} * step {step}"
             + (f" and the chroma of {encoding}" if layout.planes == 2 else "")
@@ -130,20 +157,20 @@ def samples(message: Any) -> np.ndarray:
 
 
 def _convert(message: Any) -> np.ndarray:
-    image, layout = samples(message), ENCODINGS[message.encoding]
+    image, layout = to_array(message), ENCODINGS[message.encoding]
     if layout.planes == 2:
         return _convert_planes(image, message, layout)
     return image if layout.code is None else cv2.cvtColor(image, layout.code)
 
 
 def _convert_planes(luma: np.ndarray, message: Any, layout: _Layout) -> np.ndarray:
-    """Convert a Y plane and the chroma pairs that follow it."""
+    """Convert a Y plane and the plane of chroma pairs after it."""
     (height, width, _), (across, down), step = luma.shape, layout.chroma, message.step
     shape, strides = (height // down, width // across, 2), (2 * step // across, 2, 1)
     pairs: np.ndarray = np.ndarray(shape, np.uint8, message.data, offset=height * step, strides=strides)
     if layout.code is not None:
         return cv2.cvtColorTwoPlane(luma, pairs, layout.code)
-    # OpenCV knows no 4:4:4 in two planes: here it is UYVY, in which every pixel comes twice.
+    # OpenCV cannot convert 4:4:4 in two planes. It converts UYVY, so repeat every pixel and drop every second result.
     packed = np.empty((height, width, 4), np.uint8)
     cv2.mixChannels([pairs, luma], [packed], [0, 0, 2, 1, 1, 2, 2, 3])
     twice = cv2.cvtColor(packed.reshape(height, 2 * width, 2), cv2.COLOR_YUV2BGR_UYVY)
@@ -152,28 +179,28 @@ def _convert_planes(luma: np.ndarray, message: Any, layout: _Layout) -> np.ndarr
 
 def _decompress(message: Any) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
-    what = f"{len(data)} bytes of format {message.format!r}"
+    subject = f"{len(data)} bytes of format {message.format!r}"
     signature = data[:8].tobytes()
     if signature == _PNG:
-        _check_chunks(data, what)
+        _check_chunks(data, subject)
     elif not signature.startswith(_JPEG):
-        raise ImageError(f"{what} begin neither as a JPEG nor as a PNG image")
-    # An RGB array that was compressed as if it were BGR; CompressedImage.msg tells such by the format.
+        raise ImageError(f"{subject} begin neither as a JPEG nor as a PNG image")
+    # CompressedImage.msg: with this format, an RGB array was compressed as if it were BGR.
     order = cv2.IMREAD_COLOR_RGB if "compressed rgb" in message.format else cv2.IMREAD_COLOR_BGR
     try:
         image = cv2.imdecode(data, order | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise ImageError(f"{what} cannot be decoded: OpenCV wants {error.err}") from error
+        raise ImageError(f"{subject} cannot be decoded: OpenCV wants {error.err}") from error
     if image is None:
-        raise ImageError(f"{what} cannot be decoded")
+        raise ImageError(f"{subject} cannot be decoded")
     return image
 
 
-def _check_chunks(data: np.ndarray, what: str) -> None:
-    """Refuse a PNG with a chunk longer than what is left: OpenCV would reserve what it claims, up to 4 GB, first."""
-    place, kind = len(_PNG), b""
-    while place + 12 <= len(data) and kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data.data, place)
-        place += 12 + length
-    if place > len(data):
-        raise ImageError(f"{what} cannot be decoded: {kind!r} claims {length} bytes")
+def _check_chunks(data: np.ndarray, subject: str) -> None:
+    """Refuse a PNG with a chunk that is longer than the data: OpenCV would first allocate its length, up to 4 GB."""
+    offset, chunk_type = len(_PNG), b""
+    while offset + 12 <= len(data) and chunk_type != b"IEND":
+        length, chunk_type = struct.unpack_from(">I4s", data.data, offset)
+        offset += 12 + length
+    if offset > len(data):
+        raise ImageError(f"{subject} cannot be decoded: {chunk_type!r} claims {length} bytes")

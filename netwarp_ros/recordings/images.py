@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files: a folder of them as a stream, and label maps named like them."""
+"""Image files as a recording, and the label maps that belong to them."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 
 
 class ImageFiles(FrameSource):
-    """Image files as a stream of a steady rate, the first stamped 0.
+    """Image files as a stream with a constant rate; the first is stamped 0.
 
     Args:
         paths: Files in the order of the stream.
         rate: Frames per second.
 
     Raises:
-        ValueError: If two files have the same stem: what is made from one would overwrite the other's.
+        ValueError: If two files have the same stem: files made from them would overwrite each other.
     """
 
     def __init__(self, paths: Sequence[Path], rate: float = DEFAULT_RATE) -> None:
         super().__init__()
         self.paths, self.rate = list(paths), rate
-        seen: dict[str, Path] = {}
+        by_stem: dict[str, Path] = {}
         for path in self.paths:
-            if path.stem in seen:
-                raise ValueError(f"{seen[path.stem]} and {path} have the same name but for the ending: rename one")
-            seen[path.stem] = path
+            if path.stem in by_stem:
+                raise ValueError(f"{by_stem[path.stem]} and {path} have the same name but for the ending: rename one")
+            by_stem[path.stem] = path
 
     @classmethod
     def in_folder(cls, folder: Path, rate: float = DEFAULT_RATE) -> ImageFiles:
-        """Take all image files in a folder, sorted by name.
+        """Return the image files in a folder, sorted by name.
 
         Raises:
-            FileNotFoundError: If it holds none.
+            FileNotFoundError: If there is none.
         """
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not paths:
@@ -56,13 +56,13 @@ class ImageFiles(FrameSource):
 
 
 class LabelFolder:
-    """Label maps ``folder/NAME.png``, found by the names of frames.
+    """Label maps ``folder/NAME.png``, looked up by the names of frames.
 
     Args:
-        folder: Holds 8-bit single-channel PNGs of class ids.
+        folder: Folder of 8-bit single-channel PNGs with class ids.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no PNG in it.
+        FileNotFoundError: If the folder does not exist or holds no PNG.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -73,10 +73,10 @@ class LabelFolder:
             raise FileNotFoundError(f"{self.folder} holds no label map NAME.png, named like the images")
 
     def __call__(self, frame: Frame) -> np.ndarray | None:
-        """Return the label map of a frame, ``(H, W)`` uint8, or None where it has none.
+        """Return the label map of a frame, ``(H, W)`` uint8, or None if there is no such file.
 
         Raises:
-            ValueError: If the file is no such image, or not of the frame's size.
+            ValueError: If the file is not a label map of the frame's size.
         """
         path = self.folder / f"{frame.name}.png"
         if not path.is_file():
@@ -88,7 +88,7 @@ def read_image(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     """Read an image file, by default as ``(H, W, 3)`` uint8, BGR.
 
     Raises:
-        ValueError: If it is none that OpenCV reads.
+        ValueError: If OpenCV cannot read it.
     """
     image = cv2.imread(str(path), flags)
     if image is None:
@@ -102,21 +102,21 @@ def read_label(
     """Read a label map, ``(H, W)`` uint8.
 
     Args:
-        path: An image of one channel of 8 bits.
-        size: Height and width of the image that it labels.
-        from_colors: Turns an image of colours, ``(H, W, 3)`` uint8, BGR, of the given name, into a label map. Without
-            it, colours are refused.
+        path: Image with one channel of 8 bits.
+        size: Height and width of the labelled image.
+        from_colors: Converts colors, ``(H, W, 3)`` uint8, BGR, to class ids; its second argument names the label map in
+            errors. Without it, an image of colors is refused.
 
     Raises:
-        ValueError: If the file is no such image, or not of that size.
+        ValueError: If the file is not such an image, or has another size.
     """
     label = read_image(path, cv2.IMREAD_UNCHANGED)
     if from_colors and label.ndim == 3:
         label = from_colors(label, str(path))
     if label.ndim != 2 or label.dtype != np.uint8:
         raise ValueError(
-            f"{path} is {label.shape} {label.dtype}: a label map holds class ids, one channel of 8 bits; colours "
-            "must be turned into ids first"
+            f"{path} is {label.shape} {label.dtype}: a label map holds class ids, one channel of 8 bits; "
+            "convert colors to ids first"
         )
     if label.shape != size:
         raise ValueError(f"{path} is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ROS messages of recordings, made and taken apart without ROS, through ``rosbags``.
+"""The ROS messages of recordings, built, serialized and deserialized without ROS, by ``rosbags``.
 
-Images are read with Jazzy's definitions of ``sensor_msgs/Image`` and ``CompressedImage``, which have been the same in
-every ROS 2, so that other topics of a bag, of whatever types, cannot get in the way.
+Images are read with Jazzy's definitions of ``sensor_msgs/Image`` and ``CompressedImage``, which are the same in every
+ROS 2, and not with the definitions in the bag: a bag may hold types that cannot be parsed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rosbags.serde import SerdeError
@@ -25,10 +25,10 @@ LABEL_INFO = "vision_msgs/msg/LabelInfo"
 _VISION_CLASS = "vision_msgs/msg/VisionClass"
 
 STAGES = ("wait", "decode", "prepare", "flow", "network", "publish")
-"""The durations in ``FrameTiming`` of what the node does with a frame, in their order."""
+"""The durations in ``FrameTiming`` of the node's work on a frame, in their order."""
 
 _DEFINITIONS = {
-    # The fields of msg/FrameTiming.msg, which says what they mean and is not installed where there is no ROS.
+    # The fields of msg/FrameTiming.msg, which explains them. That file is not installed on machines without ROS.
     FRAME_TIMING: """
         uint8 MEMORY_NEW=0
         uint8 MEMORY_KEPT=1
@@ -52,31 +52,47 @@ _DEFINITIONS = {
 }
 
 typestore = get_typestore(Stores.ROS2_JAZZY)
-"""Jazzy's types, ``netwarp_ros/FrameTiming`` and ``vision_msgs/LabelInfo``."""
+"""Jazzy's types, and ``netwarp_ros/FrameTiming`` and ``vision_msgs/LabelInfo``."""
 
 for _name, _text in _DEFINITIONS.items():
     typestore.register(get_types_from_msg(_text, _name))
 
 
-def deserialize(kind: str, data: bytes) -> Any:
-    """Take a serialized image message apart.
+class RecordedMessage(NamedTuple):
+    """A message as it was recorded.
+
+    Attributes:
+        topic: The topic it was published on.
+        message_type: For instance ``sensor_msgs/msg/Image``.
+        recorded_ns: When it was recorded.
+        data: The message, serialized in CDR.
+    """
+
+    topic: str
+    message_type: str
+    recorded_ns: int
+    data: bytes
+
+
+def deserialize(message_type: str, data: bytes) -> Any:
+    """Deserialize an image message.
 
     Args:
-        kind: `IMAGE` or `COMPRESSED_IMAGE`.
-        data: The message in CDR.
+        message_type: `IMAGE` or `COMPRESSED_IMAGE`.
+        data: The message, serialized in CDR.
 
     Returns:
-        Its fields; the data of the image are a view of ``data``, which cannot be written to.
+        The message. Its image data are a read-only view of ``data``.
 
     Raises:
-        ValueError: If it is of another kind, or no such message.
+        ValueError: If the type is another one, or the data are not such a message (`ImageError`).
     """
-    if kind not in IMAGES:
-        raise ValueError(f"it is of {kind}")
+    if message_type not in IMAGES:
+        raise ValueError(f"its type is {message_type}, not one of {' and '.join(IMAGES)}")
     try:
-        return typestore.deserialize_cdr(data, kind)
+        return typestore.deserialize_cdr(data, message_type)
     except SerdeError as error:
-        raise ImageError(f"{len(data)} bytes are no {kind}: {error}") from error
+        raise ImageError(f"{len(data)} bytes are not a {message_type}: {error}") from error
 
 
 def header(stamp_ns: int, frame_id: str) -> Any:
@@ -87,11 +103,11 @@ def header(stamp_ns: int, frame_id: str) -> Any:
 
 
 def stamp_of(message: Any, recorded_ns: int = 0) -> int:
-    """Return the stamp of a message's header in ns; where it has none (0), the time of recording.
+    """Return the stamp of a message's header in ns, or the time of recording if the header has no stamp (0).
 
     Args:
-        message: Of this module or of ROS.
-        recorded_ns: That time.
+        message: A message with a header, built by this module or by ROS.
+        recorded_ns: The time of recording.
     """
     time = message.header.stamp
     return time.sec * 10**9 + time.nanosec or recorded_ns
@@ -102,8 +118,8 @@ def image_message(image: np.ndarray, encoding: str, header: Any) -> Any:
 
     Args:
         image: ``(H, W)`` or ``(H, W, C)`` uint8.
-        encoding: What it is: ``mono8`` or ``bgr8``.
-        header: Its header.
+        encoding: ``mono8`` or ``bgr8``.
+        header: A ``std_msgs/Header``.
     """
     rows = np.ascontiguousarray(image).reshape(image.shape[0], -1)
     return typestore.types[IMAGE](
@@ -118,16 +134,16 @@ def image_message(image: np.ndarray, encoding: str, header: Any) -> Any:
 
 
 def timing_message(header: Any, sequence: int, stages_ms: Mapping[str, float], memory: int, reason: str) -> Any:
-    """Return a ``netwarp_ros/FrameTiming`` of a frame that no node segmented.
+    """Return a ``netwarp_ros/FrameTiming`` of a frame that was segmented without a node.
 
-    What only a node has (the way of the image to it, and of the mask from it) is not a number.
+    The durations that only a node can measure (receive, wait, decode, publish, age) are NaN.
 
     Args:
-        header: Of the image.
-        sequence: Frames of its camera before this one.
+        header: The image's header.
+        sequence: Number of earlier frames of this camera.
         stages_ms: Durations of ``prepare``, ``flow`` and ``network``.
         memory: ``MEMORY_NEW`` or ``MEMORY_KEPT``.
-        reason: Why the memory started anew.
+        reason: Why the memory was reset; empty if it was kept.
     """
     nan = float("nan")
     return typestore.types[FRAME_TIMING](
@@ -149,7 +165,7 @@ def timing_message(header: Any, sequence: int, stages_ms: Mapping[str, float], m
 
 
 def label_info(header: Any, classes: ClassSet) -> Any:
-    """Return a ``vision_msgs/LabelInfo``: names of the ids in masks; every pixel has a class, so the threshold is 0."""
-    named = typestore.types[_VISION_CLASS]
-    class_map = [named(class_id=index, class_name=name) for index, name in enumerate(classes.names)]
+    """Return a ``vision_msgs/LabelInfo``, the names of class ids. The threshold is 0: every pixel has a class."""
+    vision_class = typestore.types[_VISION_CLASS]
+    class_map = [vision_class(class_id=index, class_name=name) for index, name in enumerate(classes.names)]
     return typestore.types[LABEL_INFO](header=header, class_map=class_map, threshold=0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What opens a recording of any kind, and its label maps."""
+"""Opens a recording of any kind (images, video, rosbag2) and its label maps."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def open_frames(
     """Open a recording.
 
     Args:
-        path: A folder of images (taken in the order of their names), an image, a video, or a rosbag2 (its folder, or a
-            ``.mcap`` or ``.db3`` file of it).
-        rate: Frames per second to stamp the frames by, from 0 on, in place of recorded stamps; for images, which have
-            none, it is `DEFAULT_RATE` unless given.
-        topics: Image topics of a bag; needed where it has several.
-        leave_out: Topics that are not meant where none is named, such as those of label maps.
+        path: A folder of images (read in the order of their names), an image, a video, or a rosbag2 (its folder, or its
+            ``.mcap`` or ``.db3`` file).
+        rate: Frames per second. Frames are then stamped at this rate from 0, not by the recording. Images have no
+            stamps; their rate is `DEFAULT_RATE` if none is given.
+        topics: Image topics of a bag; required if it has several.
+        leave_out: Topics not to choose if no topics are given, such as those of label maps.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path, or no image in the folder.
-        ValueError: If it cannot be read, the rate is not > 0, or a topic does not fit.
+        FileNotFoundError: If the path does not exist, or the folder holds no image.
+        ValueError: If the recording cannot be read, the rate is not > 0, or a topic does not fit.
     """
     path = Path(path)
     if rate is not None and not (math.isfinite(rate) and rate > 0):
@@ -39,7 +39,7 @@ def open_frames(
     if is_bag(path):
         return BagFrames(path, topics=topics, rate=rate, leave_out=leave_out)
     if topics:
-        raise ValueError(f"the topic {topics[0]} is named, but {path} is no bag: leave it out")
+        raise ValueError(f"the topic {topics[0]} is named, but {path} is not a bag: leave the topic out")
     if path.is_dir():
         return ImageFiles.in_folder(path, rate or DEFAULT_RATE)
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -54,15 +54,15 @@ def open_labels(
 
     Args:
         frames: The recording.
-        images: Its path.
-        labels: A folder of label maps, or a bag; where it is left out, the recording's own bag is meant.
-        topics: The topic of label maps for each of the recording's cameras, in a bag.
+        images: Path of the recording.
+        labels: A folder of label maps, or a bag. None stands for the recording's own bag.
+        topics: Topics of label maps in the bag, one for each of the recording's cameras.
 
     Returns:
-        What gives the label map of a frame; None where neither labels nor topics are given.
+        A callable that gives the label map of a frame; None if neither labels nor topics are given.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no label map in it.
+        FileNotFoundError: If the folder does not exist or holds no label map.
         ValueError: If the topics do not fit.
     """
     path = labels or images
@@ -71,7 +71,7 @@ def open_labels(
             raise ValueError(f"{labels} is a bag: name the topic of its label maps")
         return LabelFolder(labels) if labels else None
     if not is_bag(path):
-        raise ValueError(f"the topic {topics[0]} of label maps is named, but {path} is no bag: leave it out")
+        raise ValueError(f"the topic {topics[0]} of label maps is named, but {path} is not a bag: leave the topic out")
     if len(topics) != len(frames.cameras):
         cameras = ", ".join(camera or str(images) for camera in frames.cameras)
         raise ValueError(
@@ -82,7 +82,7 @@ def open_labels(
 
 
 def is_bag(path: Path) -> bool:
-    """Tell whether a path is that of a rosbag2: a file of one, or a folder of them, be it without metadata."""
+    """Return whether a path is a rosbag2: a storage file, or a folder with ``metadata.yaml`` or such files."""
     if not path.is_dir():
         return path.suffix in BAG_SUFFIXES
     if (path / "metadata.yaml").is_file():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MP4 videos, written picture by picture."""
+"""MP4 videos, written image by image."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ import numpy as np
 
 try:
     import imageio_ffmpeg
-except ImportError:  # where ROS brings the dependencies, this one may be absent
+except ImportError:  # it has no rosdep key, so it may be missing where rosdep installed the dependencies
     imageio_ffmpeg = None
 
 
 class VideoWriter:
-    """An MP4 written picture by picture; use it in a ``with`` statement.
+    """An MP4 file to write images to; use it in a ``with`` statement.
 
-    It is H.264, which browsers play, by the ffmpeg that the package ``imageio-ffmpeg`` brings; without that package it
-    is OpenCV's MPEG-4. The first picture sets the size (made even, as H.264 wants it, by repeating the last row and
-    column); later ones of another size are scaled to it. With no picture there is no file.
+    The ffmpeg of the package ``imageio-ffmpeg`` writes H.264, which browsers play. Without that package, OpenCV writes
+    MPEG-4. The first image sets the size of the video; other images are scaled to it. H.264 requires even sizes, so an
+    odd one is extended by repeating the last row or column. Without any image, no file is made.
 
     Args:
-        path: Ends in ``.mp4``; overwritten if it exists.
-        rate: Pictures per second.
+        path: The file, ending in ``.mp4``; overwritten if it exists.
+        rate: Frames per second.
 
     Raises:
-        ValueError: If the path ends otherwise, or the rate is not > 0.
-        FileNotFoundError: If its folder does not exist.
+        ValueError: If the path does not end in ``.mp4``, or the rate is not > 0.
+        FileNotFoundError: If the folder does not exist.
     """
 
     def __init__(self, path: str | Path, rate: float) -> None:
         self.path, self.rate = Path(path), rate
         if self.path.suffix != ".mp4":
-            raise ValueError(f"{self.path} does not end in .mp4, the only format that is written")
+            raise ValueError(f"{self.path} does not end in .mp4, the only format that can be written")
         if not rate > 0:
-            raise ValueError(f"rate is {rate}: give pictures per second > 0")
+            raise ValueError(f"rate is {rate}: give frames per second > 0")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"no folder {self.path.parent} to write {self.path.name} to: make it first")
         self._size: tuple[int, int] | None = None
         self._encoder: _Ffmpeg | _OpenCV | None = None
 
     def write(self, image: np.ndarray) -> None:
-        """Append a picture ``(H, W, 3)`` uint8, BGR.
+        """Append an image, ``(H, W, 3)`` uint8, BGR.
 
         Raises:
-            ValueError: If it is no such array.
+            ValueError: If the array has another shape or type.
             OSError: If the file cannot be written.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -83,7 +83,7 @@ class VideoWriter:
 
 
 class _Ffmpeg:
-    """H.264 through a pipe to ffmpeg, which tells on standard error what goes wrong."""
+    """H.264 through a pipe to ffmpeg. It prints its errors to standard error."""
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
         self._path = path
@@ -104,21 +104,21 @@ class _Ffmpeg:
         try:
             self._frames.send(np.ascontiguousarray(image))
         except OSError:
-            raise OSError(f"ffmpeg cannot write the video {self._path}: its reason is above") from None
+            raise OSError(f"ffmpeg cannot write the video {self._path}: see its message above") from None
 
     def close(self) -> None:
         self._frames.close()
         if not self._path.is_file():
-            raise OSError(f"ffmpeg did not write the video {self._path}: its reason is above")
+            raise OSError(f"ffmpeg did not write the video {self._path}: see its message above")
 
 
 class _OpenCV:
-    """MPEG-4 by OpenCV."""
+    """MPEG-4, written by OpenCV."""
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
         if not self._writer.isOpened():
-            raise OSError(f"OpenCV cannot write the video {path}: does its folder exist, and may it be written to?")
+            raise OSError(f"OpenCV cannot write the video {path}: check that its folder exists and is writable")
 
     def write(self, image: np.ndarray) -> None:
         self._writer.write(image)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video files, read by OpenCV."""
+"""Video files as recordings, read by OpenCV."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from pathlib import Path
 
 import cv2
 
-from netwarp_ros.recordings.bag_reader import BAG_SUFFIXES
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 
 
 class VideoFile(FrameSource):
-    """A video that OpenCV reads.
+    """A video file.
 
     Args:
-        path: The file.
-        rate: Frames per second to stamp the frames by; by default they have the stamps of the container.
+        path: The file, in any format that OpenCV reads.
+        rate: Frames per second. Frames are then stamped at this rate from 0, not by the container.
 
     Raises:
-        ValueError: If it cannot be opened, or holds no frame.
+        ValueError: If the file cannot be opened. While iterating: if it holds no frame.
     """
 
     def __init__(self, path: Path, rate: float | None = None) -> None:
@@ -47,7 +46,7 @@ class VideoFile(FrameSource):
                 stamp_ns = stamp(index, self.rate)
                 if self._keeps_stamps:
                     stamp_ns = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
-                    # Some containers give no stamps, or the same one twice.
+                    # Some containers have no stamps, or repeat one.
                     if stamp_ns <= last_ns:
                         stamp_ns = last_ns + stamp(1, self.rate)
                 if index >= begin:
@@ -61,13 +60,13 @@ class VideoFile(FrameSource):
         if index == 0:
             raise ValueError(f"{self.path} holds no frame that OpenCV can decode: convert it to MP4 or MKV")
         if index < (self._count if end is None else min(end, self._count)):
-            self.note_damage(f"{self.path} ended after {index} of the {self._count} frames it claims to hold")
+            self.note_damage(f"{self.path} ended after {index} of the {self._count} frames that it declares")
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self.path))
         if not capture.isOpened():
             raise ValueError(
                 f"{self.path} cannot be opened as a video: give a video, an image, a folder of images, or a bag "
-                f"({' or '.join(BAG_SUFFIXES)})"
+                "(its folder, .mcap or .db3)"
             )
         return capture

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many recordings evaluated, slice by slice: one after the other, or at once on Ray.
+"""Recordings cut into slices, which are evaluated one by one.
 
-A slice is judged by itself, on one thread, from frames that are read before it and not scored. So it is the same
-wherever and whenever that is done, and what slices add up to is the same, too.
+The result of a slice depends on nothing but the slice: each has a segmenter of its own, runs on one thread, and reads
+some frames before its first one to fill the memory. So the scores are the same in whichever process and order slices
+are evaluated.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from netwarp_ros.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class SliceSettings:
-    """How recordings are judged: plain values, for it travels to the workers.
+    """How recordings are opened and evaluated; plain values, which can be sent to other processes.
 
     Attributes:
-        segmenter: Arguments of `Segmenter`; the model is a file, and the flow is named.
-        classes: What the ids of labels and predictions mean.
+        segmenter: Arguments of `Segmenter`. The model is a file, and the flow the name of an estimator.
+        classes: The classes of labels and masks.
         topics: Image topics of each recording.
-        label_topics: Topics of their label maps.
-        rate: Frames per second, in place of recorded stamps.
-        stills: As `score` takes it.
-        host: As `score` takes it.
-        widths: As `score` takes them.
+        label_topics: Topics of the label maps, in the order of ``topics``.
+        rate: Frames per second, instead of the recorded stamps.
+        stills: As in `score_frames`.
+        host: As in `score_frames`.
+        widths: As in `score_frames`.
     """
 
     segmenter: Mapping[str, Any]
@@ -60,13 +61,13 @@ class SliceSettings:
 
 @dataclass(frozen=True)
 class Slice:
-    """Frames of a recording, by their indices.
+    """A range of frames of a recording, by index.
 
     Attributes:
-        recording: Its path.
-        start: The first that is read; those before ``begin`` are the warm-up.
-        begin: The first that is scored.
-        end: The one after the last; None where that is the last of the recording.
+        recording: Path of the recording.
+        start: First frame to read; those before ``begin`` are the warm-up.
+        begin: First frame to score.
+        end: The frame after the last one; None if the slice reaches to the end of the recording.
     """
 
     recording: Path
@@ -76,17 +77,17 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """What files of it are called."""
+        """Name of the slice's file of results, without its ending."""
         return f"{recording_name(self.recording)}-{self.begin:06d}"
 
 
 @dataclass(frozen=True)
 class SliceResults:
-    """What was found of a slice.
+    """Results of a slice.
 
     Attributes:
-        results: Of its frames.
-        damage: What could not be read or matched.
+        results: Results for its frames.
+        damage: What could not be read or matched, a sentence for each.
     """
 
     results: PartialResults
@@ -94,38 +95,38 @@ class SliceResults:
 
 
 SliceRunner = Callable[[SliceSettings, Sequence[Slice]], Iterable[tuple[Slice, dict[str, Any]]]]
-"""Judges slices by `evaluate_slice` and gives what that returned, in any order."""
+"""Calls `evaluate_slice` for each slice, and returns the slices with what it returned, in any order."""
 
 
 def recording_name(recording: Path) -> str:
-    """Return what files of a recording are called."""
+    """Return the name under which the results of a recording are kept."""
     return recording.name if recording.is_dir() else recording.stem
 
 
 def cut_slices(
-    job: SliceSettings, recordings: Sequence[Path], *, seconds: float = 0.0, warm_up: int = 0
+    settings: SliceSettings, recordings: Sequence[Path], *, seconds: float = 0.0, warm_up: int = 0
 ) -> list[Slice]:
     """Cut recordings into slices.
 
     Args:
-        job: How they are opened.
+        settings: How to open the recordings.
         recordings: Their paths.
-        seconds: Of each slice, at the rate of its recording; 0 for whole recordings.
-        warm_up: Frames of each camera before a slice that are segmented for what is remembered of them.
+        seconds: Length of a slice at the rate of its recording; 0 for whole recordings.
+        warm_up: Number of frames of each camera to segment before a slice, to fill the memory.
 
     Raises:
-        ValueError: If an argument is < 0, two recordings have the same name, or one cannot be opened.
-        FileNotFoundError: If there is none at a path.
+        ValueError: If an argument is < 0, two recordings have the same name, or a recording cannot be opened.
+        FileNotFoundError: If a path does not exist.
     """
     if not 0 <= seconds < float("inf") or warm_up < 0:
         raise ValueError(f"slice is {seconds} s, warm-up is {warm_up}: give seconds >= 0 and frames >= 0")
-    seen: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     slices = []
     for recording in recordings:
-        other = seen.setdefault(recording_name(recording), recording)
+        other = by_name.setdefault(recording_name(recording), recording)
         if other is not recording:
-            raise ValueError(f"{other} and {recording} have the same name, which results go by: rename one")
-        frames, _ = job.open(recording)
+            raise ValueError(f"{other} and {recording} have the same name, which their results are kept by: rename one")
+        frames, _ = settings.open(recording)
         cameras, count = len(frames.cameras), len(frames)
         length = max(1, round(seconds * frames.rate * cameras)) if seconds else max(1, count)
         begins = range(0, max(1, count), length)
@@ -135,14 +136,14 @@ def cut_slices(
     return slices
 
 
-def evaluate_slice(job: SliceSettings, slice_: Slice) -> dict[str, Any]:
-    """Judge a slice, and return what JSON can hold: ``part`` (of `PartialResults.to_json`) and ``damage``."""
+def evaluate_slice(settings: SliceSettings, slice_: Slice) -> dict[str, Any]:
+    """Evaluate a slice; return plain values: ``part`` (of `PartialResults.to_json`) and ``damage``."""
     with _one_thread():
-        frames, labels = job.open(slice_.recording)
-        segmenter = Segmenter(**{**job.segmenter, "flow": estimator(job.segmenter["flow"])})
+        frames, labels = settings.open(slice_.recording)
+        segmenter = Segmenter(**{**settings.segmenter, "flow": estimator(settings.segmenter["flow"])})
         results = score_frames(
-            frames.read(slice_.start, slice_.end), labels, segmenter, job.classes,
-            stills=job.stills, host=job.host, widths=job.widths, begin=slice_.begin,
+            frames.read(slice_.start, slice_.end), labels, segmenter, settings.classes,
+            stills=settings.stills, host=settings.host, widths=settings.widths, begin=slice_.begin,
         )  # fmt: skip
     damage = list(frames.damage)
     if isinstance(labels, BagLabels):
@@ -152,80 +153,82 @@ def evaluate_slice(job: SliceSettings, slice_: Slice) -> dict[str, Any]:
     return {"part": results.to_json(), "damage": damage}
 
 
-def run_serially(job: SliceSettings, slices: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
-    """Judge slices in this process, one after the other."""
+def run_serially(settings: SliceSettings, slices: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
+    """Evaluate slices in this process, one after the other."""
     for slice_ in slices:
-        yield slice_, evaluate_slice(job, slice_)
+        yield slice_, evaluate_slice(settings, slice_)
 
 
 def evaluate_slices(
-    job: SliceSettings,
+    settings: SliceSettings,
     slices: Sequence[Slice],
     folder: Path,
     origins: Mapping[Path, Any],
     run: SliceRunner = run_serially,
     on_slice: Callable[[Slice], None] = lambda slice_: None,
 ) -> list[SliceResults]:
-    """Judge slices, and keep what is found of each in a file of its own as it comes: ``folder/NAME.json``.
+    """Evaluate slices, and write the results of each to ``folder/NAME.json`` as soon as they are there.
 
-    What such a file has already is not done again, if it comes from the same.
+    A slice whose file exists and has the same origin is not evaluated again.
 
     Args:
-        job: How.
-        slices: Which.
-        folder: Made where there is none.
-        origins: By recording, all that its results come from, as JSON can hold it.
-        run: Where: `run_serially`, or `run_on_ray`.
-        on_slice: Is shown every slice when it is there.
+        settings: How to evaluate.
+        slices: The slices.
+        folder: Created if it does not exist.
+        origins: For each recording, plain values that its results depend on.
+        run: `run_serially`, or `netwarp_ros.evaluation.ray_runner.run_on_ray`.
+        on_slice: Called with each slice when its results are there.
 
     Returns:
-        What was found, in the order of the slices.
+        The results, in the order of the slices.
 
     Raises:
-        ValueError: If a slice cannot be judged.
-        OSError: If a file cannot be written, or as `run` does.
+        ValueError: If a slice cannot be evaluated.
+        OSError: If a file cannot be written, or as ``run`` does.
     """
-    found: dict[Slice, dict[str, Any]] = {}
+    files = {slice_: folder / f"{slice_.name}.json" for slice_ in slices}
+    results: dict[Slice, dict[str, Any]] = {}
     origin_of = {
         slice_: {"recording": origins[slice_.recording], "frames": [slice_.start, slice_.begin, slice_.end]}
         for slice_ in slices
     }
-    for slice_ in slices:
-        kept = _kept(folder / f"{slice_.name}.json")
+    for slice_, file in files.items():
+        kept = _read_results(file)
         if kept and kept["origin"] == origin_of[slice_]:
-            found[slice_] = kept
+            results[slice_] = kept
             on_slice(slice_)
-    for slice_, result in run(job, [slice_ for slice_ in slices if slice_ not in found]):
-        found[slice_] = result
-        with replacing(folder / f"{slice_.name}.json") as temporary:
+    for slice_, result in run(settings, [slice_ for slice_ in slices if slice_ not in results]):
+        results[slice_] = result
+        with replacing(files[slice_]) as temporary:
             text = json.dumps({"origin": origin_of[slice_], **result}, allow_nan=False)
             temporary.write_text(text, encoding="utf-8")
         on_slice(slice_)
-    count = len(job.classes)
+    count = len(settings.classes)
     return [
-        SliceResults(PartialResults.from_json(found[slice_]["part"], count), found[slice_]["damage"])
+        SliceResults(PartialResults.from_json(results[slice_]["part"], count), results[slice_]["damage"])
         for slice_ in slices
     ]
 
 
-def prefix_cameras(recording: Path, part: PartialResults) -> PartialResults:
-    """Return a part whose cameras are named by their recording, too, to stand among those of others."""
+def prefix_cameras(recording: Path, results: PartialResults) -> PartialResults:
+    """Put the name of a recording before the names of its cameras, so that cameras of several recordings differ."""
     name = recording_name(recording)
-    return replace(part, records=[replace(each, camera=f"{name} {each.camera}".strip()) for each in part.records])
+    records = [replace(record, camera=f"{name} {record.camera}".strip()) for record in results.records]
+    return replace(results, records=records)
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
-    """Read what was kept of a slice; None where nothing was, or nothing that can be used."""
+def _read_results(file: Path) -> dict[str, Any] | None:
+    """Read the results of a slice; None if there is no file, or no valid one."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return kept if isinstance(kept, dict) and kept.keys() == {"origin", "part", "damage"} else None
+    return results if isinstance(results, dict) and results.keys() == {"origin", "part", "damage"} else None
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let PyTorch and OpenCV compute on one thread: how they share work among several can show in what comes out."""
+    """Let PyTorch and OpenCV compute on one thread. The number of threads can change the last digits of a result."""
     before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -318,7 +318,7 @@ def test_parts_of_the_network_have_rates_and_decay_of_their_own(tmp_path: Path, 
         ({"model": {"netwarp": None, "train_host": False}}, r"model\.train_host is false and there is no NetWarp"),
         ({"model": {"netwarp": {"layers": ["feature"]}}}, "has no layer 'feature': did you mean 'features'"),
         ({"model": {"host": None, "initial": "absent"}}, "no model named 'absent'"),
-        ({"data": []}, "data is empty"),
+        ({"data": []}, r"data is \[\], must have at least 1 item"),
         ({"data": [{"kind": "street"}, {"kind": "camvid", "root": "absent"}]}, "absent is not CamVid"),
     ],
 )

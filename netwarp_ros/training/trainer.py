@@ -27,7 +27,7 @@ from tqdm import tqdm
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import SampleFrames, Samples
 from netwarp_ros.metrics import ConfusionMatrix
-from netwarp_ros.models import Model, ModelSpec, NetWarpSpec, VideoCNN, build, load_model, save_model
+from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, save_model
 from netwarp_ros.models.weights import HOSTS
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training.config import OptimiserConfig, TrainingConfig, difference
@@ -154,7 +154,7 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
     else:
         spec = ModelSpec(str(model.host), classes, {"num_classes": len(classes)}, input_height=input_height)
     if model.netwarp:
-        spec = dataclasses.replace(spec, netwarp=NetWarpSpec(**dataclasses.asdict(model.netwarp)))
+        spec = dataclasses.replace(spec, netwarp=model.netwarp)
     if spec.netwarp and config.clip.length == 1:
         raise ValueError("clip.length is 1, but the model has NetWarp, which needs a frame before: give at least 2")
     if not spec.netwarp and not model.train_host:

@@ -7,7 +7,10 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -25,8 +28,14 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     Raises:
         ValueError: If two groups have a field of the same name.
     """
-    parameters = inspect.signature(command, eval_str=True).parameters
-    groups = {name: each.annotation for name, each in parameters.items() if dataclasses.is_dataclass(each.annotation)}
+    groups: dict[str, type] = {}
+    options: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if isinstance(parameter.annotation, type) and dataclasses.is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            options += _fields(parameter.annotation)
+        else:
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def expanded(**values: Any) -> None:
@@ -34,14 +43,11 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
             values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
         command(**values)
 
-    options: list[inspect.Parameter] = []
-    for name, parameter in parameters.items():
-        options += _fields(groups[name]) if name in groups else [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
     expanded.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return expanded
 
 
-def _fields(group: type) -> list[inspect.Parameter]:
+def _fields(group: type[DataclassInstance]) -> list[inspect.Parameter]:
     """Return the fields of a dataclass as parameters of a function."""
     annotations = get_type_hints(group, include_extras=True)
     return [

@@ -14,7 +14,7 @@ from netwarp_ros.cli.options import InferenceOptions, ModelOptions, RecordingOpt
 from netwarp_ros.cli.printing import say, track_progress
 
 if TYPE_CHECKING:
-    from netwarp_ros.offline import Segmented
+    from netwarp_ros.offline import SegmentedRecording
     from netwarp_ros.recordings.frames import FrameSource
     from netwarp_ros.segmenter import Segmenter
 
@@ -88,7 +88,7 @@ def _origin(
     }
 
 
-def _print_summary(segmented: Segmented, place: Path) -> None:
+def _print_summary(segmented: SegmentedRecording, place: Path) -> None:
     from netwarp_ros.timing import percentiles
 
     total_ms = percentiles(row.total_ms for row in segmented.rows)

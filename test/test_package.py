@@ -1,41 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package as colcon, pip and its users see it: one name, one version, one licence, and nothing unpinned."""
+"""The package as colcon, pip and its users see it: one name, one version, one licence, and nothing left out."""
 
 from __future__ import annotations
 
-import ast
-import importlib.metadata
-import importlib.util
 import os
 import re
-import subprocess
-import sys
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+import netwarp_ros
 from netwarp_ros.resources import resource
 
 ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
-REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def pins(*files: Path) -> dict[str, str]:
-    """The pinned version of every distribution that the files name."""
-    pinned = {}
-    for file in files:
-        for line in file.read_text().splitlines():
-            requirement = line.split("#")[0].split(";")[0].strip()
-            if requirement:
-                name, version = requirement.split("==")
-                pinned[canonical(name)] = version
-    return pinned
 
 
 def message_fields() -> list[tuple[str, str]]:
@@ -51,36 +33,56 @@ def test_package_xml_is_of_format_3_and_in_the_interface_group() -> None:
     assert MANIFEST.findtext("member_of_group") == "rosidl_interface_packages"
 
 
-def test_cmake_and_setup_py_build_the_package_that_package_xml_names() -> None:
-    described = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "--name", "--version", "--license"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    assert described == [MANIFEST.findtext("name"), MANIFEST.findtext("version"), MANIFEST.findtext("license")]
+def test_pyproject_and_cmake_describe_the_package_as_package_xml_does() -> None:
+    assert PROJECT["name"] == MANIFEST.findtext("name")
+    assert PROJECT["description"] == " ".join((MANIFEST.findtext("description") or "").split())
+    maintainer = MANIFEST.find("maintainer")
+    assert maintainer is not None
+    assert PROJECT["maintainers"] == [{"name": maintainer.text, "email": maintainer.get("email")}]
     assert re.findall(r"project\((\w+)\)", (ROOT / "CMakeLists.txt").read_text()) == ["netwarp_ros"]
 
 
+def test_pyproject_and_package_xml_give_the_same_addresses() -> None:
+    addresses = {url.get("type"): url.text for url in MANIFEST.iter("url")}
+    urls = PROJECT["urls"]
+    assert addresses == {
+        "website": urls["Homepage"], "repository": urls["Repository"], "bugtracker": urls["Issues"],
+    }  # fmt: skip
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "netwarp_ros.__version__"}
+    assert MANIFEST.findtext("version") == netwarp_ros.__version__
+    newest = re.search(r"^\d+\.\d+\.\d+", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[0] == netwarp_ros.__version__
+
+
 def test_the_licence_is_the_apache_licence_everywhere() -> None:
-    assert MANIFEST.findtext("license") == "Apache-2.0"
+    assert MANIFEST.findtext("license") == PROJECT["license"] == "Apache-2.0"
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text
     assert "Version 2.0, January 2004" in text
 
 
 @pytest.mark.parametrize(
-    "folder", ["netwarp_ros", "test", "tools", "scripts", "launch", "config", "msg", "requirements"]
+    "folder", ["netwarp_ros", "csrc", "test", "studies", "tools", "scripts", "launch", "config", "msg", "requirements"]
 )
 def test_every_text_file_names_its_licence(folder: str) -> None:
-    suffixes = {"", ".py", ".sh", ".yaml", ".msg", ".txt"}
-    files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in suffixes]
+    without = {".json", ".pyc", ".safetensors", ".so", ".typed"}  # they have no comments
+    files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in without]
     unnamed = [str(path) for path in files if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]]
     assert unnamed == []
 
 
 def test_cmake_finds_what_package_xml_declares_for_the_build() -> None:
     declared = {element.text for tag in ("buildtool_depend", "depend") for element in MANIFEST.iter(tag)}
-    found = set(re.findall(r"find_package\((\w+) REQUIRED\)", (ROOT / "CMakeLists.txt").read_text()))
-    assert found == declared
+    build, tests = (ROOT / "CMakeLists.txt").read_text().split("if(BUILD_TESTING)")
+    assert set(re.findall(r"find_package\((\w+) REQUIRED\)", build)) == declared
+    needed = set(re.findall(r"find_package\((\w+) REQUIRED\)", tests))
+    assert needed == {"ament_cmake_pytest"}
+    assert needed <= {element.text for element in MANIFEST.iter("test_depend")}
 
 
 def test_frame_timing_says_where_the_time_went() -> None:
@@ -148,45 +150,24 @@ def test_the_module_of_every_executable_has_a_main(module: str) -> None:
     assert sum(f"from {module} import main\n" in script for script in scripts) == 1
 
 
-def test_every_folder_of_modules_is_a_package_that_pip_installs() -> None:
+def test_pip_installs_every_folder_of_modules() -> None:
     folders = {path.parent for path in (ROOT / "netwarp_ros").rglob("*.py")}
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages | {"netwarp_ros.config"}
 
 
-@pytest.mark.parametrize("file", REQUIREMENTS, ids=lambda path: path.stem)
-def test_every_requirement_is_pinned(file: Path) -> None:
-    lines = [line.split("#")[0].strip() for line in file.read_text().splitlines()]
-    loose = [
-        line for line in lines if line and not re.fullmatch(r"[\w.-]+==[\w.]+(; python_version < \"[\d.]+\")?", line)
-    ]
-    assert loose == []
-
-
-def test_what_pip_installs_the_set_up_installs_too() -> None:
-    setup = ast.parse((ROOT / "setup.py").read_text())
-    (wanted,) = (
-        node.value for node in ast.walk(setup) if isinstance(node, ast.keyword) and node.arg == "install_requires"
-    )
-    names = {canonical(re.split("[<>=]", requirement)[0]) for requirement in ast.literal_eval(wanted)}
-    assert names - pins(ROOT / "requirements" / "python.txt").keys() == set()
-
-
-def test_nothing_that_the_set_up_installed_is_unpinned() -> None:
-    environment = os.environ.get("NETWARP_ENV", "")
-    if not (ROOT / "requirements" / f"ros-{environment}.txt").exists():
-        pytest.skip("not in an environment that `make setup` made from PyPI alone")
-    site_packages = Path(importlib.util.find_spec("pytest").origin).parent.parent  # type: ignore[union-attr, arg-type]
-    pinned = pins(
-        *(ROOT / "requirements" / f"{name}.txt" for name in ("python", "no-deps", "build", f"ros-{environment}"))
-    )
-    installed = {
-        canonical(found.metadata["Name"]): found.version.split("+")[0]
-        for found in importlib.metadata.distributions(path=[str(site_packages)])
-        if found.read_text("INSTALLER") == "pip\n"
-    }
-    # The builds of PyTorch for a GPU pin the CUDA libraries that they bring along themselves.
-    unpinned = {name: version for name, version in installed.items() if not re.match("nvidia-|cuda-|triton", name)}
-    assert {name: version for name, version in unpinned.items() if pinned.get(name) != version} == {}
+def test_pip_installs_every_file_that_is_not_a_module() -> None:
+    settings = PYPROJECT["tool"]["setuptools"]
+    installed = set()
+    for package, patterns in settings["package-data"].items():
+        folder = ROOT / settings["package-dir"].get(package, package.replace(".", "/"))
+        for pattern in patterns:
+            matches = set(folder.glob(pattern))
+            assert matches, f"{package}: nothing matches {pattern}"
+            installed |= matches
+    files = {path for folder in ("netwarp_ros", "config") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in (".py", ".pyc", ".so")} == installed
 
 
 def test_resource_finds_config_and_says_what_there_is_instead() -> None:

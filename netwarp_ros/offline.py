@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording segmented to files: masks and timings, a bag of both, and films.
+"""Recordings segmented to files: masks and timings, a bag of both, and videos of the masks over the images.
 
-A run that was killed goes on where it was: the memories of the streams are kept beside the masks from time to time, so
-that the masks are those of a run that was not.
+A run that was killed can be resumed, and gives the same masks as an uninterrupted run: a checkpoint of the streams'
+memories is saved regularly beside the masks.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from netwarp_ros.recordings.messages import header, image_message, label_info, t
 from netwarp_ros.recordings.video_writer import VideoWriter
 from netwarp_ros.segmenter import MemoryState, Result, Segmenter, Stream
 
-CHECKPOINT = 50
-"""Frames after which the memories are kept."""
+CHECKPOINT_INTERVAL = 50
+"""Frames from one checkpoint to the next."""
 
-_RESUME, _TIMING, _UNFINISHED = "resume.pt", "timing.csv", "timing.part.csv"
+_CHECKPOINT, _TIMING, _UNFINISHED_TIMING = "resume.pt", "timing.csv", "timing.part.csv"
 _STAGES = ("prepare", "flow", "network")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of ``timing.csv``: what became of a frame."""
+class TimingRow:
+    """The line of a frame in ``timing.csv``: times in ms, and whether and why the memory was reset."""
 
     index: int
     name: str
@@ -55,16 +55,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Segmented:
-    """What a run made.
+class SegmentedRecording:
+    """The result of a run.
 
     Attributes:
-        rows: What became of each frame, those of the run before it included.
-        share: Part of this run's time, in per cent, that went to flow and network; the rest is waiting for frames, and
-            writing masks.
+        rows: One row per frame, including the frames of the resumed run.
+        segmenting_percent: Time spent in the segmenter, in per cent of this run's time. In the rest of the time the run
+            waits for frames or writes masks.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[TimingRow]
     segmenting_percent: float
 
 
@@ -73,43 +73,44 @@ def segment_recording(
     segmenter: Segmenter,
     folder: Path,
     origin: Mapping[str, Any],
-    show: Callable[[Iterable[Frame]], Iterable[Frame]] = lambda frames: frames,
+    show_progress: Callable[[Iterable[Frame]], Iterable[Frame]] = lambda frames: frames,
     flows: FlowFolder | None = None,
-) -> Segmented:
+) -> SegmentedRecording:
     """Segment all frames, each camera as one stream, to ``masks/NAME.png`` (class ids) and ``timing.csv``.
 
     Args:
         frames: The recording.
-        segmenter: What segments it.
-        folder: Made where there is none. What an unfinished run left in it is made use of.
-        origin: Plain values that tell this run from others: of which recording, by which model, in which way.
-        show: Wraps the frames, to show how far the run is.
-        flows: Flow that is known beforehand; by default the segmenter estimates it.
+        segmenter: Segments the frames.
+        folder: Folder of the output, made if necessary. If it holds an unfinished run, that run is resumed.
+        origin: Plain values that the masks depend on: recording, model and options. Only a run with the same values is
+            resumed.
+        show_progress: Wraps the frames to show the progress of the run.
+        flows: Precomputed flow. Without it the segmenter estimates the flow.
 
     Raises:
-        ValueError: If an unfinished run of another origin left something in the folder, or a flow cannot be used.
+        ValueError: If the folder holds an unfinished run of another origin, or a flow cannot be used.
         OSError: If a file cannot be written, or a flow is missing.
     """
-    masks, unfinished, resume = (folder / name for name in ("masks", _UNFINISHED, _RESUME))
+    masks, timing, checkpoint = (folder / name for name in ("masks", _UNFINISHED_TIMING, _CHECKPOINT))
     masks.mkdir(parents=True, exist_ok=True)
     streams, rows = _resume(folder, segmenter, origin)
-    done, spent_ms, begun = len(rows), 0.0, perf_counter()
-    with unfinished.open("a" if done else "w", encoding="utf-8", newline="") as file:
+    done, segmenting_ms, start = len(rows), 0.0, perf_counter()
+    with timing.open("a" if done else "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         if not done:
-            table.writerow(field.name for field in fields(Row))
-        for position, frame in enumerate(show(read_ahead(frames))):
+            table.writerow(field.name for field in fields(TimingRow))
+        for position, frame in enumerate(show_progress(read_ahead(frames))):
             if position < done:
-                begun = perf_counter()
+                start = perf_counter()
                 continue
             stream = streams.setdefault(frame.camera, segmenter.stream())
             result = segment_frame(stream, frame, flows)
-            spent_ms += sum(result.stages_ms.values())
+            segmenting_ms += sum(result.stages_ms.values())
             with replacing(masks / f"{frame.name}.png") as mask_file:
                 if not cv2.imwrite(str(mask_file), result.mask):
                     raise OSError(f"{mask_file} cannot be written")
             stages = {stage: round(result.stages_ms[stage], 3) for stage in _STAGES}
-            row = Row(
+            row = TimingRow(
                 index=frame.index,
                 name=frame.name,
                 camera=frame.camera,
@@ -125,31 +126,31 @@ def segment_recording(
             )
             rows.append(row)
             table.writerow(vars(row).values())
-            if len(rows) % CHECKPOINT == 0:
+            if len(rows) % CHECKPOINT_INTERVAL == 0:
                 file.flush()
                 states = {camera: stream.state() for camera, stream in streams.items()}
-                with replacing(resume) as temporary:
-                    kept = {"origin": dict(origin), "streams": states, "timing_bytes": unfinished.stat().st_size}
-                    torch.save(kept, temporary)
-    segmenting_percent = spent_ms / 10 / (perf_counter() - begun)
-    unfinished.replace(folder / _TIMING)
-    resume.unlink(missing_ok=True)
-    return Segmented(rows, segmenting_percent)
+                content = {"origin": dict(origin), "streams": states, "timing_bytes": timing.stat().st_size}
+                with replacing(checkpoint) as temporary:
+                    torch.save(content, temporary)
+    segmenting_percent = segmenting_ms / 10 / (perf_counter() - start)
+    timing.replace(folder / _TIMING)
+    checkpoint.unlink(missing_ok=True)
+    return SegmentedRecording(rows, segmenting_percent)
 
 
 def segment_frame(stream: Stream, frame: Frame, flows: FlowFolder | None) -> Result:
-    """Segment the next frame of a recording, along its flow as far as that is known.
+    """Segment the next frame of a recording, with its precomputed flow if there is one.
 
     Raises:
-        FileNotFoundError: If flows are given, but not that of this frame to the one that is remembered.
-        ValueError: If its flow cannot be read, or is of another size than its image.
+        FileNotFoundError: If flows are given and this frame needs one (the memory was kept), but its file is missing.
+        ValueError: If the flow cannot be read, or its size is not that of the image.
     """
     flow = flows(frame.name) if flows else None
     if flows and flow is not None and flow.shape[:2] != frame.image.shape[:2]:
-        (height, width), (wanted_height, wanted_width) = flow.shape[:2], frame.image.shape[:2]
+        (height, width), (image_height, image_width) = flow.shape[:2], frame.image.shape[:2]
         raise ValueError(
-            f"{flows.path(frame.name)} is of {width}x{height} pixels, its image of {wanted_width}x{wanted_height}: "
-            "give the flow at the size of the image"
+            f"{flows.path(frame.name)} is {width}x{height}, but its image is {image_width}x{image_height}: give the "
+            "flow at the size of the image"
         )
     result = stream.segment(frame.image, frame.stamp_ns, frame.frame_id, frame.encoding, flow=flow)
     if flows and flow is None and result.memory is MemoryState.KEPT:
@@ -157,15 +158,15 @@ def segment_frame(stream: Stream, frame: Frame, flows: FlowFolder | None) -> Res
     return result
 
 
-def write_masks(path: Path, folder: Path, rows: Sequence[Row], classes: ClassSet) -> None:
-    """Write the masks and timings of a folder as a bag, under the stamps of their images.
+def write_masks(path: Path, folder: Path, rows: Sequence[TimingRow], classes: ClassSet) -> None:
+    """Write the masks and timings in a folder to a bag, with the stamps of their images.
 
-    For images on ``/front/image_raw`` there are ``/front/segmentation/mask``, ``…/timing`` and ``…/label_info``, as the
-    node publishes them; where the topic does not end like that, all of it stands in the place of ``/front``, and for
-    images that come from no bag, ``/camera``.
+    The topics are those of the node: images on ``/front/image_raw`` get ``/front/segmentation/mask``, ``…/timing`` and
+    ``…/label_info``. Images on another topic, ``/front/left``, get ``/front/left/segmentation/…``, and images that were
+    not in a bag ``/camera/segmentation/…``.
 
     Raises:
-        FileExistsError: If there is something at the path.
+        FileExistsError: If the path exists.
     """
     sequences: Counter[str] = Counter()
     with BagWriter(path) as bag:
@@ -183,39 +184,39 @@ def write_masks(path: Path, folder: Path, rows: Sequence[Row], classes: ClassSet
 
 
 def write_video(path: Path, frames: FrameSource, folder: Path, camera: str, classes: ClassSet, alpha: float) -> None:
-    """Write a film of one camera, the colours of the masks of a folder over its images."""
-    with replacing(path) as temporary, VideoWriter(temporary, frames.rate) as film:
+    """Write a video of one camera: its images under the colors of the masks in a folder, with opacity ``alpha``."""
+    with replacing(path) as temporary, VideoWriter(temporary, frames.rate) as video:
         for frame in read_ahead(frames):
             if frame.camera == camera:
                 mask = read_image(folder / "masks" / f"{frame.name}.png", cv2.IMREAD_UNCHANGED)
-                film.write(classes.overlay(frame.image, mask, alpha))
+                video.write(classes.overlay(frame.image, mask, alpha))
 
 
 def video_names(cameras: Sequence[str], stem: str) -> dict[str, str]:
-    """Return what the film of each camera is called: the stem, and, of several cameras, which."""
+    """Return the file name of each camera's video: the stem, and the camera's name if there are several."""
     if len(cameras) == 1:
         return {cameras[0]: f"{stem}.mp4"}
     return {camera: f"{stem}-{camera.strip('/').replace('/', '-')}.mp4" for camera in cameras}
 
 
-def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tuple[dict[str, Stream], list[Row]]:
-    """Return the streams and rows of an unfinished run, as they were when its memories were kept last."""
-    resume = folder / _RESUME
-    if not resume.is_file():
+def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tuple[dict[str, Stream], list[TimingRow]]:
+    """Return the streams and rows of an unfinished run at its latest checkpoint; empty if there is none."""
+    checkpoint = folder / _CHECKPOINT
+    if not checkpoint.is_file():
         return {}, []
-    kept = torch.load(resume, map_location=segmenter.device, weights_only=True)
-    if kept["origin"] != dict(origin):
-        differing = [f"{key} {value}" for key, value in kept["origin"].items() if value != origin.get(key)]
+    content = torch.load(checkpoint, map_location=segmenter.device, weights_only=True)
+    if content["origin"] != dict(origin):
+        differing = [f"{key} {value}" for key, value in content["origin"].items() if value != origin.get(key)]
         raise ValueError(
-            f"{folder} holds an unfinished run of another kind ({', '.join(differing)}): finish that one, or remove "
-            f"{resume}"
+            f"{folder} holds an unfinished run with other settings ({', '.join(differing)}): finish that run, or "
+            f"remove {checkpoint}"
         )
-    streams = {camera: segmenter.stream(state) for camera, state in kept["streams"].items()}
-    os.truncate(folder / _UNFINISHED, kept["timing_bytes"])
-    kinds = {"int": int, "float": float, "str": str}
-    with (folder / _UNFINISHED).open(encoding="utf-8", newline="") as file:
-        lines = csv.DictReader(file)
+    streams = {camera: segmenter.stream(state) for camera, state in content["streams"].items()}
+    os.truncate(folder / _UNFINISHED_TIMING, content["timing_bytes"])
+    types = {"int": int, "float": float, "str": str}
+    with (folder / _UNFINISHED_TIMING).open(encoding="utf-8", newline="") as file:
         rows = [
-            Row(**{field.name: kinds[str(field.type)](line[field.name]) for field in fields(Row)}) for line in lines
+            TimingRow(**{field.name: types[str(field.type)](line[field.name]) for field in fields(TimingRow)})
+            for line in csv.DictReader(file)
         ]
     return streams, rows

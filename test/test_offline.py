@@ -78,7 +78,7 @@ def whole(tmp_path: Path) -> Path:
 def test_a_run_that_was_killed_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inference: Inference
 ) -> None:
-    monkeypatch.setattr(segmentation, "CHECKPOINT", 4)
+    monkeypatch.setattr(segmentation, "CHECKPOINT_INTERVAL", 4)
     expected = segment_recording(Recording(12), segmenter(inference=inference), tmp_path / "whole", ORIGIN)
     folder = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
@@ -101,11 +101,11 @@ def test_a_run_that_was_killed_goes_on_where_it_was(
 
 
 def test_it_does_not_go_on_with_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmentation, "CHECKPOINT", 2)
+    monkeypatch.setattr(segmentation, "CHECKPOINT_INTERVAL", 2)
     with pytest.raises(KeyboardInterrupt):
         segment_recording(Recording(6, until=5), segmenter(), tmp_path, ORIGIN)
     with pytest.raises(
-        ValueError, match=r"an unfinished run of another kind \(model small\): finish that one, or remove"
+        ValueError, match=r"an unfinished run with other settings \(model small\): finish that run, or remove"
     ):
         segment_recording(Recording(6), segmenter(), tmp_path, {**ORIGIN, "model": "large"})
 

@@ -143,9 +143,9 @@ def test_any_size(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 16}, r"width is 16: give 32 to 4096 pixels"),
-        ({"height": 5000}, r"height is 5000: give 32 to 4096 pixels"),
-        ({"width": 480.5}, r"width is 480\.5: give 32 to 4096 pixels, whole"),
+        ({"width": 16}, r"width is 16: give a whole number of pixels from 32 to 4096"),
+        ({"height": 5000}, r"height is 5000: give a whole number of pixels from 32 to 4096"),
+        ({"width": 480.5}, r"width is 480\.5: give a whole number of pixels from 32 to 4096"),
         ({"seed": -1}, r"seed is -1: give 0 or more"),
         ({"rate": 0.0}, r"rate is 0\.0: give 1 to 240 Hz"),
         ({"rate": float("nan")}, r"rate is nan: give 1 to 240 Hz"),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic street's ground: one plane with a carriageway, two pavements and grass behind them.
+"""The ground of the synthetic street: one plane with a road, two pavements and grass behind them.
 
-Positions on it are x along the street and the offset from the street's axis, positive to the left. The axis winds as
-y = axis(x); offsets are measured along y, which at such gentle bends is the same to a per cent.
+A position is given in metres: x along the street, and the offset to the left of the centre line y = f(x). Offsets are
+measured along y, not at right angles to the street; in bends as gentle as these the difference is one per cent.
 """
 
 from __future__ import annotations
@@ -12,54 +12,61 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from netwarp_ros.street.labels import PAVEMENT, ROAD, TREE
 from netwarp_ros.street.render import OVERSAMPLING, Raster
-from netwarp_ros.street.textures import blocks, noise
+from netwarp_ros.street.textures.canvas import blocks, noise
 
 TILE = 40.0
-"""Length in metres of the pieces of street that repeat."""
+"""Length of a tile of the street, in metres."""
 
 PLAIN, PARKING, CROSSING = range(3)
-"""Kinds of ground: double yellow lines, parking bays, a zebra crossing."""
+"""Kinds of ground: with double yellow lines, with parking bays, with a zebra crossing."""
 
 ROAD_EDGE, PAVEMENT_EDGE, GROUND_EDGE = 4.8, 8.7, 12.0
-"""Metres from the street's axis to the kerb's face, the back of the pavement and the end of the picture."""
+"""Distance in metres from the centre line to the kerb, the back of the pavement and the edge of the texture."""
 
-BASE_ALONG, BASE_ACROSS = 0.04, 0.025
-"""Metres per texel of the finest ground picture."""
+_TEXEL_ALONG, _TEXEL_ACROSS = 0.04, 0.025
+"""Size of a texel in metres, at detail 1."""
 
 
-def tiles(rng: np.random.Generator, detail: float) -> np.ndarray:
-    """All kinds of tile seen from above, one after the other: (across, along, 3) float32, row 0 their left edge.
+def ground_label(offset: np.ndarray) -> np.ndarray:
+    """Return the class ids, uint8, at offsets: road, pavement, or tree, which is CamVid's class for grass too."""
+    distance = np.abs(offset)
+    return np.where(distance < ROAD_EDGE, ROAD, np.where(distance < PAVEMENT_EDGE, PAVEMENT, TREE)).astype(np.uint8)
 
-    They differ in their markings alone, so any may follow any other without a seam.
+
+def _draw_atlas(rng: np.random.Generator, detail: float) -> np.ndarray:
+    """Draw a tile of each kind of ground from above, side by side: (across, along, 3) float32, row 0 the left edge.
+
+    Only their markings differ, so that any tile may follow any other without a seam.
     """
-    columns, rows = round(TILE / BASE_ALONG * detail), round(2 * GROUND_EDGE / BASE_ACROSS * detail)
+    columns, rows = round(TILE / _TEXEL_ALONG * detail), round(2 * GROUND_EDGE / _TEXEL_ACROSS * detail)
     bare = _asphalt(rng, rows, columns, detail)
     wear = np.clip(0.9 + 0.12 * noise(rng, (rows, columns), 12 * detail, 2), 0.35, 1)[..., None]
     for side in (1, -1):
         _pavement(rng, bare, side, detail)
-    painted = []
+    tiles = []
     for kind in (PLAIN, PARKING, CROSSING):
         tile = bare.copy()
         _markings(kind, tile, wear)
-        painted.append(tile)
-    return np.hstack(painted).clip(0, 255)
+        tiles.append(tile)
+    return np.hstack(tiles).clip(0, 255)
 
 
-def _band(image: np.ndarray, left: float, right: float) -> slice:
-    """Rows of a tile between two offsets, in either order."""
+def _rows(image: np.ndarray, left: float, right: float) -> slice:
+    """Return the rows of a tile between two offsets, in either order."""
     rows = len(image)
     edges = ((GROUND_EDGE - y) / (2 * GROUND_EDGE) * rows for y in (max(left, right), min(left, right)))
     return slice(*(max(0, round(edge)) for edge in edges))
 
 
-def _stretch(image: np.ndarray, start: float, end: float) -> slice:
-    """Columns of a tile between two distances from its start."""
+def _columns(image: np.ndarray, start: float, end: float) -> slice:
+    """Return the columns of a tile between two distances from its start."""
     return slice(*(max(0, round(x / TILE * image.shape[1])) for x in (start, end)))
 
 
-def _endless(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int) -> np.ndarray:
-    """Noise whose right edge meets its left."""
+def _periodic_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int) -> np.ndarray:
+    """Return noise whose right edge continues at its left."""
     overlap = shape[1] // 8
     long = noise(rng, (shape[0], shape[1] + overlap), cell, octaves)
     fade = np.linspace(1, 0, overlap, dtype=np.float32)
@@ -69,22 +76,22 @@ def _endless(rng: np.random.Generator, shape: tuple[int, int], cell: float, octa
 
 
 def _asphalt(rng: np.random.Generator, rows: int, columns: int, detail: float) -> np.ndarray:
-    tone = 1 + 0.05 * _endless(rng, (rows, columns), 60 * detail, 3)
+    tone = 1 + 0.05 * _periodic_noise(rng, (rows, columns), 60 * detail, 3)
     tone += 0.06 * rng.standard_normal((rows, columns), np.float32)
     offsets = np.linspace(GROUND_EDGE, -GROUND_EDGE, rows, dtype=np.float32)[:, None]
-    for lane in (1.6, -1.6):  # polished by tyres, stained by oil between them
+    for lane in (1.6, -1.6):  # lighter in the tyres' tracks, and darker between them, from oil
         for side in (-0.75, 0.75):
             tone *= 1 + 0.05 * np.exp(-(((offsets - lane - side) / 0.25) ** 2))
         tone *= 1 - 0.07 * np.exp(-(((offsets - lane) / 0.3) ** 2))
     image = tone[..., None] * np.array([92, 89, 86], np.float32)
     for _ in range(5):  # patched trenches
         y, x = rng.uniform(-4, 4), rng.uniform(0, TILE - 4)
-        patch = _band(image, y + rng.uniform(0.4, 1.2), y), _stretch(image, x, x + rng.uniform(1, 4))
+        patch = _rows(image, y + rng.uniform(0.4, 1.2), y), _columns(image, x, x + rng.uniform(1, 4))
         image[patch] *= rng.uniform(0.8, 0.95)
     for _ in range(2):  # manholes
         y, x = rng.uniform(-3.5, 3.5), rng.uniform(1, TILE - 1)
-        image[_band(image, y + 0.35, y - 0.35), _stretch(image, x - 0.35, x + 0.35)] *= 0.55
-        image[_band(image, y + 0.3, y - 0.3), _stretch(image, x - 0.3, x + 0.3)] *= 1.25
+        image[_rows(image, y + 0.35, y - 0.35), _columns(image, x - 0.35, x + 0.35)] *= 0.55
+        image[_rows(image, y + 0.3, y - 0.3), _columns(image, x - 0.3, x + 0.3)] *= 1.25
     return image
 
 
@@ -92,7 +99,7 @@ def _markings(kind: int, image: np.ndarray, wear: np.ndarray) -> None:
     white, yellow = np.array([198, 202, 202], np.float32), np.array([96, 168, 186], np.float32)
 
     def paint(left: float, right: float, start: float, end: float, color: np.ndarray = white) -> None:
-        region = _band(image, left, right), _stretch(image, start, end)
+        region = _rows(image, left, right), _columns(image, start, end)
         image[region] += (color - image[region]) * wear[region]
 
     if kind == CROSSING:
@@ -105,7 +112,7 @@ def _markings(kind: int, image: np.ndarray, wear: np.ndarray) -> None:
             for leg in range(6):
                 shift = 0.15 if leg % 2 else -0.15
                 for start in (4.5 + 2 * leg, 23.5 + 2 * leg):
-                    for step in range(16):  # a slanted stroke in short pieces
+                    for step in range(16):  # a slanted stroke, as a staircase
                         y = middle - shift + 2 * shift * (step + 0.5) / 16
                         paint(y - 0.05, y + 0.05, start + step / 8, start + (step + 1) / 8)
         return
@@ -124,13 +131,13 @@ def _pavement(rng: np.random.Generator, image: np.ndarray, side: int, detail: fl
     columns = image.shape[1]
 
     def band(near: float, far: float) -> slice:
-        return _band(image, side * near, side * far)
+        return _rows(image, side * near, side * far)
 
     image[band(ROAD_EDGE - 0.25, ROAD_EDGE)] *= 0.82  # the gutter
     slabs = band(ROAD_EDGE, PAVEMENT_EDGE)
     shape = (slabs.stop - slabs.start, columns)
     tone = blocks(1 + 0.07 * rng.standard_normal((5, round(TILE / 0.9))), shape)
-    tone *= 1 + 0.07 * _endless(rng, shape, 40 * detail, 3) + 0.03 * rng.standard_normal(shape, np.float32)
+    tone *= 1 + 0.07 * _periodic_noise(rng, shape, 40 * detail, 3) + 0.03 * rng.standard_normal(shape, np.float32)
     image[slabs] = tone[..., None] * np.array([88, 91, 94])
     for row in range(7):
         y = ROAD_EDGE + 0.3 + row * 0.62
@@ -143,21 +150,22 @@ def _pavement(rng: np.random.Generator, image: np.ndarray, side: int, detail: fl
     image[band(ROAD_EDGE, ROAD_EDGE + 0.28), stones] *= 0.7
     grass = band(PAVEMENT_EDGE, GROUND_EDGE)
     shape = (grass.stop - grass.start, columns)
-    blades = 1 + 0.15 * _endless(rng, shape, 20 * detail, 4) + 0.1 * rng.standard_normal(shape, np.float32)
+    blades = 1 + 0.15 * _periodic_noise(rng, shape, 20 * detail, 4) + 0.1 * rng.standard_normal(shape, np.float32)
     image[grass] = blades[..., None] * np.array([44, 84, 70])
 
 
 class Ground:
-    """The plane z = 0, textured by a winding row of tiles.
+    """The plane z = 0, textured by tiles along the street's centre line.
 
-    A pixel at depth z covers a stretch of ground that grows with z^2 along the street and with z across it, so the
-    smaller copies of the tiles shrink four times as fast along as across; rows blend between two of them.
+    A pixel at depth z covers a length that grows with z^2 along the street and with z across it. So the smaller copies
+    of the texture shrink twice as much along the street as across it from one level to the next. Each row of the image
+    is a blend of two levels.
 
     Args:
-        seed: Of the tiles.
-        detail: Texture density relative to that of a picture 480 pixels wide.
-        axis: y of the street's axis at x (arrays).
-        kind: Kind of ground of a tile, by its number.
+        seed: Of the texture.
+        detail: Texture density relative to that of an image 480 pixels wide.
+        centre_line: Gives y of the street's centre line at x, both arrays in metres.
+        ground_kind: Gives the kind of ground of a tile, by its number.
     """
 
     _FAR = 600.0
@@ -165,20 +173,19 @@ class Ground:
     _STEP = 0.05
 
     def __init__(
-        self, seed: int, detail: float, axis: Callable[[np.ndarray], np.ndarray], kind: Callable[[int], int]
+        self,
+        seed: int,
+        detail: float,
+        centre_line: Callable[[np.ndarray], np.ndarray],
+        ground_kind: Callable[[int], int],
     ) -> None:
-        self._axis, self._kind = axis, kind
-        atlas = tiles(np.random.default_rng((seed, 1)), detail)
+        self._centre_line, self._ground_kind = centre_line, ground_kind
+        atlas = _draw_atlas(np.random.default_rng((seed, 1)), detail)
         self._levels = [atlas.astype(np.uint8)]
         for level in range(1, 5):
             columns = max(6, round(atlas.shape[1] / 4**level))
             rows = round(atlas.shape[0] / 2 ** max(0.0, level - 1.5))
             self._levels.append(cv2.resize(atlas, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.uint8))
-
-    def label(self, offset: np.ndarray) -> np.ndarray:
-        """Class ids of offsets: road, pavement, and, as CamVid's vegetation, tree for the grass."""
-        away = np.abs(offset)
-        return np.where(away < ROAD_EDGE, 3, np.where(away < PAVEMENT_EDGE, 4, 5)).astype(np.uint8)
 
     def draw(
         self,
@@ -189,15 +196,15 @@ class Ground:
         strengths: Sequence[float],
         number: int,
     ) -> np.ndarray:
-        """Draw the ground as surface ``number`` and return the offsets at the pixels' centres (H, W).
+        """Draw the ground, and return the offset from the centre line at each pixel, (H, W) float32 in metres.
 
         Args:
-            raster: Buffers, empty but for the sky.
+            raster: Empty buffers.
             inverse: (3, 3), from pixels to (x - base, y, 1) / depth.
-            base: x that the ground's coordinates count from, a multiple of the tile.
-            shadows: Sample polygons (K, 2), None for one that is not in front of the camera.
+            base: x of the origin of the ground's coordinates, a multiple of `TILE`.
+            shadows: (K, 2) polygons in samples; None for a shadow that is not in front of the camera.
             strengths: Of the shadows, from 0 to 1.
-            number: Surface number.
+            number: Surface number of the ground.
         """
         rows, columns = raster.surface.shape
         offsets = np.zeros((rows // OVERSAMPLING, columns // OVERSAMPLING), np.float32)
@@ -210,21 +217,19 @@ class Ground:
         if top >= rows:
             return offsets
         y = np.arange(top, rows)
-        plane = [
-            (a * x + c).astype(np.float32) + (b * y).astype(np.float32)[:, None] for a, b, c in inverse
-        ]  # (x - base) / depth, y / depth and 1 / depth
-        depth = np.maximum(plane[2], np.float32(0.5 / self._FAR))
-        along = plane[0] / depth
+        # (x - base) / depth, y / depth and 1 / depth of each sample.
+        plane = [(a * x + c).astype(np.float32) + (b * y).astype(np.float32)[:, None] for a, b, c in inverse]
+        inverse_depth = np.maximum(plane[2], np.float32(0.5 / self._FAR))
+        along = plane[0] / inverse_depth
         span = np.arange(-TILE, 2 * self._FAR + TILE, self._STEP)
-        place = ((along + TILE) * (1 / self._STEP)).clip(0, len(span) - 1).astype(np.int32)
-        axis = self._axis(base + span).astype(np.float32)
+        index = ((along + TILE) * (1 / self._STEP)).clip(0, len(span) - 1).astype(np.int32)
+        centre_line = self._centre_line(base + span).astype(np.float32)
         first = round(base / TILE) - 1
         numbers = np.floor((span + 1e-9) / TILE).astype(int)
-        kinds = np.array([self._kind(first + 1 + tile) for tile in range(numbers[0], numbers[-1] + 1)])
+        kinds = np.array([self._ground_kind(first + 1 + tile) for tile in range(numbers[0], numbers[-1] + 1)])
         start = ((kinds[numbers - numbers[0]] - numbers) * TILE).astype(np.float32)
-        offset = plane[1] / depth - axis.take(place)
-        atlas = along + start.take(place)
-        color = self._texture(atlas, offset, depth)
+        offset = plane[1] / inverse_depth - centre_line.take(index)
+        color = self._texture(along + start.take(index), offset, inverse_depth)
         self._shade(color, shadows, strengths, top)
         mask = (plane[2] > 1 / self._FAR).astype(np.uint8)
         region = np.s_[top:, :]
@@ -258,11 +263,11 @@ class Ground:
 
     @staticmethod
     def _shade(color: np.ndarray, shadows: Sequence[np.ndarray | None], strengths: Sequence[float], top: int) -> None:
-        """Darken by the strongest shadow at each sample, so that shadows that overlap do not add up."""
+        """Darken each sample by the strongest shadow on it, so that overlapping shadows do not add up."""
         shade = np.zeros(color.shape[:2], np.uint8)
-        for place in np.argsort(strengths, kind="stable").tolist():
-            polygon = shadows[place]
+        for number in np.argsort(strengths, kind="stable").tolist():
+            polygon = shadows[number]
             if polygon is not None:
                 points = np.rint((polygon - (0, top)).clip(-20000, 20000) * 16).astype(np.int32)
-                cv2.fillConvexPoly(shade, points, 255 * strengths[place], cv2.LINE_AA, 4)
+                cv2.fillConvexPoly(shade, points, 255 * strengths[number], cv2.LINE_AA, 4)
         cv2.multiply(color, cv2.cvtColor(255 - shade, cv2.COLOR_GRAY2BGR), color, 1 / 255)

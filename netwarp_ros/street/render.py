@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A z-buffer renderer for textured parallelograms: what `netwarp_ros.street.street` is drawn with.
+"""A z-buffer renderer of textured parallelograms.
 
-A surface is a parallelogram ``origin + a * across + b * down`` with a and b from 0 to 1; a is a fraction of its
-texture's width and b of its height. With a camera K R (X - C) its projection is a homography
+A surface is a parallelogram ``origin + a * across + b * down``; a and b go from 0 to 1 along its texture's width and
+height. In a camera K R (X - C) its projection is a homography
 
     depth * (x, y, 1) = M (a, b, 1),    M = K R [across, down, origin - C],
 
-so the inverse of M gives texture coordinates and inverse depth of any pixel, and M(t-1) M(t)^-1 is the exact motion
-of every pixel of the surface, however the camera and the surface moved.
+so the inverse of M gives texture coordinates and inverse depth of a pixel, and M(t-1) M(t)^-1 gives its exact motion,
+however the camera and the surface move.
 
 World axes are x along the street, y to the left, z up, in metres. Pixel coordinates are integers at pixel centres.
 """
@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 
 NEAR = 0.4
-"""Depth in metres of the plane that nearer surfaces are cut at."""
+"""Depth of the near plane in metres: nothing nearer than it is drawn."""
 
 OVERSAMPLING = 2
-"""Samples per pixel and axis; sample (2x, 2y) is the centre of pixel (x, y), so ids and labels are exact there."""
+"""Samples per pixel on each axis. Sample (2x, 2y) is the centre of pixel (x, y), where labels and flow are taken."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Camera:
 
     Attributes:
         position: (3,) world coordinates.
-        rotation: (3, 3), its rows are the image's right, the image's down and the viewing direction.
+        rotation: (3, 3); its rows are the world directions of the image's right, of its down, and of the view.
         intrinsics: (3, 3) camera matrix in pixels.
     """
 
@@ -42,10 +42,14 @@ class Camera:
     intrinsics: np.ndarray
 
     def project(self, origin: np.ndarray, across: np.ndarray, down: np.ndarray, finite: np.ndarray) -> np.ndarray:
-        """(N, 3, 3) matrices M of N surfaces from their (N, 3) vectors.
+        """Return the matrices M (N, 3, 3) of N surfaces.
 
-        ``finite`` (N,) is False where the surface is at infinity: its origin is then a direction, and the camera's
-        position plays no part.
+        Args:
+            origin: (N, 3).
+            across: (N, 3).
+            down: (N, 3).
+            finite: (N,) bool; False for a surface at infinity, whose origin is a direction: the camera's position does
+                not matter.
         """
         relative = origin - finite[:, None] * self.position
         vectors = np.stack([across, down, relative], axis=-1)
@@ -53,10 +57,10 @@ class Camera:
 
 
 class Texture:
-    """A BGRA picture and its smaller copies, made when first wanted.
+    """A BGRA image and its smaller copies, which are made at first use.
 
-    Alpha is hard when drawn (above one half is seen). Smaller copies keep the share of seen texels, or else far
-    foliage and railings would fade away.
+    A texel is drawn if its alpha is above one half. Smaller copies keep the fraction of such texels; otherwise leaves
+    and railings would vanish at a distance.
 
     Args:
         image: (H, W, 4) or (H, W, 3) uint8.
@@ -72,7 +76,7 @@ class Texture:
         self._levels: dict[tuple[int, int], np.ndarray] = {}
 
     def level(self, across: int, down: int) -> np.ndarray:
-        """The copy that is smaller by 2^(across/2) and 2^(down/2), with a clear border one texel wide around it."""
+        """Return the copy that is smaller by 2^(across/2) and 2^(down/2), with a transparent border of one texel."""
         if (across, down) not in self._levels:
             self._levels[across, down] = self._shrink(across, down)
         return self._levels[across, down]
@@ -81,17 +85,14 @@ class Texture:
         width = max(1, round(self.width * 2 ** (-across / 2)))
         height = max(1, round(self.height * 2 ** (-down / 2)))
         small = cv2.resize(self._premultiplied, (width, height), interpolation=cv2.INTER_AREA)
-        alpha = (
-            small[..., 3] if self._coverage > 0.995 else cv2.GaussianBlur(small[..., 3], (3, 3), 0)
-        )  # smooth outlines
-        near = cv2.blur(small, (5, 5))  # what shows through at a clear texel beside a seen one
-        color = (
-            np.where(
-                alpha[..., None] > 8,
-                small[..., :3] / np.maximum(alpha, 8)[..., None],
-                near[..., :3] / np.maximum(near[..., 3:], 1e-3),
-            )
-            * 255
+        alpha = small[..., 3]
+        if self._coverage <= 0.995:
+            alpha = cv2.GaussianBlur(alpha, (3, 3), 0)  # smooth outlines
+        near = cv2.blur(small, (5, 5))  # color of transparent texels, which shows when they are interpolated
+        color = 255 * np.where(
+            alpha[..., None] > 8,
+            small[..., :3] / np.maximum(alpha, 8)[..., None],
+            near[..., :3] / np.maximum(near[..., 3:], 1e-3),
         )
         if self._coverage < 0.995:
             alpha = alpha + np.clip(127.5 - np.quantile(alpha, 1 - self._coverage), -80, 80)
@@ -107,15 +108,16 @@ class Surface:
     """A textured parallelogram at one moment.
 
     Attributes:
-        key: Names the surface in every frame that it is seen in; no two surfaces share one.
+        key: Identifies the surface in all frames.
         label: Class id.
-        texture: Its picture.
+        texture: Its texture.
         origin: World coordinates of the texture's upper left corner; a direction if ``finite`` is False.
         across: From the upper left corner to the upper right.
         down: From the upper left corner to the lower left.
         light: Factor on the texture's brightness.
-        facing: 1 if seen only from where its texture reads the right way round, -1 only mirrored, 0 from both sides.
-        finite: False for what is infinitely far away.
+        facing: 1 if it is visible only from the front, where its texture is not mirrored, -1 only from the back, 0 from
+            both sides.
+        finite: False for a surface at infinity.
     """
 
     key: int
@@ -130,19 +132,21 @@ class Surface:
 
 
 def stack(surfaces: Sequence[Surface]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Origins, acrosses and downs (N, 3) and finiteness (N,), as `Camera.project` takes them."""
+    """Return origin, across, down (N, 3) and finite (N,) of N surfaces, the arguments of `Camera.project`."""
     vectors = np.array([(*s.origin, *s.across, *s.down) for s in surfaces], np.float64).reshape(-1, 3, 3)
     return vectors[:, 0], vectors[:, 1], vectors[:, 2], np.array([s.finite for s in surfaces], bool)
 
 
 @dataclass
 class Raster:
-    """Sample buffers of twice the image's size each way.
+    """Buffers of the samples, `OVERSAMPLING` times the image's size on each axis.
 
     Attributes:
-        color: (2H, 2W, 4) uint8, BGR and a channel that means nothing.
-        inverse_depth: (2H, 2W) float32, 1/m, 0 at infinity.
-        surface: (2H, 2W) int32, number of the surface seen, -1 for none.
+        width: Of the image, in pixels.
+        height: Of the image, in pixels.
+        color: (2H, 2W, 4) uint8, BGR and a channel without meaning.
+        inverse_depth: (2H, 2W) float32, in 1/m, 0 at infinity.
+        surface: (2H, 2W) int32, number of the visible surface, -1 where there is none.
     """
 
     width: int
@@ -160,12 +164,12 @@ class Raster:
         self._y = np.arange(shape[0], dtype=np.float64)
 
     def draw(self, surfaces: Sequence[Surface], matrices: np.ndarray, first: int) -> None:
-        """Draw surfaces nearest first, so that most of what is hidden is never textured.
+        """Draw surfaces, the nearest first, so that most hidden ones need no texturing.
 
         Args:
             surfaces: N surfaces.
-            matrices: (N, 3, 3) of `Camera.project`, in pixels.
-            first: Number of the first surface; the others follow.
+            matrices: (N, 3, 3) from `Camera.project`, in pixels.
+            first: Number of the first surface; the others count up from it.
         """
         matrices = np.diag([OVERSAMPLING, OVERSAMPLING, 1.0]) @ matrices
         determinants = np.linalg.det(matrices)
@@ -183,7 +187,10 @@ class Raster:
             self._draw(surfaces[n], inverse, box, level, first + n)
 
     def _boxes(self, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample boxes (N, 4) as x0, y0, x1, y1 that hold what is in front of the near plane, and least depths (N,)."""
+        """Return bounding boxes (N, 4), x0, y0, x1, y1 in samples, and least depths (N,) in metres.
+
+        Only what is in front of the near plane counts.
+        """
         rows, columns = self.surface.shape
         corners = np.einsum("nij,kj->nki", matrices, [(0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)])
         depth = corners[..., 2]
@@ -215,7 +222,7 @@ class Raster:
             return
         texture = surface.texture.level(*level)
         height, width = texture.shape[0] - 2, texture.shape[1] - 2
-        texels = inverse.copy()  # from samples of the region to texels: +1 for the border, -0.5 for texels' centres
+        texels = inverse.copy()  # from samples of the region to texels: +1 for the border, -0.5 for a texel's centre
         texels[:, 2] += inverse[:, 0] * x0 + inverse[:, 1] * y0
         texels[0] = texels[0] * width + 0.5 * texels[2]
         texels[1] = texels[1] * height + 0.5 * texels[2]
@@ -233,11 +240,11 @@ class Raster:
 
 
 def _levels(textures: Sequence[Texture], inverses: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(N, 2) half-octaves by which textures are finer than the samples, across and down, amid their boxes."""
+    """Return the arguments (N, 2) of `Texture.level` at which texels and samples match in the middle of the boxes."""
     sizes = np.array([(texture.width, texture.height) for texture in textures], np.float64).reshape(-1, 2)
     centres = np.column_stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1), np.ones(len(boxes))])
     a, b, w = np.einsum("nij,nj->in", inverses, centres)
-    w = np.where(w > 0, w, np.inf)  # a centre behind the camera: the surface is near, and drawn at its finest
+    w = np.where(w > 0, w, np.inf)  # behind the camera: the surface is near, so use its finest level
     fractions = np.stack([a, b], -1) / w[:, None]
     gradients = (inverses[:, :2, :2] - fractions[..., None] * inverses[:, 2:, :2]) / w[:, None, None]
     texels = np.hypot(gradients[..., 0], gradients[..., 1]) * sizes
@@ -245,7 +252,7 @@ def _levels(textures: Sequence[Texture], inverses: np.ndarray, boxes: np.ndarray
 
 
 def _clip(corners: np.ndarray) -> np.ndarray:
-    """(K, 2) image points of a polygon of homogeneous (4, 3) corners, cut at the near plane."""
+    """Clip a polygon of homogeneous (4, 3) corners at the near plane, and return its image points (K, 2)."""
     points = []
     for first, second in zip(corners, [*corners[1:], corners[0]], strict=True):
         if first[2] > NEAR:
@@ -257,7 +264,11 @@ def _clip(corners: np.ndarray) -> np.ndarray:
 
 
 def ground_polygons(polygons: np.ndarray, matrix: np.ndarray) -> list[np.ndarray | None]:
-    """Image points (K, 2) of convex polygons (N, K, 2) on the plane that ``matrix`` projects, None if not in front."""
+    """Project convex polygons (N, K, 2) on the plane z = 0 by ``matrix`` (3, 3).
+
+    Returns:
+        The image points of each, clipped at the near plane; None for one behind it.
+    """
     corners = np.concatenate([polygons, np.ones((*polygons.shape[:2], 1))], axis=-1) @ matrix.T
     depth = corners[..., 2]
     with np.errstate(divide="ignore", invalid="ignore"):

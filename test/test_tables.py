@@ -234,7 +234,7 @@ def test_variants_of_any_key(tmp_path: Path, camvid: Path) -> None:
     assert concatenation.model.netwarp.blend == "concatenation"
     assert [config.optimiser.rate for config in (plain, after, concatenation)] == [0.01, 0.01, 0.5]
     assert plain.optimiser.steps == 3
-    with pytest.raises(ValueError, match=r"unknown key model\.netwarp\.remembr; did you mean model\.netwarp\.remember"):
+    with pytest.raises(ValueError, match=r"model\.netwarp has the unknown key remembr: did you mean remember"):
         variants(file, [{"remembr": "after"}])
     with pytest.raises(ValueError, match="data.root cannot be set: data is no section of the recipe"):
         variants(file, [{"data.root": "x"}])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons: intervals that hold what they should, differences that add up, and pairs that are none."""
+"""Comparisons: values, bootstrap intervals, and files that cannot be compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = ("sky", "road")
 def frames(
     count: int, right: float, *, seed: int = 0, labelled: bool = True, took_ms: float = 10.0
 ) -> list[dict[str, Any]]:
-    """Frames of 100 pixels of each class, of which so many are right, but for some noise."""
+    """Frames of 100 pixels of each class; about ``right`` of them are predicted correctly."""
     rng = np.random.default_rng(seed)
     records = []
     for index in range(count):
@@ -54,21 +54,24 @@ def measured(differences: list[Difference]) -> dict[str, Difference]:
 
 def test_values_are_those_of_all_frames_together(tmp_path: Path) -> None:
     first, second = read_pair(write(tmp_path / "a.json", frames(9, 0.8)), write(tmp_path / "b.json", frames(9, 0.9)))
-    found = measured(compare(first, second))
-    assert set(found) == {
+    differences = measured(compare(first, second))
+    assert set(differences) == {
         "miou", "iou.sky", "iou.road", "tiou.2", "tc", "flicker.sky", "flicker.road", "tc_unmasked", "total_ms",
     }  # fmt: skip
-    for units, name in ((first, "first"), (second, "second")):
-        counts = units.counts["iou"].sum(axis=0)
-        assert getattr(found["miou"], name) == pytest.approx(miou(counts))
-        assert getattr(found["iou.road"], name) == pytest.approx(iou(counts)[1])
-        consistency = units.counts["tc"].sum(axis=0)
-        assert getattr(found["tc"], name) == pytest.approx(miou(consistency))
-        assert getattr(found["flicker.road"], name) == pytest.approx(100 - iou(consistency)[1])
-    assert found["total_ms"].first == pytest.approx(15) and found["total_ms"].low == found["total_ms"].high == 0
-    assert found["miou"].first < found["miou"].second
+    for observations, name in ((first, "first"), (second, "second")):
+        counts = observations.counts["iou"].sum(axis=0)
+        assert getattr(differences["miou"], name) == pytest.approx(miou(counts))
+        assert getattr(differences["iou.road"], name) == pytest.approx(iou(counts)[1])
+        consistency = observations.counts["tc"].sum(axis=0)
+        assert getattr(differences["tc"], name) == pytest.approx(miou(consistency))
+        assert getattr(differences["flicker.road"], name) == pytest.approx(100 - iou(consistency)[1])
+    assert (
+        differences["total_ms"].first == pytest.approx(15)
+        and differences["total_ms"].low == differences["total_ms"].high == 0
+    )
+    assert differences["miou"].first < differences["miou"].second
     for measure in ("miou", "tc", "flicker.road"):
-        assert found[measure].is_better() and not found[measure].is_worse()
+        assert differences[measure].is_better() and not differences[measure].is_worse()
 
 
 def test_an_interval_equals_a_plain_bootstrap() -> None:
@@ -80,12 +83,12 @@ def test_an_interval_equals_a_plain_bootstrap() -> None:
     drawn = []
     for _ in range(4000):
         chosen = rng.integers(0, 30, 30)
-        scores = [miou(units.counts["iou"][chosen].sum(axis=0)) for units in (first, second)]
+        scores = [miou(observations.counts["iou"][chosen].sum(axis=0)) for observations in (first, second)]
         drawn.append(scores[1] - scores[0])
     expected = np.percentile(drawn, [5, 95])
-    found = measured(compare(first, second, draws=4000, confidence=90))["miou"]
-    assert [found.low, found.high] == pytest.approx(expected, abs=0.15)
-    assert found == measured(compare(first, second, draws=4000, confidence=90))["miou"]  # the same draws
+    differences = measured(compare(first, second, draws=4000, confidence=90))["miou"]
+    assert [differences.low, differences.high] == pytest.approx(expected, abs=0.15)
+    assert differences == measured(compare(first, second, draws=4000, confidence=90))["miou"]  # the same draws
 
 
 def test_the_same_results_do_not_differ(tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_the_same_results_do_not_differ(tmp_path: Path) -> None:
 
 
 def test_pairs_are_kept_together(tmp_path: Path) -> None:
-    """Frames differ more among themselves than the two results do, and yet the difference is sure."""
+    """Frames differ more from one another than the two results do, and yet the interval excludes 0."""
     easy, hard = frames(20, 0.9), frames(20, 0.4)
     mixed = [(easy if index % 2 else hard)[index] for index in range(20)]
     better = json.loads(json.dumps(mixed))
@@ -105,8 +108,8 @@ def test_pairs_are_kept_together(tmp_path: Path) -> None:
         record["confusion"] = [
             value + (1 if place in (1, 7) else -1 if place in (3, 5) else 0) for place, value in enumerate(counts)
         ]
-    found = measured(compare(*read_pair(write(tmp_path / "a.json", mixed), write(tmp_path / "b.json", better))))
-    assert found["miou"].low > 0 and found["miou"].second - found["miou"].first < 3
+    differences = measured(compare(*read_pair(write(tmp_path / "a.json", mixed), write(tmp_path / "b.json", better))))
+    assert differences["miou"].low > 0 and differences["miou"].second - differences["miou"].first < 3
 
 
 def test_bags_are_drawn_where_folders_are_given(tmp_path: Path) -> None:
@@ -157,20 +160,20 @@ def test_what_is_worse_depends_on_the_measure() -> None:
         ({"records": [{"name": "f0", "tiou": {}}] * 5}, "b.json has frames that cannot be read: 'confusion'"),
     ],
 )
-def test_results_that_are_no_pair_are_told(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+def test_files_that_do_not_match_are_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
     first, second = write(tmp_path / "a.json", frames(5, 0.8)), write(tmp_path / "b.json", **other)
     with pytest.raises(ValueError, match=message):
         read_pair(first, second)
 
 
 @pytest.mark.parametrize("content", ["no json", "[1]", "{}", '{"iou": {}, "tiou": {}, "per_frame": 3}'])
-def test_a_file_without_scores_frame_by_frame_is_told(tmp_path: Path, content: str) -> None:
+def test_a_file_without_scores_by_frame_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ValueError, match=r"a\.json has no scores by frame: give a file"):
         read_pair(tmp_path / "a.json", tmp_path / "a.json")
 
 
-def test_there_must_be_something_to_draw_from(tmp_path: Path) -> None:
+def test_fewer_than_two_frames_cannot_be_compared(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", frames(1, 0.8))
     with pytest.raises(ValueError, match="there is 1 to draw from"):
         compare(*read_pair(file, file))
@@ -193,9 +196,9 @@ def test_the_exit_status_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run("compare", bad, good, "--json", tmp_path / "deep" / "found.json") == 0
     shown = capsys.readouterr()
     assert "miou" in shown.out and "better" in shown.out and shown.err == ""
-    found = json.loads((tmp_path / "deep" / "found.json").read_text())
-    assert found["failed"] == []
-    assert found["differences"][0]["measure"] == "miou" and found["differences"][0]["difference"] > 0
+    differences = json.loads((tmp_path / "deep" / "found.json").read_text())
+    assert differences["failed"] == []
+    assert differences["differences"][0]["measure"] == "miou" and differences["differences"][0]["difference"] > 0
 
     assert run("compare", good, bad, "--json", tmp_path / "found.json") == 1
     assert f"netwarp: {bad} is worse than {good} in miou" in capsys.readouterr().err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports: pages that need nothing from outside, with the numbers and the frames that belong in them."""
+"""Reports: pages that load nothing, and show the scores and the right frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONTEXT = {
 
 
 def record(index: int, gain: float = 0.0, **changes: Any) -> FrameRecord:
-    """A frame of 100 pixels, 80 of which the host has right."""
+    """A frame of 100 pixels. The host labels 80 of them correctly, NetWarp ``gain`` more."""
     right = round(80 + gain)
     counts = np.zeros((11, 11), np.int32)
     counts[0, :2] = right, 100 - right
@@ -45,7 +45,7 @@ def record(index: int, gain: float = 0.0, **changes: Any) -> FrameRecord:
     return FrameRecord(f"f{index}", "", index * 10**9 // 5, times, **{**values, **changes})
 
 
-def report(
+def results(
     records: list[FrameRecord], *, labelled: bool = True, host: bool = True, **changes: Any
 ) -> EvaluationResults:
     iou = dict.fromkeys(CAMVID.names, NAN) | ({"road": 91.26, "car": 60.0} if labelled else {})
@@ -79,27 +79,27 @@ def report(
     return EvaluationResults(**scores, **{**values, **changes})
 
 
-def moment(of: FrameRecord, *, host: bool = True) -> ScoredFrame:
+def scored_frame(record: FrameRecord, *, host: bool = True) -> ScoredFrame:
     image = np.full((20, 30, 3), 100, np.uint8)
     mask, host_mask = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
     mask[:, 15:] = 8
-    return ScoredFrame(of, Frame(0, of.stamp_ns, of.name, image), mask, host_mask if host else None, None)
+    return ScoredFrame(record, Frame(0, record.stamp_ns, record.name, image), mask, host_mask if host else None, None)
 
 
-def seen(records: list[FrameRecord], *, labelled: bool = True, host: bool = True) -> FrameGallery:
-    moments = FrameGallery(CAMVID, labelled=labelled, host=host)
-    for each in records:
-        moments.add(moment(each, host=host))
-    return moments
+def gallery_of(records: list[FrameRecord], *, labelled: bool = True, host: bool = True) -> FrameGallery:
+    gallery = FrameGallery(CAMVID, labelled=labelled, host=host)
+    for entry in records:
+        gallery.add(scored_frame(entry, host=host))
+    return gallery
 
 
-def page(tmp_path: Path, found: EvaluationResults, moments: FrameGallery) -> str:
-    write_page(tmp_path / "deep" / "report.html", found, CAMVID, moments, CONTEXT)
+def page(tmp_path: Path, scores: EvaluationResults, gallery: FrameGallery) -> str:
+    write_page(tmp_path / "deep" / "report.html", scores, CAMVID, gallery, CONTEXT)
     return (tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
 
 
 class Checker(HTMLParser):
-    """Notes what a page would load, and whether its elements are closed in their order."""
+    """Collects what a page would load, its text, and the elements that are still open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -126,9 +126,9 @@ class Checker(HTMLParser):
         self.text += data
 
 
-def test_a_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+def test_a_page_loads_nothing(tmp_path: Path) -> None:
     records = [record(index, gain=index) for index in range(15)]
-    text = page(tmp_path, report(records), seen(records))
+    text = page(tmp_path, results(records), gallery_of(records))
     checker = Checker(text)
     assert checker.open == []
     assert {load.split(",")[0] for load in checker.loads if not load.startswith("#")} == {"data:image/jpeg;base64"}
@@ -137,9 +137,9 @@ def test_a_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "report.html"]
 
 
-def test_a_page_says_what_was_found(tmp_path: Path) -> None:
+def test_a_page_shows_the_results(tmp_path: Path) -> None:
     records = [record(index, gain=index) for index in range(15)]
-    text = " ".join(Checker(page(tmp_path, report(records), seen(records))).text.split())
+    text = " ".join(Checker(page(tmp_path, results(records), gallery_of(records))).text.split())
     for part in (
         "15 frames, 15 with labels",
         "mean IoU70.12 % +1.50 against the host",
@@ -157,59 +157,59 @@ def test_a_page_says_what_was_found(tmp_path: Path) -> None:
         "flipFalse",
     ):
         assert part.replace(" ", "") in text.replace(" ", ""), part
-    assert "lost to newer frames" not in text
+    assert "dropped for newer frames" not in text
 
 
 def test_a_page_without_labels_and_host(tmp_path: Path) -> None:
     records = [record(index, confusion=None, host_tc=NAN, host_miou=NAN, disagreement=NAN) for index in range(3)]
-    found = report(records, labelled=False, host=False)
-    text = page(tmp_path, found, seen(records, labelled=False, host=False))
+    scores = results(records, labelled=False, host=False)
+    text = page(tmp_path, scores, gallery_of(records, labelled=False, host=False))
     assert text.count("<svg") == 1
-    said = Checker(text).text
-    assert "by temporal consistency" in said and "IoU %" not in said and "against the host" not in said
+    text = Checker(text).text
+    assert "by temporal consistency" in text and "IoU %" not in text and "against the host" not in text
 
 
-def test_a_page_of_a_recording_in_real_time(tmp_path: Path) -> None:
+def test_a_page_of_simulated_real_time(tmp_path: Path) -> None:
     records = [record(index, age_ms=40.0 + index) for index in range(3)]
     times = {"p50": 41.0, "p95": 42.0, "p99": 43.0}
-    found = report(records, latency_ms=times, age_ms=times, dropped={"": 2})
-    said = "".join(Checker(page(tmp_path, found, seen(records))).text.split())
-    assert "ageofthemask,median41.0msp9943.0ms" in said and "losttonewerframes2of5" in said
+    scores = results(records, latency_ms=times, age_ms=times, dropped={"": 2})
+    text = "".join(Checker(page(tmp_path, scores, gallery_of(records))).text.split())
+    assert "ageofthemask,median41.0msp9943.0ms" in text and "droppedfornewerframes2of5" in text
 
 
-def test_what_makes_a_page_is_asked_for_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_requirements()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ValueError, match="reports need jinja2 and matplotlib: pip install"):
         check_requirements()
 
 
-# Moments
+# The gallery
 
 
-def test_the_best_and_the_worst_are_of_different_stretches() -> None:
-    # Five frames a second: stretches of ten frames.
+def test_each_stretch_gives_one_best_and_one_worst_frame() -> None:
+    # Five frames per second, so a stretch is ten frames.
     gains = {3: 9.0, 4: 10.0, 12: 4.0, 25: 8.0, 31: -7.0, 38: -9.0, 44: -3.0, 45: 6.0}
-    moments = seen([record(index, gain=gains.get(index, 0.0)) for index in range(50)])
-    assert [picture.record.name for picture in moments.best()] == ["f4", "f25", "f45"]
-    assert [picture.value for picture in moments.best()] == [10, 8, 6]
-    assert [picture.record.name for picture in moments.worst()][:2] == ["f38", "f44"]
-    assert moments.measure == "mean IoU gained over the host"
+    gallery = gallery_of([record(index, gain=gains.get(index, 0.0)) for index in range(50)])
+    assert [picture.record.name for picture in gallery.best()] == ["f4", "f25", "f45"]
+    assert [picture.value for picture in gallery.best()] == [10, 8, 6]
+    assert [picture.record.name for picture in gallery.worst()][:2] == ["f38", "f44"]
+    assert gallery.measure == "mean IoU gained over the host"
 
 
-def test_without_host_the_score_itself_counts() -> None:
+def test_without_the_host_frames_are_ranked_by_their_own_score() -> None:
     records = [record(index, gain=index) for index in range(4)]
-    moments = seen(records, host=False)
-    assert [picture.value for picture in moments.best()] == [83] and moments.measure == "mean IoU"
-    assert [picture.value for picture in moments.worst()] == [80]
+    gallery = gallery_of(records, host=False)
+    assert [picture.value for picture in gallery.best()] == [83] and gallery.measure == "mean IoU"
+    assert [picture.value for picture in gallery.worst()] == [80]
     by_consistency = [record(0, confusion=None, consistency=None), record(1, confusion=None)]
-    moments = seen(by_consistency, labelled=False, host=False)
-    assert [picture.record.name for picture in moments.best()] == ["f1"] and list(moments.worst()) == []
-    assert list(seen([]).best()) == []
+    gallery = gallery_of(by_consistency, labelled=False, host=False)
+    assert [picture.record.name for picture in gallery.best()] == ["f1"] and list(gallery.worst()) == []
+    assert list(gallery_of([]).best()) == []
 
 
 def test_pictures_show_where_host_and_netwarp_differ() -> None:
-    (picture,) = seen([record(0)]).best()
+    (picture,) = gallery_of([record(0)]).best()
     assert list(picture.images) == ["image", "host", "NetWarp"]
     decoded = {}
     for name, uri in picture.images.items():
@@ -225,25 +225,24 @@ def test_pictures_show_where_host_and_netwarp_differ() -> None:
     ):
         expected = (1 - alpha) * 100 + alpha * color
         np.testing.assert_allclose(decoded[name][:, side].mean(axis=(0, 1)), expected, atol=5)
-    assert set(seen([record(0)], host=False).best()[0].images) == {"image", "mask"}
+    assert set(gallery_of([record(0)], host=False).best()[0].images) == {"image", "mask"}
 
 
 def test_large_pictures_are_scaled_down() -> None:
-    of = record(0)
-    large = dataclasses.replace(moment(of), frame=Frame(0, 0, "f0", np.zeros((1000, 1500, 3), np.uint8)))
+    large = dataclasses.replace(scored_frame(record(0)), frame=Frame(0, 0, "f0", np.zeros((1000, 1500, 3), np.uint8)))
     large = dataclasses.replace(
         large, mask=np.zeros((1000, 1500), np.uint8), host_mask=np.zeros((1000, 1500), np.uint8)
     )
-    moments = FrameGallery(CAMVID, labelled=True, host=True)
-    moments.add(large)
-    data = base64.b64decode(moments.best()[0].images["host"].partition(",")[2])
+    gallery = FrameGallery(CAMVID, labelled=True, host=True)
+    gallery.add(large)
+    data = base64.b64decode(gallery.best()[0].images["host"].partition(",")[2])
     assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (320, 480, 3)
 
 
 # The timeline
 
 
-def test_the_timeline_has_a_panel_for_what_there_is() -> None:
+def test_the_timeline_has_a_panel_for_each_measure_with_values() -> None:
     records = [record(index, reason="first frame" if index == 0 else "") for index in range(4)]
     panels = timeline_figure(records).axes
     assert [axes.get_ylabel() for axes in panels] == ["ms", "mean IoU in %", "consistency in %", "disagreement in %"]
@@ -252,7 +251,7 @@ def test_the_timeline_has_a_panel_for_what_there_is() -> None:
     assert "NetWarp" in lines
     assert [line.get_xdata() for line in panels[0].lines if line.get_linestyle() == ":"] == [[0, 0]]
     alone = [
-        dataclasses.replace(each, confusion=None, disagreement=NAN, host_tc=NAN, host_miou=NAN) for each in records
+        dataclasses.replace(entry, confusion=None, disagreement=NAN, host_tc=NAN, host_miou=NAN) for entry in records
     ]
     panels = timeline_figure(alone).axes
     assert [axes.get_ylabel() for axes in panels] == ["ms", "consistency in %"]
@@ -264,20 +263,20 @@ def test_cameras_are_lines_of_their_own() -> None:
     assert len(lines) == 2 and lines[0].get_color() == lines[1].get_color()
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here")
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: apt-get install chromium")
 def test_chromium_shows_a_page(tmp_path: Path) -> None:
     records = [record(index, gain=index) for index in range(15)]
-    page(tmp_path, report(records), seen(records))
+    page(tmp_path, results(records), gallery_of(records))
     picture = tmp_path / "page.png"
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     subprocess.run(
         ["chromium", *options, "--window-size=1000,2400", f"--screenshot={picture}", tmp_path / "deep" / "report.html"],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=100,
     )
     shown = cv2.imread(str(picture))
     assert shown.shape[:2] == (2400, 1000)
-    assert (shown[40, 500] == (46, 34, 16)).all()  # the header, in its colour
-    curve = np.abs(shown.astype(int) - (153, 110, 11)).sum(axis=2) < 30  # bars, and the lines of NetWarp, in theirs
+    assert (shown[40, 500] == (46, 34, 16)).all()  # the header, in its color
+    curve = np.abs(shown.astype(int) - (153, 110, 11)).sum(axis=2) < 30  # the color of bars and of NetWarp's lines
     assert curve[600:].any(axis=1).sum() > 200

@@ -181,8 +181,8 @@ def test_results_survive_json(serial: list[SliceResults]) -> None:
 
 # On Ray
 
-# The first of these tests starts Ray, whose workers import PyTorch: 20 s on two cores, and minutes on a slow machine that
-# has other work to do.
+# The first of these tests starts Ray, whose workers import PyTorch: 20 s on two cores, and minutes on a slow machine
+# that has other work to do.
 PATIENCE = pytest.mark.timeout(600)
 
 
@@ -190,7 +190,7 @@ PATIENCE = pytest.mark.timeout(600)
 def ray() -> Iterator[None]:
     """One Ray for the whole module; two workers, so that slices may be done out of order."""
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install netwarp_ros[ray]")
+        pytest.skip("no Ray: pip install ray")
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests

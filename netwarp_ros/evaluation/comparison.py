@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two evaluations of the same recordings: how far they differ, and how sure that is.
+"""Comparison of two evaluations by the paired bootstrap: how much their scores differ, and how certain that is.
 
-Intervals are of the paired bootstrap (Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13): frames, or
-bags, are drawn with replacement, the same ones for both, and each score is computed anew from what was drawn.
+The paired bootstrap (Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13) draws frames, or bags, with
+replacement, the same ones for both evaluations. It computes each score again from the counts of those drawn. After many
+draws, percentiles of the differences are their confidence intervals.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from netwarp_ros.evaluation.results import dense, read_json
 from netwarp_ros.metrics import iou
 
 SMALLER_IS_BETTER = ("total_ms", "flicker")
+"""Measures, up to the dot, of which less is better."""
+
 _BATCH = 100
-"""Draws that are computed at a time."""
+"""Number of draws computed at a time."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure of the two.
+    """How two evaluations differ in one measure.
 
     Attributes:
-        measure: ``miou``, ``iou.CLASS``, ``tiou.WIDTH``, ``tc``, ``flicker.CLASS`` and ``tc_unmasked`` in per cent, and
+        measure: ``miou``, ``iou.CLASS``, ``tiou.WIDTH``, ``tc``, ``flicker.CLASS`` or ``tc_unmasked``, in per cent; or
             ``total_ms``, the mean over the frames.
-        first: What the first has.
-        second: What the second has.
-        low: The least that the second has more, at the confidence asked for; negative where it has less.
-        high: The most that it has more.
+        first: Value of the first evaluation.
+        second: Value of the second evaluation.
+        low: Lower end of the confidence interval of second - first.
+        high: Upper end of it.
     """
 
     measure: str
@@ -42,11 +45,11 @@ class Difference:
     high: float
 
     def is_worse(self, margin: float = 0.0) -> bool:
-        """Tell whether the second is worse for sure, by more than a margin in the measure's own unit."""
+        """Tell whether the whole interval lies on the worse side, by more than a margin in the measure's unit."""
         return self.low > margin if self._smaller_is_better else self.high < -margin
 
     def is_better(self) -> bool:
-        """Tell whether the second is better for sure."""
+        """Tell whether the whole interval lies on the better side."""
         return self.high < 0 if self._smaller_is_better else self.low > 0
 
     @property
@@ -59,13 +62,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Observations:
-    """What can be drawn: frames, or bags.
+    """What the bootstrap draws from: N frames or bags of one evaluation, with K classes.
 
     Attributes:
-        names: What they are called.
+        names: Their names.
         classes: Names of the classes.
-        counts: Counts of pixels by measure (``iou``, ``tiou.WIDTH``, ``tc``, ``tc_unmasked``), ``(U, K, K)``.
-        times: Milliseconds, and the number of frames that took them, ``(U, 2)``.
+        counts: Confusion matrices ``(N, K, K)`` by measure: ``iou``, ``tiou.WIDTH``, ``tc``, ``tc_unmasked``.
+        times: ``(N, 2)``: milliseconds, and the number of frames that they are the sum of.
     """
 
     names: Sequence[str]
@@ -74,21 +77,21 @@ class Observations:
     times: np.ndarray
 
     def sum(self, name: str) -> Observations:
-        """Return all of them as one."""
+        """Add up all observations to a single one."""
         counts = {measure: values.sum(axis=0, keepdims=True) for measure, values in self.counts.items()}
         return Observations([name], self.classes, counts, self.times.sum(axis=0, keepdims=True))
 
 
 def read_pair(first: Path, second: Path) -> tuple[Observations, Observations]:
-    """Read what is to be compared.
+    """Read two evaluations of the same recordings.
 
     Args:
-        first: What ``netwarp evaluate --json`` wrote, to be compared over its frames; or a folder of such files, one
-            for each bag, to be compared over the bags.
-        second: The same of the same frames, or a folder of files that are called the same.
+        first: A file written by ``netwarp evaluate --json``, to draw its frames; or a folder of such files, one for
+            each bag, to draw bags.
+        second: A file with the same frames, or a folder with files of the same names.
 
     Raises:
-        ValueError: If a file holds no such results, or the two are not of the same frames, classes and labels.
+        ValueError: If a file does not hold such results, or the two differ in frames, classes or labels.
     """
     if not first.is_dir():
         pair = _read(first), _read(second)
@@ -96,14 +99,14 @@ def read_pair(first: Path, second: Path) -> tuple[Observations, Observations]:
         return pair
     names = [sorted(path.name for path in folder.glob("*.json")) for folder in (first, second)]
     if names[0] != names[1] or not names[0]:
-        lone = ", ".join(sorted(set(names[0]) ^ set(names[1]))) or "no file at all"
-        raise ValueError(f"{first} and {second} must hold JSON files of the same names, but there is {lone} in one")
+        unpaired = ", ".join(sorted(set(names[0]) ^ set(names[1]))) or "no file at all"
+        raise ValueError(f"{first} and {second} must hold JSON files of the same names, but there is {unpaired} in one")
     pairs = []
     for name in names[0]:
         bags = _read(first / name), _read(second / name)
         _check_pair(first / name, second / name, *bags)
         pairs.append([bag.sum(name) for bag in bags])
-    joined = [_join(observations) for observations in zip(*pairs, strict=True)]
+    joined = [_join(bags) for bags in zip(*pairs, strict=True)]
     return joined[0], joined[1]
 
 
@@ -113,14 +116,14 @@ def compare(
     """Compare two evaluations.
 
     Args:
-        first: Of `read_pair`.
-        second: Of the same.
-        draws: How often to draw.
-        confidence: Of the intervals, in per cent.
-        seed: Of the draws: the same one gives the same intervals.
+        first: The first of `read_pair`.
+        second: The second of `read_pair`.
+        draws: Number of draws.
+        confidence: Confidence of the intervals in per cent.
+        seed: Seed of the draws; the same seed gives the same intervals.
 
     Returns:
-        A difference for each measure that both have.
+        The difference in each measure that both have.
 
     Raises:
         ValueError: If there are fewer than two frames or bags, or an argument is out of its range.
@@ -130,58 +133,73 @@ def compare(
         raise ValueError(f"there is {count} to draw from: give at least 2 frames, or folders of at least 2 bags")
     if draws < 1 or not 0 < confidence < 100:
         raise ValueError(f"draws is {draws}, confidence is {confidence}: give draws > 0 and 0 < confidence < 100")
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[np.ndarray]] = {}
+    drawn = paired_bootstrap(first, second, draws, np.random.default_rng(seed))
+    all_once = np.ones((1, count))
+    before, after = (
+        {measure: float(values[0]) for measure, values in _scores(observations, all_once)}
+        for observations in (first, second)
+    )
+    tails = [50 - confidence / 2, 50 + confidence / 2]
+    differences = []
+    for measure in before:
+        if measure in after and not np.isnan([before[measure], after[measure]]).any():
+            low, high = np.nanpercentile(drawn[measure], tails)
+            differences.append(Difference(measure, before[measure], after[measure], float(low), float(high)))
+    return differences
+
+
+def paired_bootstrap(
+    first: Observations, second: Observations, draws: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw observations with replacement, the same for both evaluations, and compute how the scores differ.
+
+    Returns:
+        second - first by measure, ``(draws,)`` each.
+    """
+    count = len(first.names)
+    differences: dict[str, list[np.ndarray]] = {}
     for start in range(0, draws, _BATCH):
         times_drawn = rng.multinomial(count, [1 / count] * count, size=min(_BATCH, draws - start)).astype(float)
         before, after = (dict(_scores(observations, times_drawn)) for observations in (first, second))
         for measure in before.keys() & after.keys():
-            drawn.setdefault(measure, []).append(after[measure] - before[measure])
-    whole = np.ones((1, count))
-    present = [dict(_scores(observations, whole)) for observations in (first, second)]
-    tails = [50 - confidence / 2, 50 + confidence / 2]
-    differences = []
-    for measure in present[0]:
-        if measure in present[1] and not np.isnan([scores[measure][0] for scores in present]).any():
-            low, high = np.nanpercentile(np.concatenate(drawn[measure]), tails)
-            values = [float(scores[measure][0]) for scores in present]
-            differences.append(Difference(measure, values[0], values[1], float(low), float(high)))
-    return differences
+            differences.setdefault(measure, []).append(after[measure] - before[measure])
+    return {measure: np.concatenate(batches) for measure, batches in differences.items()}
 
 
 def select_gates(differences: Sequence[Difference], measures: Sequence[str]) -> list[Difference]:
-    """Return the differences that count in a gate: those of the measures, by default mIoU, or TC without labels.
+    """Return the differences in the measures of a gate; by default in ``miou``, or ``tc`` if there are no labels.
 
     Raises:
-        ValueError: If a measure is none of those compared.
+        ValueError: If a measure was not compared.
     """
-    known = {difference.measure: difference for difference in differences}
-    chosen = measures or ["tc" if "tc" in known and "miou" not in known else "miou"]
+    by_measure = {difference.measure: difference for difference in differences}
+    chosen = measures or ["tc" if "tc" in by_measure and "miou" not in by_measure else "miou"]
     for measure in chosen:
-        if measure not in known:
-            raise ValueError(f"there is no {measure} in both results: choose one of {', '.join(known)}")
-    return [known[measure] for measure in chosen]
+        if measure not in by_measure:
+            raise ValueError(f"there is no {measure} in both results: choose one of {', '.join(by_measure)}")
+    return [by_measure[measure] for measure in chosen]
 
 
 def _scores(observations: Observations, times_drawn: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Compute the measures where each unit was drawn so many times, ``(D, U)``; each is ``(D,)``."""
+    """Compute each measure for D draws, ``(D,)``, given how often each observation was drawn, ``(D, N)``."""
     for name, counts in observations.counts.items():
         sums = (times_drawn @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
-        of_classes, labelled = iou(sums), sums.sum(axis=-1) > 0
+        by_class, labelled = iou(sums), sums.sum(axis=-1) > 0
         with np.errstate(invalid="ignore"):
-            mean = np.where(labelled, of_classes, 0).sum(axis=-1) / labelled.sum(axis=-1)
+            mean = np.where(labelled, by_class, 0).sum(axis=-1) / labelled.sum(axis=-1)
         yield ("miou" if name == "iou" else name), mean
         if name == "iou":
             for index, class_name in enumerate(observations.classes):
-                yield f"iou.{class_name}", np.where(labelled[:, index], of_classes[:, index], np.nan)
+                yield f"iou.{class_name}", np.where(labelled[:, index], by_class[:, index], np.nan)
         elif name == "tc":
             for index, class_name in enumerate(observations.classes):
-                yield f"flicker.{class_name}", 100 - of_classes[:, index]
+                yield f"flicker.{class_name}", 100 - by_class[:, index]
     milliseconds, frames = (times_drawn @ observations.times).T
     yield "total_ms", milliseconds / frames
 
 
 def _read(path: Path) -> Observations:
+    """Read the frames of one evaluation."""
     results = read_json(path)
     frames, classes = results["per_frame"], list(results["iou"])
 
@@ -201,6 +219,11 @@ def _read(path: Path) -> Observations:
 
 
 def _check_pair(first: Path, second: Path, before: Observations, after: Observations) -> None:
+    """Check that two files have the same classes, frames and labels.
+
+    Raises:
+        ValueError: If they do not.
+    """
     if list(before.classes) != list(after.classes):
         raise ValueError(f"{first} has the classes {', '.join(before.classes)}, {second} {', '.join(after.classes)}")
     if len(before.names) != len(after.names):
@@ -219,11 +242,12 @@ def _check_pair(first: Path, second: Path, before: Observations, after: Observat
         )
 
 
-def _join(observations: Sequence[Observations]) -> Observations:
-    measures = [measure for measure in observations[0].counts if all(measure in each.counts for each in observations)]
+def _join(bags: Sequence[Observations]) -> Observations:
+    """Put the observations of several bags into one, with the measures that all of them have."""
+    measures = [measure for measure in bags[0].counts if all(measure in bag.counts for bag in bags)]
     return Observations(
-        [name for each in observations for name in each.names],
-        observations[0].classes,
-        {measure: np.concatenate([each.counts[measure] for each in observations]) for measure in measures},
-        np.concatenate([each.times for each in observations]),
+        [name for bag in bags for name in bag.names],
+        bags[0].classes,
+        {measure: np.concatenate([bag.counts[measure] for bag in bags]) for measure in measures},
+        np.concatenate([bag.times for bag in bags]),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of what an evaluation found; they need matplotlib, which nothing else does."""
+"""Figures of evaluations and benchmarks. They need matplotlib, which is imported only here and by reports."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def trimap_curves(files: Sequence[Path]) -> dict[str, dict[int, float]]:
     """Read trimap IoU by band width from result files.
 
     Returns:
-        For each file, by its stem, mean IoU in per cent by width in pixels; widths at which nothing was scored are left
-        out.
+        For the stem of each file: mean IoU in per cent by width in pixels, without widths that have no score.
 
     Raises:
-        ValueError: If a file is no such JSON, or two have the same stem, which is the name of the curve.
+        ValueError: If a file has no trimap IoU, or two files have the same stem, which names the curve.
     """
     curves = {}
     for file in files:
@@ -38,7 +37,7 @@ def trimap_curves(files: Sequence[Path]) -> dict[str, dict[int, float]]:
             tiou = json.loads(file.read_text(encoding="utf-8"))["tiou"]
             curve = {int(width): float(value) for width, value in tiou.items() if value is not None}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{file} has no trimap IoU (tiou): give what `netwarp evaluate --json` wrote") from error
+            raise ValueError(f"{file} has no trimap IoU (tiou): give a file of `netwarp evaluate --json`") from error
         if file.stem in curves:
             raise ValueError(f"two files are called {file.stem}, which names their curves: rename one")
         curves[file.stem] = curve
@@ -46,14 +45,14 @@ def trimap_curves(files: Sequence[Path]) -> dict[str, dict[int, float]]:
 
 
 def plot_trimap(files: Sequence[Path], output: Path) -> None:
-    """Draw trimap IoU over band width, one curve for each result file (the paper's Fig. 4).
+    """Draw trimap IoU over the width of the trimap, one curve for each file of results (the paper's Fig. 4).
 
     Args:
-        files: Results of ``netwarp evaluate --json``, of the host and of the video CNN for instance.
-        output: The figure; its ending says the format: ``.png``, ``.svg``, ``.pdf``.
+        files: Files written by ``netwarp evaluate --json``, such as one of the host and one of the video CNN.
+        output: The figure, in the format of its ending: ``.png``, ``.svg`` or ``.pdf``.
 
     Raises:
-        ValueError: As `trimap_curves`; if matplotlib is missing, or does not know the format.
+        ValueError: As `trimap_curves`; if matplotlib is not installed, or does not know the format.
     """
     figure = trimap_figure(trimap_curves(files))
     with replacing(output) as temporary:
@@ -61,10 +60,10 @@ def plot_trimap(files: Sequence[Path], output: Path) -> None:
 
 
 def trimap_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Draw trimap IoU in per cent over band width in pixels; the first curve stands out.
+    """Draw trimap IoU in per cent over the width of the trimap in pixels.
 
     Raises:
-        ValueError: If matplotlib is missing.
+        ValueError: If matplotlib is not installed.
     """
     figure = _figure(5, 3.5)
     axes = figure.add_subplot()
@@ -82,13 +81,13 @@ def trimap_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
 
 
 def timeline_figure(records: Sequence[FrameRecord]) -> Figure:
-    """Draw what became of the frames over the time of their stamps: durations, scores, and where memories began anew.
+    """Draw durations and scores of frames over the time of their stamps; resets of the memory are dotted lines.
 
     Args:
-        records: Of one or more cameras, each of which is a line of its own.
+        records: At least one frame. Each camera is a line of its own.
 
     Raises:
-        ValueError: If matplotlib is missing.
+        ValueError: If matplotlib is not installed.
     """
     disagreement = _series(records, "disagreement")
     name = "NetWarp" if disagreement else "mask"
@@ -126,28 +125,30 @@ def plot_node(file: Path, output: Path) -> None:
     """Draw the age of masks over the rate of the images, a panel for each number of cameras and size.
 
     Args:
-        file: What ``netwarp benchmark node --json`` wrote.
-        output: The figure; its ending says the format: ``.png``, ``.svg``, ``.pdf``.
+        file: Written by ``netwarp benchmark node --json``.
+        output: The figure, in the format of its ending: ``.png``, ``.svg`` or ``.pdf``.
 
     Raises:
-        ValueError: If the file is none of these; if matplotlib is missing, or does not know the format.
+        ValueError: If the file has no runs; if matplotlib is not installed, or does not know the format.
     """
     try:
         figure = node_figure(json.loads(file.read_text(encoding="utf-8"))["runs"])
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} has no runs ({error}): give what `netwarp benchmark node --json` wrote") from error
+        raise ValueError(f"{file} has no runs ({error}): give a file of `netwarp benchmark node --json`") from error
     with replacing(output) as temporary:
         figure.savefig(temporary, dpi=150)
 
 
 def node_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the age of masks in ms over the rate of the images: the median as a line up to p99; the peak as a star.
+    """Draw the age of masks in ms over the rate of the images: the median as a line, up to p99 as an area.
+
+    Peak rates are stars.
 
     Args:
         runs: As in the JSON of ``netwarp benchmark node``.
 
     Raises:
-        ValueError: If there are none, or matplotlib is missing.
+        ValueError: If no run has a mask, or matplotlib is not installed.
     """
     runs = [run for run in runs if run["stages_ms"]]
     cameras = sorted({run["cameras"] for run in runs})
@@ -183,7 +184,7 @@ def node_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _series(records: Sequence[FrameRecord], name: str) -> list[list[tuple[int, float]]]:
-    """Return stamp and value of the frames that have one, camera by camera; nothing where none has."""
+    """Return stamp in ns and value of the frames whose value is not nan, a list for each camera that has any."""
     cameras: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         value = getattr(record, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where results come from: what was read, and by which versions of what."""
+"""Where results come from: input files, library versions, and the machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from netwarp_ros.ops import compiled
 
 
 def describe_input(path: Path) -> dict[str, Any]:
-    """Tell the path of a file or a folder, its size in bytes, and its SHA-256.
+    """Return the ``path`` of a file or folder, its size in ``bytes``, and its ``sha256``.
 
-    That of a folder is of one line for each file in it, at any depth, in the order of their names: the file's own
-    SHA-256, two spaces, and its path in the folder, as of ``sha256sum``.
+    The SHA-256 of a folder is that of a list of all files under it, sorted by path, as ``sha256sum`` prints it: SHA-256
+    of the file, two spaces, and its path within the folder.
     """
     if path.is_file():
         return {"path": str(path), "bytes": path.stat().st_size, "sha256": _digest(path)}
@@ -35,7 +35,7 @@ def describe_input(path: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Tell the versions of Python and of what computes and decodes."""
+    """Return the versions of Python and of the libraries that decode and compute."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Describe what was measured on."""
+    """Describe the machine and the settings that times depend on."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

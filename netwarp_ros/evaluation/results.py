@@ -294,7 +294,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ):
             raise TypeError
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} has no scores by frame: give a file written by `netwarp evaluate --json`") from error
+        raise ValueError(f"{path} has no scores by frame: give a file of `netwarp evaluate --json`") from error
     return results
 
 

@@ -21,7 +21,7 @@ import torch
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.evaluation.results import PartialResults
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, score_frames
-from netwarp_ros.flow import estimator
+from netwarp_ros.flow import create_estimator
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bags import BagLabels
 from netwarp_ros.recordings.frames import FrameSource
@@ -140,7 +140,7 @@ def evaluate_slice(settings: SliceSettings, slice_: Slice) -> dict[str, Any]:
     """Evaluate a slice; return plain values: ``part`` (of `PartialResults.to_json`) and ``damage``."""
     with _one_thread():
         frames, labels = settings.open(slice_.recording)
-        segmenter = Segmenter(**{**settings.segmenter, "flow": estimator(settings.segmenter["flow"])})
+        segmenter = Segmenter(**{**settings.segmenter, "flow": create_estimator(settings.segmenter["flow"])})
         results = score_frames(
             frames.read(slice_.start, slice_.end), labels, segmenter, settings.classes,
             stills=settings.stills, host=settings.host, widths=settings.widths, begin=slice_.begin,

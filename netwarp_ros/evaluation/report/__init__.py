@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation as one page of HTML that needs no other file and no network."""
+"""Reports: the results of an evaluation as one HTML page, which needs no other file and no network."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frames of a recording that are most worth to be looked at."""
+"""The best and worst frames of a recording, as pictures for a report."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from netwarp_ros.evaluation.results import FrameRecord
 from netwarp_ros.evaluation.scoring import ScoredFrame
 
 STRETCH_S = 2.0
-"""Seconds of a recording that no more than one of the best frames, and one of the worst, is taken of."""
+"""Length in s of the stretches that a recording is divided into. Each gives at most one best and one worst frame."""
 
 WIDTH = 480
-"""Pixels that pictures are scaled down to."""
+"""Greatest width of a picture in pixels; wider images are scaled down."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame to be looked at.
+    """A frame of the gallery.
 
     Attributes:
-        record: What became of it.
-        value: What it was chosen for, as `FrameGallery.measure` says.
-        images: The image, and the masks over it, by what they are called; each a JPEG as a ``data:`` URI. Where host
-            and NetWarp differ, the colours are strong.
+        record: Scores and timings.
+        value: The value of `FrameGallery.measure`.
+        images: The image, and the masks over it, by name; each a JPEG as a ``data:`` URI. Colors are strong where the
+            masks of host and NetWarp differ.
     """
 
     record: FrameRecord
@@ -39,19 +39,19 @@ class Picture:
 
 
 class FrameGallery:
-    """Keeps the best and the worst frames of an evaluation, each of another stretch of the recording.
+    """Keeps the best and the worst frames of an evaluation.
 
-    Where the host is run, best are those in which NetWarp gains most over it, in mean IoU or, without labels, in
-    temporal consistency; elsewhere those that have most of that.
+    The measure is the frame's mean IoU or, without labels, its temporal consistency. If the host is run, it is what
+    NetWarp gains over the host.
 
     Args:
-        classes: Names and colours of the ids.
+        classes: Names and colors of the classes.
         labelled: Whether there are labels.
         host: Whether the host is run.
-        count: How many of each are kept.
+        count: Number of best frames to keep, and of worst frames.
 
     Attributes:
-        measure: What they are chosen by.
+        measure: Name of the measure.
     """
 
     def __init__(self, classes: ClassSet, *, labelled: bool, host: bool, count: int = 3) -> None:
@@ -62,9 +62,9 @@ class FrameGallery:
         self._best: list[Picture] = []
         self._worst: list[Picture] = []
 
-    def add(self, moment: ScoredFrame) -> None:
-        """Look at the next frame of the evaluation."""
-        record = moment.record
+    def add(self, scored: ScoredFrame) -> None:
+        """Consider the next frame of the evaluation."""
+        record = scored.record
         value, host = (record.miou, record.host_miou) if self._labelled else (record.tc, record.host_tc)
         if self._host:
             value -= host
@@ -72,40 +72,40 @@ class FrameGallery:
             return
         stretch = record.camera, int(record.stamp_ns * 1e-9 / STRETCH_S)
         if stretch != self._stretch:
-            self._close()
+            self._end_stretch()
             self._stretch = stretch
-        ranked = sorted([*self._candidates, (value, moment)], key=lambda candidate: candidate[0])
+        ranked = sorted([*self._candidates, (value, scored)], key=lambda candidate: candidate[0])
         self._candidates = [ranked[0], ranked[-1]] if len(ranked) > 1 else ranked
 
     def best(self) -> Sequence[Picture]:
-        """Return the best frames, the best of all first."""
-        self._close()
+        """Return the best frames, the best one first."""
+        self._end_stretch()
         return self._best
 
     def worst(self) -> Sequence[Picture]:
-        """Return the worst frames, the worst of all first; none that is among the best."""
-        self._close()
-        shown = {id(picture.record) for picture in self._best}
-        return [picture for picture in self._worst if id(picture.record) not in shown]
+        """Return the worst frames, the worst one first, without those that are among the best."""
+        self._end_stretch()
+        best = {id(picture.record) for picture in self._best}
+        return [picture for picture in self._worst if id(picture.record) not in best]
 
-    def _close(self) -> None:
-        """Keep what the stretch that ends here has, if it is among the best or the worst."""
+    def _end_stretch(self) -> None:
+        """Keep the best and the worst frame of the stretch, if they are among the best or worst of all."""
         if self._candidates:
-            pictures = [self._picture(value, moment) for value, moment in self._candidates]
+            pictures = [self._picture(value, scored) for value, scored in self._candidates]
             self._best = sorted([*self._best, pictures[-1]], key=lambda picture: -picture.value)[: self._count]
             self._worst = sorted([*self._worst, pictures[0]], key=lambda picture: picture.value)[: self._count]
             self._candidates = []
 
-    def _picture(self, value: float, moment: ScoredFrame) -> Picture:
-        images = {"image": moment.frame.image}
-        if moment.host_mask is None:
-            images["mask"] = self._classes.overlay(moment.frame.image, moment.mask, 0.6)
+    def _picture(self, value: float, scored: ScoredFrame) -> Picture:
+        images = {"image": scored.frame.image}
+        if scored.host_mask is None:
+            images["mask"] = self._classes.overlay(scored.frame.image, scored.mask, 0.6)
         else:
-            differing = (moment.mask != moment.host_mask)[..., None]
-            for name, mask in (("host", moment.host_mask), ("NetWarp", moment.mask)):
-                faint, strong = (self._classes.overlay(moment.frame.image, mask, alpha) for alpha in (0.35, 0.9))
+            differing = (scored.mask != scored.host_mask)[..., None]
+            for name, mask in (("host", scored.host_mask), ("NetWarp", scored.mask)):
+                faint, strong = (self._classes.overlay(scored.frame.image, mask, alpha) for alpha in (0.35, 0.9))
                 images[name] = np.where(differing, strong, faint)
-        return Picture(moment.record, value, {name: _data_uri(image) for name, image in images.items()})
+        return Picture(scored.record, value, {name: _data_uri(image) for name, image in images.items()})
 
 
 def _data_uri(image: np.ndarray) -> str:

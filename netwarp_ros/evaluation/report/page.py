@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page: its template filled, its figures and pictures put in."""
+"""The HTML page of a report."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from netwarp_ros.recordings.atomic import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 50
-"""How many notes on damage are shown."""
+MAX_NOTES = 50
+"""Greatest number of notes on damage to show."""
 
 
 def check_requirements() -> None:
-    """Check that what a page is made with is installed, before an evaluation is.
+    """Check that the libraries for reports are installed. Call it before a long evaluation.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If one is not.
     """
     try:
         import jinja2  # noqa: F401
@@ -37,17 +37,16 @@ def check_requirements() -> None:
 
 
 def write_page(
-    path: Path, report: EvaluationResults, classes: ClassSet, moments: FrameGallery, context: Mapping[str, Any]
+    path: Path, results: EvaluationResults, classes: ClassSet, gallery: FrameGallery, context: Mapping[str, Any]
 ) -> None:
-    """Write a report as one page, with all that is in it, whole or not at all.
+    """Write a report as one file, completely or not at all.
 
     Args:
         path: The ``.html`` file.
-        report: What the evaluation found.
-        classes: Names and colours.
-        moments: What has seen the frames.
-        context: What `netwarp evaluate --json` writes beside the scores: ``settings``, ``inputs``, ``environment`` and
-            ``damage``.
+        results: Results of the evaluation.
+        classes: Names and colors of the classes.
+        gallery: Has seen every frame.
+        context: The other keys of `netwarp evaluate --json`: ``settings``, ``inputs``, ``environment``, ``damage``.
     """
     import jinja2
 
@@ -60,18 +59,18 @@ def write_page(
     )
     environment.filters["number"] = _number
     environment.filters["change"] = _change
-    host = report.host
-    curves = {"NetWarp" if host else "mask": report.tiou} | ({"host": host.tiou} if host else {})
+    host = results.host
+    curves = {"NetWarp" if host else "mask": results.tiou} | ({"host": host.tiou} if host else {})
     curves = {name: {w: v for w, v in curve.items() if not math.isnan(v)} for name, curve in curves.items()}
     text = environment.get_template("page.html.jinja").render(
-        report=report,
+        results=results,
         host=host,
         colors=["rgb({}, {}, {})".format(*color) for color in classes.palette.tolist()],
-        trimap=_svg(trimap_figure(curves)) if report.labelled else "",
-        timeline=_svg(timeline_figure(report.records)),
-        moments=[("Best", moments.best()), ("Worst", moments.worst())],
-        measure=moments.measure,
-        shown=SHOWN,
+        trimap=_svg(trimap_figure(curves)) if results.labelled else "",
+        timeline=_svg(timeline_figure(results.records)),
+        gallery=[("Best", gallery.best()), ("Worst", gallery.worst())],
+        measure=gallery.measure,
+        max_notes=MAX_NOTES,
         **context,
     )
     with replacing(path) as temporary:
@@ -79,7 +78,7 @@ def write_page(
 
 
 def _svg(figure: Figure) -> Any:
-    """Return a figure as an ``<svg>`` element to be put into a page as it is."""
+    """Return a figure as an ``<svg>`` element, marked as safe to insert without escaping."""
     import matplotlib
     from markupsafe import Markup
 
@@ -91,9 +90,10 @@ def _svg(figure: Figure) -> Any:
 
 
 def _number(value: float, digits: int = 2) -> str:
+    """Format a number; a dash for nan."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _change(value: float, digits: int = 2) -> str:
-    """Show a difference with its sign, a true minus."""
+    """Format a difference with its sign; minus is U+2212."""
     return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")

@@ -15,8 +15,11 @@ import torch
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 pytestmark = [
-    pytest.mark.skipif(not shutil.which("cmake") or not shutil.which("c++"), reason="no CMake or no C++ compiler"),
-    pytest.mark.skipif(not shutil.which("nvcc"), reason="no CUDA compiler (nvcc)"),
+    pytest.mark.skipif(
+        not shutil.which("cmake") or not shutil.which("c++"),
+        reason="no CMake or no C++ compiler: install cmake and g++",
+    ),
+    pytest.mark.skipif(not shutil.which("nvcc"), reason="no CUDA compiler: install the CUDA toolkit, which has nvcc"),
 ]
 
 
@@ -58,7 +61,7 @@ def test_gpus_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     assert "TORCH_CUDA_ARCH_LIST has 'Hopper'" in configured.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA kernels are compiled and not run")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU: run this on a machine with one")
 def test_the_cuda_kernels_equal_the_reference() -> None:
     from netwarp_ros.ops import compiled, reference, warp_combine
 

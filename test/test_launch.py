@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.ros,
     pytest.mark.skipif(
         importlib.util.find_spec("launch_ros") is None or shutil.which("ros2") is None,
-        reason="no launch stack in this environment: PyPI has none, a ROS 2 installation brings it",
+        reason="no launch stack: source a ROS 2 installation that has it",
     ),
 ]
 

@@ -36,7 +36,7 @@ def test_ros_has_the_same_types(kind: str) -> None:
     try:
         message = getattr(importlib.import_module(f"{package}.msg"), name)
     except ImportError:
-        pytest.skip(f"{package} is not installed here")  # vision_msgs is not on PyPI
+        pytest.skip(f"no {package}: source a ROS 2 installation that has it")
     fields = message.get_fields_and_field_types()
     assert list(fields) == [name for name, _ in typestore.fielddefs[kind][1]]
     if hasattr(message, "_TYPE_HASH"):

@@ -333,7 +333,9 @@ def test_changes_that_cannot_be_made_are_refused_with_a_reason(graph: Graph) -> 
         assert graph.ask(GetParameters, "segmenter/get_parameters", question) == before
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vision_msgs") is None, reason="no vision_msgs: PyPI has none")
+@pytest.mark.skipif(
+    importlib.util.find_spec("vision_msgs") is None, reason="no vision_msgs: source a ROS 2 installation that has it"
+)
 def test_whoever_comes_late_learns_the_names_of_the_ids(graph: Graph) -> None:
     from vision_msgs.msg import LabelInfo
 

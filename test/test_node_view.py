@@ -161,7 +161,7 @@ def test_named_cameras_are_shown_before_they_are_there(graph: Graph, tmp_path: P
         page.close()
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here")
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: apt-get install chromium")
 def test_chromium_shows_what_comes_until_the_end(graph: Graph, tmp_path: Path) -> None:
     graph.lifecycle("/robot/segmenter").activate()
     program = Program(view_command("--namespace", "robot"), tmp_path / "log")

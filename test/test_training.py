@@ -352,7 +352,7 @@ def test_average_moves_weights_and_norm_statistics() -> None:
     assert average.state_dict()["running_mean"].item() == pytest.approx(2.5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the training is tested on the CPU alone")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU: run this on a machine with one")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_trains_on_a_gpu(tmp_path: Path, camvid: Path, precision: str) -> None:
     options = {**video(camvid, checkpointing=True), "device": "cuda", "precision": precision, "checkpoint_every": 2}

@@ -29,7 +29,9 @@ def sequential() -> nn.Module:
 
 
 def segformer() -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="the SegFormer host comes from transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="no transformers, which has SegFormer: pip install transformers"
+    )
     config = transformers.SegformerConfig(
         num_labels=11, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16,
         num_attention_heads=[1, 2, 3, 4],

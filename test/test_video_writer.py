@@ -17,7 +17,7 @@ from netwarp_ros.recordings.video_writer import VideoWriter
 def encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either way of writing a video."""
     if request.param == "imageio-ffmpeg":
-        pytest.importorskip("imageio_ffmpeg")
+        pytest.importorskip("imageio_ffmpeg", reason="no imageio_ffmpeg: pip install imageio-ffmpeg")
     else:
         monkeypatch.setattr(netwarp_ros.recordings.video_writer, "imageio_ffmpeg", None)
     return request.param
@@ -45,7 +45,7 @@ def test_a_video_holds_every_picture(tmp_path: Path, encoder: str) -> None:
 
 
 def test_a_video_is_what_browsers_play(tmp_path: Path) -> None:
-    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("imageio_ffmpeg", reason="no imageio_ffmpeg: pip install imageio-ffmpeg")
     with VideoWriter(tmp_path / "film.mp4", 10) as film:
         film.write(np.zeros((48, 64, 3), np.uint8))
     data = (tmp_path / "film.mp4").read_bytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every host must hold to: shapes at any size, named stages, the same answer for a frame alone and in a batch."""
+"""Properties of every host: shapes at any size, documented stages, equal logits for a frame alone and in a batch."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_named_stages_give_the_documented_maps(kind: Host, host: nn.Module) -> N
 
 
 @pytest.mark.parametrize(("kind", "name"), STAGES)
-def test_what_a_stage_gave_is_not_overwritten_later(kind: Host, name: str, built: dict[Host, nn.Module]) -> None:
+def test_output_of_a_stage_is_not_modified_in_place_later(kind: Host, name: str, built: dict[Host, nn.Module]) -> None:
     kept, host = [], built[kind]
     hook = host.get_submodule(name).register_forward_hook(lambda _m, _i, out: kept.extend([out, out.clone()]))
     with torch.inference_mode():
@@ -134,7 +134,7 @@ def test_trains_on_a_batch_of_one_with_gradients_everywhere(kind: Host) -> None:
     assert without == []
 
 
-def test_refuses_what_it_cannot_do(kind: Host, host: nn.Module) -> None:
+def test_wrong_arguments_are_refused(kind: Host, host: nn.Module) -> None:
     with pytest.raises(ValueError, match="num_classes is 1, must be at least 2"):
         kind(1)
     with pytest.raises(ValueError, match="auxiliary=True"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's hosts: their sizes as published, their layers by the paper's names, and NetWarp at each of them.
+"""The paper's hosts: published parameter counts, layers under the paper's names, and NetWarp at each layer.
 
-Counts and maps are those of the full networks, which are built without memory; what has to be computed is computed on
-narrow ones.
+Parameters and shapes are checked on the full networks, built on the meta device, which allocates nothing. Values are
+computed with narrow networks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LAYERS: dict[type[nn.Module], dict[str, tuple[int, int]]] = {  # insertion layer
 KINDS = list(LAYERS)
 INSERTIONS = [(kind, name) for kind, layers in LAYERS.items() for name in layers]
 
-# ImageNet classifiers' counts are torchvision's.
+# Parameter counts of torchvision's ImageNet classifiers.
 VGG16, VGG16_FC8 = 138_357_544, 4096 * 1000 + 1000
 RESNET = {PSPNet50: 25_557_032, PSPNet101: 44_549_160}
 RESNET_STEM_AND_FC = 64 * 3 * 49 + 2 * 64 + 2048 * 1000 + 1000
@@ -115,7 +115,7 @@ def test_insertion_layers_give_the_documented_maps(kind: type[nn.Module]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(64, 96), (45, 67), (33, 129), (1, 1)])
-def test_logits_have_an_eighth_of_any_size_rounded_up(kind: type[nn.Module], size: tuple[int, int]) -> None:
+def test_logits_have_an_eighth_of_the_frames_size_rounded_up(kind: type[nn.Module], size: tuple[int, int]) -> None:
     height, width = size
     with torch.inference_mode():
         logits = tiny(kind)(torch.randn(2, 3, height, width))
@@ -188,7 +188,7 @@ def test_dilations_of_the_vgg_hosts() -> None:
 
 
 def test_padding_changes_only_what_is_near_the_edge() -> None:
-    """With and without padding, a cell far from the edges sees the same pixels: the grids are the same."""
+    """Far from the edges, the logits with and without padding are equal, as both have the same grid."""
     torch.manual_seed(0)
     padded = DilatedVGG16(5, width=2, padded=True).eval()
     bare = DilatedVGG16(5, width=2, padded=False).eval()
@@ -212,7 +212,7 @@ def test_the_context_begins_as_the_identity_behind_the_front_end() -> None:
 @pytest.mark.parametrize(
     ("size", "expected"), [(1, [0] * 7), (2, [1, 0, 1, 0, 1, 0, 1, 0]), (3, [1, 2, 1, 0, 1, 2, 1, 0, 1])]
 )
-def test_small_frames_are_mirrored_over_and_over(size: int, expected: list[int]) -> None:
+def test_small_frames_are_mirrored_repeatedly(size: int, expected: list[int]) -> None:
     assert _mirrored(size, 3, torch.device("cpu")).tolist() == expected
 
 
@@ -229,7 +229,7 @@ def test_trains_with_gradients_everywhere(kind: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_refuses_what_it_cannot_do(kind: type[nn.Module]) -> None:
+def test_wrong_arguments_are_refused(kind: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="num_classes is 1, must be at least 2"):
         kind(1)
     if issubclass(kind, PSPNet101):
@@ -247,7 +247,7 @@ def test_refuses_what_it_cannot_do(kind: type[nn.Module]) -> None:
         ("pspnet101", "conv4_23"),
     ],
 )
-def test_a_weights_file_can_name_it(host: str, layer: str, tmp_path: Path) -> None:
+def test_host_comes_back_from_a_weights_file(host: str, layer: str, tmp_path: Path) -> None:
     spec = ModelSpec(host, load_classes("camvid"), {"num_classes": 11, "width": 2}, NetWarpSpec((layer,)))
     network = build(spec).eval()
     model = load_model(save_model(tmp_path / "model.safetensors", network, spec, dtype=torch.float32))

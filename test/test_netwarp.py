@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlowCNN, NetWarp and the resizing of flow: parameter counts, initial state, numbers by hand."""
+"""FlowCNN, NetWarp and the resizing of flow: parameter counts, initial state, numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_concatenation_starts_as_the_identity_and_mixes_all_channels() -> None:
 
 
 def test_epsilon_gives_integer_flow_a_gradient_on_both_sides() -> None:
-    """At integer coordinates the derivative of bilinear interpolation is one-sided; epsilon settles which side."""
+    """At integer coordinates, bilinear interpolation has two one-sided derivatives; epsilon selects the right one."""
     previous = torch.tensor([0.0, 1.0, 4.0]).view(1, 1, 1, 3)
     flow = torch.zeros(1, 2, 1, 3, requires_grad=True)
     netwarp = NetWarp(1)
@@ -91,7 +91,7 @@ def test_resizing_to_a_finer_grid_interpolates() -> None:
 
 
 @pytest.mark.parametrize("size", [(45, 60), (30, 61), (90, 17)])
-def test_ratio_of_each_axis_is_its_own(size: tuple[int, int]) -> None:
+def test_each_axis_is_divided_by_its_own_ratio(size: tuple[int, int]) -> None:
     small = resize_flow(torch.ones(1, 2, 90, 120), size)
     torch.testing.assert_close(small[0, :, 0, 0], torch.tensor([size[1] / 120, size[0] / 90]))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled warp operator: equal to its reference on any input, and a good citizen of PyTorch.
+"""The compiled warp operator: it equals its reference on any input, and works with the features of PyTorch.
 
-What the operator computes is in test_warp.py; here it is compared with the reference, and autograd, torch.compile,
-autocast, threads, instruction sets and direct calls are tried. How fast it is is no test's business.
+test_warp.py tests what the operator computes. Here it is compared with the reference, under autograd, torch.compile,
+torch.export, autocast, several threads and lesser instruction sets, and called directly. Speed is not tested.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch import Tensor
 
 from netwarp_ros.ops import compiled, reference, warp, warp_combine
 
-pytestmark = pytest.mark.skipif("cpu" not in compiled.DEVICES, reason="the compiled operator is not built")
+pytestmark = pytest.mark.skipif(
+    "cpu" not in compiled.DEVICES, reason="the compiled operator is not built: `make setup`, with a C++ compiler"
+)
 
 LAYOUTS = {
     "contiguous": lambda t: t.contiguous(),
@@ -102,7 +104,7 @@ def test_equals_the_reference(
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_larger_than_the_caches(layout: str, dtype: torch.dtype) -> None:
-    """They are written in another way; 32 MiB is the limit."""
+    """From 32 MiB on, results are written past the caches, by other code."""
     random = generator(0)
     shape = (1, 64, 256, 512 if dtype == torch.float32 else 1024)
     present, previous = (LAYOUTS[layout](random(*shape).to(dtype)) for _ in range(2))
@@ -139,10 +141,10 @@ def test_gradients_equal_the_reference(
 
 
 def test_all_halves_pass_through_unchanged() -> None:
-    """Every float16 and bfloat16 is read and written exactly, subnormals too, and a NaN stays a NaN."""
+    """Every value of float16 and bfloat16, subnormals too, is read and written exactly. NaN stays NaN."""
     for dtype in (torch.float16, torch.bfloat16):
         every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-        # Images of two equal pixels, so that no value has another for a neighbour: many images, or many channels.
+        # In each map all pixels are equal, so that no interpolation mixes values: many images, or many channels.
         planes = every.view(-1, 1, 1, 1).expand(-1, 1, 1, 2).contiguous()
         pixels = every.view(1, -1, 1, 1).expand(-1, -1, 1, 2).contiguous(memory_format=torch.channels_last)
         for features in (planes, pixels, every.view(-1, 1, 1, 1)):
@@ -152,8 +154,8 @@ def test_all_halves_pass_through_unchanged() -> None:
             assert warped[torch.isnan(features)].isnan().all()
 
 
-def test_what_is_not_finite_does_not_leak_out_of_the_image() -> None:
-    """Beyond the border the border counts alone, not the infinity beside it."""
+def test_infinity_beside_the_border_does_not_leak_into_it() -> None:
+    """A coordinate clamped to the border reads the border alone: 0 * infinity would give NaN."""
     features = torch.zeros(1, 1, 3, 40)
     features[..., -2] = math.inf
     for layout in ("contiguous", "channels-last"):
@@ -162,7 +164,7 @@ def test_what_is_not_finite_does_not_leak_out_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_lesser_instruction_sets_hold_the_same_tests(capability: str) -> None:
+def test_lesser_instruction_sets_pass_the_same_tests(capability: str) -> None:
     tests = [
         f"{Path(__file__)}::{name}"
         for name in (
@@ -170,7 +172,7 @@ def test_lesser_instruction_sets_hold_the_same_tests(capability: str) -> None:
             "test_results_larger_than_the_caches",
             "test_gradients_equal_the_reference",
             "test_all_halves_pass_through_unchanged",
-            "test_what_is_not_finite_does_not_leak_out_of_the_image",
+            "test_infinity_beside_the_border_does_not_leak_into_it",
         )
     ]
     run = subprocess.run(
@@ -228,7 +230,7 @@ def test_exports() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_autocast_keeps_the_features_and_takes_the_flow_to_float32(dtype: torch.dtype) -> None:
+def test_autocast_keeps_the_features_type_and_converts_the_flow_to_float32(dtype: torch.dtype) -> None:
     present, previous, flow, w1, w2 = operands(dtype=dtype, grad=False)
     half_flow = flow.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -244,18 +246,18 @@ def test_weights_of_any_type_have_gradients_of_that_type() -> None:
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.bfloat16]
 
 
-def test_the_gradient_is_computed_for_whoever_asks_alone() -> None:
+def test_gradient_of_one_input_alone_is_the_same() -> None:
     inputs = operands()
     everything = torch.autograd.grad(warp_combine(*inputs).sum(), inputs)
     for index, expected in enumerate(everything):
-        asked = [t.detach().requires_grad_(i == index) for i, t in enumerate(inputs)]
-        warp_combine(*asked).sum().backward()
-        for i, t in enumerate(asked):
+        copies = [t.detach().requires_grad_(i == index) for i, t in enumerate(inputs)]
+        warp_combine(*copies).sum().backward()
+        for i, t in enumerate(copies):
             assert (t.grad is not None) == (i == index)
-        assert torch.equal(asked[index].grad, expected)
+        assert torch.equal(copies[index].grad, expected)
 
 
-def test_neither_threads_nor_chance_change_a_bit() -> None:
+def test_results_are_the_same_bit_for_bit_with_any_number_of_threads() -> None:
     random = generator(0)
     inputs = [random(2, 40, 33, 70), random(2, 40, 33, 70), 5 * random(2, 2, 33, 70), random(40), random(40)]
     inputs = [t.requires_grad_() for t in inputs]
@@ -273,7 +275,7 @@ def test_neither_threads_nor_chance_change_a_bit() -> None:
             assert torch.equal(a, b)
 
 
-def test_there_is_no_second_derivative() -> None:
+def test_second_derivative_is_refused() -> None:
     previous, flow = operands()[1:3]
     (gradient,) = torch.autograd.grad(warp(previous, flow).square().sum(), flow, create_graph=True)
     with pytest.raises(RuntimeError, match=r"no second derivative: differentiate netwarp_ros\.ops\.reference"):
@@ -313,8 +315,8 @@ def test_direct_calls_of_the_backward_operators_are_checked() -> None:
             call()
 
 
-def test_without_the_library_the_reference_serves_and_says_so(tmp_path: Path) -> None:
-    with pytest.warns(RuntimeWarning, match=r"it is not built.*plain PyTorch serves.*`make setup`"):
+def test_missing_or_damaged_library_gives_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match=r"it is not built.*plain PyTorch is used instead.*`make setup`"):
         assert compiled.load(tmp_path / "libnetwarp_ops.so") == frozenset()
     (tmp_path / "libnetwarp_ops.so").write_bytes(b"not a library")
     with pytest.warns(RuntimeWarning, match="invalid ELF header|file too short"):

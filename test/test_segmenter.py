@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming core: masks at the image's size, memory kept and started anew by the rules, and its errors."""
+"""The streaming core: masks at the image's size, memory that is kept or reset by the rules, and errors."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import cv2
@@ -37,14 +40,14 @@ def segmenter(**options: object) -> Segmenter:
 
 
 def images(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """A texture that moves to the right by two pixels a frame."""
+    """Return frames of a texture that moves two pixels to the right per frame."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     texture = cv2.GaussianBlur(noise, (0, 0), 1.5)
     return [np.roll(texture, 2 * i, axis=1) for i in range(count)]
 
 
 def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
-    """Segment at the network's own height with nothing but PyTorch and the definition."""
+    """Segment images of the input height without the segmenter: PyTorch, DIS and the video CNN alone."""
     network, memory, masks, previous, start = video_cnn(), None, [], None, None
     mean, std = torch.tensor(SPEC.mean).view(3, 1, 1), torch.tensor(SPEC.std).view(3, 1, 1)
     for image in sequence:
@@ -61,7 +64,7 @@ def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
     return masks
 
 
-def test_masks_are_those_of_the_definition() -> None:
+def test_masks_equal_those_computed_by_hand() -> None:
     stream = segmenter().stream()
     for i, (image, expected) in enumerate(zip(images(4), by_hand(images(4)), strict=True)):
         result = stream.segment(image, i * SECOND // 10)
@@ -85,7 +88,7 @@ def test_mask_has_the_images_size(height: int, width: int) -> None:
         assert stream.segment(np.full((height, width, 3), 90, np.uint8), i).mask.shape == (height, width)
 
 
-def test_input_height_scales_network_and_flow() -> None:
+def test_input_height_is_the_height_of_the_flows_images() -> None:
     seen = []
 
     def flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
@@ -107,18 +110,18 @@ def test_compiled_host_gives_the_same_masks() -> None:
         assert (stream.segment(image, i).mask == expected.segment(image, i).mask).mean() > 0.999
 
 
-def test_host_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: Any, **_options: Any) -> None:
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", fail)
-    refused, image = segmenter(compile="default"), images(1)[0]
-    assert (refused.compiled, refused.compile_problem) == ("none", "no C++ compiler")
-    assert np.array_equal(refused.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
+    uncompiled, image = segmenter(compile="default"), images(1)[0]
+    assert (uncompiled.compiled, uncompiled.compile_problem) == ("none", "no C++ compiler")
+    assert np.array_equal(uncompiled.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
 
 
 class Inverted(torch.nn.Module):
-    """What no compiler should make of a host."""
+    """Stands for a host that was compiled wrongly: its logits have the opposite sign."""
 
     def __init__(self, host: torch.nn.Module) -> None:
         super().__init__()
@@ -128,14 +131,14 @@ class Inverted(torch.nn.Module):
         return -self.host(frame)
 
 
-def test_host_that_changes_when_it_is_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_whose_masks_change_when_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda host, **_options: Inverted(host))
-    refused, image = segmenter(compile="default"), images(1)[0]
-    assert refused.compiled == "none" and "compiled, it gives other masks in " in refused.compile_problem
-    assert np.array_equal(refused.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
+    uncompiled, image = segmenter(compile="default"), images(1)[0]
+    assert uncompiled.compiled == "none" and "compiled, it gives other masks in " in uncompiled.compile_problem
+    assert np.array_equal(uncompiled.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
 
 
-def test_without_cuda_graphs_the_host_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_is_compiled_without_cuda_graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
     monkeypatch.setattr(torch, "compile", lambda host, mode, **_options: modes.append(mode) or host)
     compiled = segmenter(compile="reduce-overhead")
@@ -144,17 +147,19 @@ def test_without_cuda_graphs_the_host_is_compiled_all_the_same(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("compiled", "same"), [("reduce-overhead", True), ("none", False)])
-def test_memory_is_out_of_reach_of_cuda_graphs(monkeypatch: pytest.MonkeyPatch, compiled: str, same: bool) -> None:
-    """A replay writes its results where those of the last one were, and so does the layer here."""
+def test_replay_of_cuda_graphs_does_not_overwrite_the_memory(
+    monkeypatch: pytest.MonkeyPatch, compiled: str, same: bool
+) -> None:
+    """Each replay of a CUDA graph writes its output to the same place, as the layer here does."""
     expected, replayed = segmenter().stream(), segmenter().stream()
     layer = replayed.segmenter.network.host[0]  # type: ignore[index]
-    convolve, places = layer.forward, []
+    convolve, buffers = layer.forward, []
 
     def replay(frame: Tensor) -> Tensor:
         result = convolve(frame)
-        if not places:
-            places.append(torch.empty_like(result))
-        return places[0].copy_(result)
+        if not buffers:
+            buffers.append(torch.empty_like(result))
+        return buffers[0].copy_(result)
 
     monkeypatch.setattr(layer, "forward", replay)
     monkeypatch.setattr(replayed.segmenter, "compiled", compiled)
@@ -162,9 +167,9 @@ def test_memory_is_out_of_reach_of_cuda_graphs(monkeypatch: pytest.MonkeyPatch, 
     assert all(np.array_equal(*pair) for pair in masks) == same
 
 
-def test_flow_that_is_given_is_not_estimated() -> None:
+def test_given_flow_is_used_and_none_is_estimated() -> None:
     def refuse(_present: np.ndarray, _previous: np.ndarray) -> np.ndarray:
-        raise AssertionError("there is a flow")
+        raise AssertionError("a flow was given")
 
     first, second = images(2)
     estimating, given = segmenter().stream(), segmenter(flow=refuse).stream()
@@ -177,7 +182,7 @@ def test_flow_that_is_given_is_not_estimated() -> None:
     assert (given.segment(first, 3, flow=flow + 10).mask != estimating.segment(first, 3, flow=flow).mask).any()
 
 
-def test_flow_that_is_given_is_scaled_with_the_image() -> None:
+def test_given_flow_is_scaled_with_the_image() -> None:
     first, second = (cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for image in images(2))
     flow = np.full((48, 64, 2), 3, np.float32)
     small, large = segmenter().stream(), segmenter(input_height=48).stream()
@@ -190,8 +195,8 @@ def test_flow_that_is_given_is_scaled_with_the_image() -> None:
         large.segment(second, 3, flow=flow)
 
 
-def steps(*changes: dict[str, object]) -> list[Result]:
-    """Segment one good frame, and then one for each change of the next frame's arguments."""
+def segment_changes(*changes: dict[str, object]) -> list[Result]:
+    """Segment a first frame, and then one frame for each change of its arguments."""
     stream = segmenter().stream()
     good = {"image": images(1)[0], "stamp_ns": 10 * SECOND, "frame_id": "left", "encoding": "bgr8"}
     return [stream.segment(**{**good, **change}) for change in ({}, *changes)]  # type: ignore[arg-type]
@@ -209,20 +214,20 @@ def steps(*changes: dict[str, object]) -> list[Result]:
         ({"stamp_ns": 11 * SECOND, "frame_id": "right"}, Reset.FRAME_ID),
     ],
 )
-def test_memory_starts_anew(change: dict[str, object], reason: Reset) -> None:
-    first, second = steps(change)
+def test_memory_is_reset(change: dict[str, object], reason: Reset) -> None:
+    first, second = segment_changes(change)
     assert (first.memory, first.reason) == (MemoryState.NEW, Reset.FIRST)
     assert (second.memory, second.reason) == (MemoryState.NEW, reason)
-    assert second.stages_ms["flow"] < 1e-1, "no flow is computed for a frame that has no use for it"
+    assert second.stages_ms["flow"] == 0, "no flow is estimated for a frame without memory"
 
 
 def test_memory_is_kept_up_to_the_gap() -> None:
-    _, second = steps({"stamp_ns": 10 * SECOND + SECOND // 2})
+    _, second = segment_changes({"stamp_ns": 10 * SECOND + SECOND // 2})
     assert (second.memory, second.reason) == (MemoryState.KEPT, "")
 
 
-def test_memory_goes_on_after_a_reset() -> None:
-    *_, third = steps({"stamp_ns": 0}, {"stamp_ns": 1})
+def test_memory_is_kept_after_a_reset() -> None:
+    *_, third = segment_changes({"stamp_ns": 0}, {"stamp_ns": 1})
     assert third.memory == MemoryState.KEPT
 
 
@@ -257,7 +262,7 @@ def test_streams_have_memories_of_their_own() -> None:
         np.zeros((0, 64, 3), np.uint8),
     ],
 )
-def test_wrong_image_is_named_and_the_memory_stays(image: np.ndarray) -> None:
+def test_wrong_image_is_named_and_the_memory_is_kept(image: np.ndarray) -> None:
     stream = segmenter().stream()
     good = images(2)
     stream.segment(good[0], 0)
@@ -266,7 +271,7 @@ def test_wrong_image_is_named_and_the_memory_stays(image: np.ndarray) -> None:
     assert stream.segment(good[1], 2).memory == MemoryState.KEPT
 
 
-def test_failure_of_the_flow_leaves_the_memory() -> None:
+def test_memory_is_kept_if_the_flow_fails() -> None:
     calls = []
 
     def flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
@@ -294,7 +299,7 @@ def test_image_may_be_overwritten_after_the_call() -> None:
     np.testing.assert_array_equal(overwritten.segment(second, 1).mask, expected)
 
 
-def test_host_only_is_the_host_frame_by_frame() -> None:
+def test_host_only_runs_the_host_frame_by_frame() -> None:
     def flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
         raise AssertionError("no flow without NetWarp")
 
@@ -311,6 +316,40 @@ def test_bfloat16_agrees_with_float32() -> None:
     full, half = segmenter().stream(), Segmenter(Model(video_cnn(), SPEC, "test"), precision="bfloat16").stream()
     for i, image in enumerate(images(3)):
         assert (full.segment(image, i).mask == half.segment(image, i).mask).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("cpu", "pytorch", "onednn", "precision"),
+    [
+        ("avx512_bf16", "AVX512", "", "bfloat16"),
+        ("avx512_bf16", "AVX512", "ALL", "bfloat16"),
+        ("avx512_bf16", "AVX512", "AVX512_CORE_BF16", "bfloat16"),
+        ("avx512_bf16", "AVX512", "AVX512_CORE", "float32"),
+        ("avx512_bf16", "AVX512", "avx2", "float32"),
+        ("avx512_bf16", "AVX2", "", "float32"),
+        ("avx512_bf16", "DEFAULT", "", "float32"),
+        ("avx512_vnni", "AVX512", "", "float32"),
+        ("avx2", "AVX2", "", "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_and_both_limits_allow(
+    cpu: str, pytorch: str, onednn: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {cpu: True})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: pytorch)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", onednn)
+    assert Segmenter(Model(video_cnn(), SPEC, "test")).precision == precision
+
+
+@pytest.mark.parametrize(
+    "limit", [{"ATEN_CPU_CAPABILITY": "avx2"}, {"ATEN_CPU_CAPABILITY": "default"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}]
+)
+def test_environment_limits_auto_to_float32(limit: dict[str, str]) -> None:
+    """PyTorch reads ATEN_CPU_CAPABILITY once, so this needs a process of its own."""
+    program = "from netwarp_ros import Segmenter; print(Segmenter().precision)"
+    environment = {name: value for name, value in os.environ.items() if "CPU_CAPABILITY" not in name} | limit
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["float32"]
 
 
 @pytest.mark.parametrize(
@@ -332,7 +371,7 @@ def test_wrong_arguments_are_named(option: dict[str, object], message: str) -> N
         Segmenter(**arguments)  # type: ignore[arg-type]
 
 
-def test_warm_up_leaves_no_trace() -> None:
+def test_warm_up_does_not_change_the_masks() -> None:
     warm, cold = segmenter(), segmenter()
     warm.warm_up(width=64, height=48)
     stream, other = warm.stream(), cold.stream()

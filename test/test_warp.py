@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warp operator against numbers worked out by hand, an independent loop, and finite differences.
+"""The warp operator against numbers computed by hand, plain loops, and finite differences.
 
-Every test runs on the reference in plain PyTorch and on the compiled operator, which the contract holds alike.
+Every test runs twice: on the reference in plain PyTorch, and on the compiled operator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from netwarp_ros.ops import compiled, warp, warp_combine
 @pytest.fixture(scope="module", params=["reference", "compiled"], autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.param == "compiled" and "cpu" not in compiled.DEVICES:
-        pytest.skip("the compiled operator is not built")
+        pytest.skip("the compiled operator is not built: `make setup`, with a C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "reference":
             patch.setattr(compiled, "DEVICES", frozenset())
@@ -30,7 +30,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def ramp(height: int = 3, width: int = 4) -> Tensor:
-    """A feature map whose value at (x, y) is x + 10 y, so that a warp reads off its own coordinates."""
+    """Return a feature map with the value x + 10 y at (x, y), so that a warped value shows where it was read."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return (x + 10.0 * y).view(1, 1, height, width)
 
@@ -42,7 +42,7 @@ def constant_flow(features: Tensor, u: float, v: float) -> Tensor:
 
 
 def warp_by_loops(features: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """The contract in plain loops, in float64."""
+    """Warp as `netwarp_ros.ops` specifies, by plain loops in float64."""
     batch, _, height, width = features.shape
     out = np.zeros(features.shape)
     for b in range(batch):
@@ -116,8 +116,8 @@ def test_half_precision_is_the_float32_result_rounded_once(dtype: torch.dtype) -
     assert torch.equal(warp(features, flow), warp(features.float(), flow).to(dtype))
 
 
-def test_coordinates_beyond_the_reach_of_half_precision() -> None:
-    """Column 2050 has no float16: a coordinate kept in half precision would read its neighbour."""
+def test_coordinates_are_more_precise_than_float16() -> None:
+    """float16 cannot represent 2051: a coordinate in half precision would read a neighboring column."""
     features = (torch.arange(2100) % 2).to(torch.float16).expand(1, 1, 1, 2100)
     warped = warp(features, torch.ones(1, 2, 1, 2100))
     assert torch.equal(warped[0, 0, 0, :-1], features[0, 0, 0, 1:])
@@ -202,17 +202,17 @@ def test_non_finite_flow_has_no_gradient() -> None:
         (torch.zeros(1, 3, 4, 5).half(), torch.zeros(1, 2, 4, 5).half(), "flow is torch.float16"),
     ],
 )
-def test_what_does_not_fit_is_named(features: Tensor, flow: Tensor, message: str) -> None:
+def test_wrong_shapes_and_types_are_named(features: Tensor, flow: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         warp(features, flow)
 
 
-def test_other_devices_are_named() -> None:
+def test_tensors_on_different_devices_are_named() -> None:
     with pytest.raises(RuntimeError, match="features on cpu, flow on meta"):
         warp(torch.zeros(1, 3, 4, 5), torch.zeros(1, 2, 4, 5, device="meta"))
 
 
-def test_combine_names_what_does_not_fit() -> None:
+def test_combine_names_wrong_shapes() -> None:
     features, flow, weights = torch.zeros(1, 3, 4, 5), torch.zeros(1, 2, 4, 5), torch.ones(3)
     with pytest.raises(ValueError, match=r"previous is \(1, 3, 4, 6\)"):
         warp_combine(features, torch.zeros(1, 3, 4, 6), flow, weights, weights)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The warp operator: bilinear backward warping of feature maps along optical flow.
 
-Conventions, which every implementation of the operator is held to:
+All implementations follow these conventions:
 
-* **Coordinates.** An integer coordinate is a pixel centre. ``flow[:, 0]`` is u (to the right), ``flow[:, 1]`` is v
-  (down), both in pixels of the grid the flow lives on; output pixel (x, y) is read at (x + u, y + v).
-* **Border.** A point outside the grid goes to the nearest border, each axis by itself. Where an axis is clamped, the
-  gradient of the flow along it is zero.
-* **Precision.** Features may be float32, float16 or bfloat16 (float64 too, for checking gradients). Coordinates and
-  sums are float32 (float64 for float64 features), and the result is rounded once, to the type of the features.
-* **Non-finite flow.** NaN counts as no displacement; an infinite displacement goes to the border it points at. Both
-  have zero gradient.
-* **Autocast.** Features keep their type, and flow is taken to float32; nothing is computed in less.
+* **Coordinates.** An integer coordinate is a pixel center. ``flow[:, 0]`` is u (to the right), ``flow[:, 1]`` is v
+  (down), both in pixels of the flow's grid. Output pixel (x, y) is read at (x + u, y + v).
+* **Border.** Coordinates outside the grid are clamped to it, each axis by itself. On a clamped axis, the gradient for
+  the flow is zero.
+* **Precision.** Features are float32, float16 or bfloat16 (or float64, to check gradients). Coordinates and sums are
+  float32 (float64 for float64 features). The result is rounded once, to the type of the features.
+* **Non-finite flow.** NaN means no displacement. An infinite displacement is clamped to the border in its direction.
+  Both have zero gradient.
+* **Autocast.** Features keep their type, and the flow is converted to float32.
 
-`csrc/` has the operator in C++ and CUDA, on any memory format and any strides, for float32, float16 and bfloat16 on the
-devices it was built for; plain PyTorch serves elsewhere, and where it is not built. docs/operator.md says more.
+`csrc/` implements the operator in C++ and CUDA for any memory format and strides, in float32, float16 and bfloat16.
+Plain PyTorch (`netwarp_ros.ops.reference`) is used for other types and devices, and if the library is not built. See
+docs/operator.md.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     """Warp feature maps along a flow field: ``out(x, y) = features(x + u, y + v)``, bilinear.
 
     Args:
-        features: ``(B, C, H, W)``; contiguous or channels-last, which the result keeps.
+        features: ``(B, C, H, W)``.
         flow: ``(B, 2, H, W)``, pixels of this grid; float32 (float64 with float64 features).
 
     Returns:
-        ``(B, C, H, W)`` of the features' type and memory format.
+        ``(B, C, H, W)`` in the features' type and memory format (contiguous or channels-last).
 
     Raises:
-        ValueError: If shapes or types do not fit.
+        ValueError: If a shape or type is wrong.
         RuntimeError: If the tensors are on different devices.
     """
     _check_features(features, "features")
-    flow = _under_autocast(flow, features)
+    flow = _to_coordinate_dtype_if_autocast(flow, features)
     _check_flow(features, flow)
     if _is_compiled_for(features):
         return torch.ops.netwarp_ros.warp(features, flow)
@@ -52,7 +53,7 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
 def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """Blend a feature map with the warped previous one: ``w1 * present + w2 * warp(previous, flow)``.
 
-    This is the combination step of NetWarp (Gadde et al., ICCV 2017, Eq. 2) without its FlowCNN.
+    This is Eq. 2 of NetWarp (Gadde et al., ICCV 2017) for a flow that the FlowCNN has transformed.
 
     Args:
         present: ``(B, C, H, W)``, features of frame t.
@@ -62,10 +63,10 @@ def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2
         w2: ``(C,)``, weight of each channel of the warped ``previous``.
 
     Returns:
-        ``(B, C, H, W)`` of ``present``'s type and memory format. The sum is rounded once.
+        ``(B, C, H, W)`` in ``present``'s type and memory format. The sum is rounded once.
 
     Raises:
-        ValueError: If shapes or types do not fit.
+        ValueError: If a shape or type is wrong.
         RuntimeError: If the tensors are on different devices.
     """
     _check_features(present, "present")
@@ -74,7 +75,7 @@ def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2
             f"previous is {tuple(previous.shape)} {previous.dtype}, present is {tuple(present.shape)} {present.dtype}: "
             "give two feature maps of one shape and type"
         )
-    flow = _under_autocast(flow, present)
+    flow = _to_coordinate_dtype_if_autocast(flow, present)
     _check_flow(present, flow)
     for name, weight in (("w1", w1), ("w2", w2)):
         if weight.shape != (present.shape[1],) or not weight.is_floating_point():
@@ -92,8 +93,8 @@ def _is_compiled_for(features: Tensor) -> bool:
     return features.device.type in compiled.DEVICES and features.dtype in compiled.DTYPES
 
 
-def _under_autocast(flow: Tensor, features: Tensor) -> Tensor:
-    """Bring the flow of a network that autocast ran in half precision to the type that coordinates have."""
+def _to_coordinate_dtype_if_autocast(flow: Tensor, features: Tensor) -> Tensor:
+    """Under autocast, convert a flow to the coordinates' type: a network may have computed it in half precision."""
     device = flow.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return flow.to(reference.coordinate_dtype(features.dtype)) if autocast and flow.is_floating_point() else flow

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled operator, ``torch.ops.netwarp_ros``: where it is found, and what PyTorch is told about it.
+"""Load the compiled operator, ``torch.ops.netwarp_ros``, and register it with PyTorch.
 
-`csrc/` holds its C++ and CUDA; this module adds what lets it take part in autograd, ``torch.compile`` and
-``torch.export``: fake kernels, which say what a result looks like, and the backward formulas.
+Its C++ and CUDA are in `csrc/`. This module adds fake kernels, which give the shape and type of a result, and backward
+formulas. Autograd, ``torch.compile`` and ``torch.export`` need them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("libnetwarp_ops.so")
-"""Where colcon and pip install the library. Links are not followed: colcon may link the modules to the source tree."""
+"""Where colcon and pip install the library. Symbolic links are not resolved: colcon may link to the source tree."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""The features' types that it serves."""
+"""Types of features that the compiled operator supports."""
 
 
 def load(library: Path = LIBRARY) -> frozenset[str]:
@@ -29,15 +29,15 @@ def load(library: Path = LIBRARY) -> frozenset[str]:
         library: The file to load.
 
     Returns:
-        The types of the devices that it serves; none, with a warning, where it is not there or cannot be loaded.
+        The device types that the library supports. If it is missing or cannot be loaded: none, with a warning.
     """
     try:
         torch.ops.load_library(library)
     except OSError as error:
         reason = "it is not built" if not library.exists() else error.__cause__ or error
         warnings.warn(
-            f"the compiled warp operator is not in use ({reason}): plain PyTorch serves in its place, several times "
-            "slower; build it by `make setup` or `pip install .`, where a C++ compiler is needed",
+            f"the compiled warp operator is not in use ({reason}): plain PyTorch is used instead, several times "
+            "slower; build the operator by `make setup` or `pip install .`, which need a C++ compiler",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -104,7 +104,7 @@ def _save_warp(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _channels_last(*maps: Tensor) -> Iterator[Tensor]:
-    """Bring maps to the format that the backward operators work on, once for all of them."""
+    """Convert feature maps to channels-last, the format that the backward operators work on."""
     return (features.contiguous(memory_format=torch.channels_last) for features in maps)
 
 
@@ -151,4 +151,4 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 
 DEVICES = load()
-"""The types of the devices that the library serves, found when this module is imported."""
+"""The device types that the library supports. It is loaded when this module is imported."""

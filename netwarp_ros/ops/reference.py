@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warp operator in plain PyTorch: what a compiled operator must equal, and what serves where there is none.
+"""The warp operator in plain PyTorch: the compiled operator is tested against it, and it is used in its absence.
 
-It gathers rows of a channels-last view, so that one index reads all channels of a pixel; on a channels-last tensor
-nothing is copied. `torch.nn.functional.grid_sample` is not used: it normalises the coordinates to [-1, 1] and back,
-which costs precision, and it zeroes the flow's gradient on border pixels that are not clamped.
+It gathers rows of a channels-last view, so one index reads all channels of a pixel; a channels-last tensor is not
+copied. `torch.nn.functional.grid_sample` is not used: it normalises coordinates to [-1, 1] and back, which costs
+precision, and it sets the flow's gradient to zero on border pixels that are not clamped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which coordinates, weights and sums are kept for features of ``dtype``."""
+    """Return the type that coordinates, weights and sums have for features of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -30,7 +30,7 @@ def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2
 
 
 def _sample(features: Tensor, flow: Tensor) -> Tensor:
-    """Return the warped features in the coordinates' type, before rounding."""
+    """Return the warped features in the coordinates' type, not yet rounded to the features' type."""
     batch, channels, height, width = features.shape
     dtype = flow.dtype
     if features.numel() == 0:
@@ -57,12 +57,12 @@ def _sample(features: Tensor, flow: Tensor) -> Tensor:
 
 
 def _finite(displacement: Tensor, size: int) -> Tensor:
-    """Replace NaN by 0 and bound the rest by the grid, so that the sum with a coordinate stays exact and finite."""
+    """Replace NaN by 0 and clamp to the size of the grid, so that adding a coordinate stays exact and finite."""
     return displacement.nan_to_num(nan=0.0).clamp(-size, size)
 
 
 def _like(result: Tensor, features: Tensor) -> Tensor:
-    """Give ``result`` the type and the memory format of ``features``."""
+    """Convert ``result`` to the type and the memory format of ``features``."""
     channels_last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return result.to(features.dtype).contiguous(memory_format=memory_format)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts: the image CNNs that NetWarp turns into video CNNs. One network per file; they need nothing but torch."""
+"""Hosts: the image CNNs that NetWarp can be inserted into, one per file. They import nothing but torch."""
 
 from __future__ import annotations
 

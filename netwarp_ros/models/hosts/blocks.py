@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several hosts are made of."""
+"""Building blocks that several hosts share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Convolution and batch normalisation."""
+    """Return a convolution and a batch normalisation."""
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False),
@@ -18,7 +18,7 @@ def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilat
 
 
 def norm_relu_conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
-    """Batch normalisation, ReLU and convolution."""
+    """Return a batch normalisation, a ReLU and a convolution."""
     return nn.Sequential(
         nn.BatchNorm2d(inputs),
         nn.ReLU(),
@@ -27,19 +27,19 @@ def norm_relu_conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> None:
-    """Draw the weights of all convolutions for ReLU, as He et al., ICCV 2015, do; nothing else changes."""
+    """Initialise the kernels of all convolutions for ReLU (He et al., ICCV 2015). Nothing else changes."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def resize(features: Tensor, like: Tensor) -> Tensor:
-    """Bring features to the grid of others, bilinearly."""
+    """Resize features bilinearly to the grid of ``like``."""
     return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class ResidualBlock(nn.Module):
-    """``body(x) + shortcut(x)``; the sum is not rectified, so that something can be added to it first."""
+    """``body(x) + shortcut(x)``, without a ReLU after the sum: some callers add to it first."""
 
     def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -53,11 +53,16 @@ class ResidualBlock(nn.Module):
 
 
 class ContextPyramid(nn.Module):
-    """DAPPM: context at five scales, each refined on top of the finer one.
+    """DDRNet's pyramid of pooled contexts (DAPPM): five scales, each refined together with the next finer one.
 
-    Source: DDRNet, arXiv 2101.06085, Sec. III-C and Fig. 5. This one normalises its input once, before pooling. The
-    paper normalises each pooled map, which leaves one value per channel in the global branch and so cannot train on a
-    batch of one.
+    Source: DDRNet, arXiv 2101.06085, Sec. III-C and Fig. 5. Departure: the input is normalised once, before pooling.
+    The paper normalises each pooled map; the global one has a single value per channel, so training with a batch of one
+    is impossible.
+
+    Args:
+        inputs: Channels of the input ``(B, inputs, h, w)``.
+        width: Channels of each scale.
+        outputs: Channels of the output ``(B, outputs, h, w)``.
     """
 
     def __init__(self, inputs: int, width: int, outputs: int) -> None:

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DDRNet-23-slim, a two-branch real-time segmentation network, fitted to CamVid at 480x360.
+"""DDRNet-23-slim, a real-time segmentation network with two branches, adapted to CamVid at 480x360.
 
 Source: Hong, Pan, Sun, Jia, "Deep Dual-resolution Networks for Real-time and Accurate Semantic Segmentation of Road
-Scenes", arXiv 2101.06085. A high-resolution branch stays at stride 8 while a low-resolution one goes deeper; they
-exchange features twice ("bilateral fusion", Sec. III-B), and the deep one ends in a pyramid of pooled contexts (DAPPM,
-Sec. III-C).
+Scenes", arXiv 2101.06085. The high-resolution branch stays at stride 8; the low-resolution branch goes deeper and ends
+in a pyramid of pooled contexts (DAPPM, Sec. III-C). The two exchange features twice ("bilateral fusion", Sec. III-B).
 
-Departures, all because the paper's images are 2048x1024 and ours have a twelfth of the pixels:
+Departures, because the paper's images are 2048x1024 and CamVid's have a twelfth of the pixels:
 
-* The head also sees the stride-4 features of ``layer1``, and the logits come out at stride 4: poles and signs are two
-  or three pixels wide and do not survive stride 8.
-* Stage 5 of the low-resolution branch keeps stride 32 (the paper: 64), so that the context pyramid starts from 15x12
-  cells and not from 8x6.
-* The low-resolution branch ends in 192 and 384 channels (the paper: 256 and 512): 4.3 instead of 5.7 million
-  parameters, so that the weights in half precision stay under 10 MB.
+* The head also reads the stride-4 features of ``layer1``, and the logits have stride 4: poles and signs are two or
+  three pixels wide and vanish at stride 8.
+* Stage 5 of the low-resolution branch has stride 32 (paper: 64), so that the context pyramid starts from 15x12 cells
+  and not from 8x6.
+* The last two stages of the low-resolution branch have 192 and 384 channels (paper: 256 and 512). This gives 4.3
+  instead of 5.7 million parameters and keeps the weights in half precision under 10 MB.
 * The context pyramid normalises its input once (see `netwarp_ros.models.hosts.blocks.ContextPyramid`).
 """
 
@@ -43,19 +42,19 @@ def _bottleneck(inputs: int, outputs: int) -> ResidualBlock:
 
 
 def _stage(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Two basic blocks. Takes rectified features, gives features not yet rectified."""
+    """Return two basic blocks. The last sum has no ReLU."""
     return nn.Sequential(_basic(inputs, outputs, stride), nn.ReLU(), _basic(outputs, outputs))
 
 
 class Fusion(nn.Module):
-    """Sum of the high-resolution features and the context brought up to their grid."""
+    """Sum of the high-resolution features and the context, resized to their grid."""
 
     def forward(self, high: Tensor, context: Tensor) -> Tensor:
         return high + resize(context, like=high)
 
 
 class Head(nn.Module):
-    """Classifier on stride 4: the fused stride-8 features, brought up and joined by the stride-4 detail."""
+    """Classifier at stride 4, on the sum of the upsampled stride-8 features and the stride-4 detail."""
 
     def __init__(self, inputs: int, detail: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -79,17 +78,17 @@ def _auxiliary_head(width: int, num_classes: int) -> nn.Sequential:
 
 
 class DDRNet23Slim(nn.Module):
-    """DDRNet-23-slim with a stride-4 head; see the module's docstring for what differs from the paper.
+    """DDRNet-23-slim with a stride-4 head; the module's docstring lists the departures from the paper.
 
-    Named stages, each giving a 4-D tensor (stride, channels): ``stem`` (4, 32), ``layer1`` (4, 32), ``layer2``
+    Possible insertion layers (stride, channels): ``stem`` (4, 32), ``layer1`` (4, 32), ``layer2``
     (8, 64), ``low3`` (16, 128), ``high3`` (8, 64), ``low4`` (32, 192), ``high4`` (8, 64), ``low5`` (32, 384), ``high5``
-    (8, 128), ``context`` (32, 128), ``fusion`` (8, 128), ``head.refine`` (4, 64). Any image size works: the branches
-    are resized to each other's grids, so sizes need not be multiples of 32.
+    (8, 128), ``context`` (32, 128), ``fusion`` (8, 128), ``head.refine`` (4, 64). Any image size works, not only
+    multiples of 32: the branches are resized to each other's grids.
 
     Args:
-        num_classes: Number of classes, void not counted.
-        auxiliary: Also build the auxiliary classifier that the paper trains on the first fused high-resolution
-            features. Only training needs it.
+        num_classes: Number of classes without void.
+        auxiliary: Also build the paper's auxiliary classifier, on the first fused high-resolution features. Only
+            training needs it.
     """
 
     def __init__(self, num_classes: int, *, auxiliary: bool = False) -> None:
@@ -130,7 +129,7 @@ class DDRNet23Slim(nn.Module):
             (B, num_classes, ceil(H/8), ceil(W/8)).
 
         Raises:
-            ValueError: ``auxiliary`` asked of a network built without it.
+            ValueError: If ``auxiliary`` is set and the network was built without it.
         """
         if auxiliary and self.auxiliary is None:
             raise ValueError("this network has no auxiliary head; build it with DDRNet23Slim(..., auxiliary=True)")

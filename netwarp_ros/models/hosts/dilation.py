@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dilation-CNN: a dilated VGG-16 with a module that gathers context behind it.
+"""Dilation-CNN: a dilated VGG-16, the front end, followed by a context module.
 
 Source: Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016: the front end of Section 4
 (see `netwarp_ros.models.hosts.vgg`) and the basic context module of Section 3. Layers have the names of the authors'
-release (github.com/fyu/dilation), but for its ``final``, which is ``fc8`` here.
+release (github.com/fyu/dilation), except that its ``final`` is ``fc8`` here.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from netwarp_ros.models.hosts.vgg import DilatedVGG16
 class Dilation8(DilatedVGG16):
     """Dilation-CNN with eight context layers, which the paper uses on CamVid.
 
-    NetWarp goes behind the context layers, all of stride 8 and with a channel for each class: ``ctx_conv1_1``,
-    ``ctx_conv1_2``, ``ctx_conv2_1``, ``ctx_conv3_1``, ``ctx_conv4_1``, ``ctx_conv5_1``, ``ctx_fc1``, ``ctx_final``.
-    They start as the identity (Equation 4): the network begins as its front end, the logits rectified. As in VGG-16,
-    names are those of convolutions, and what NetWarp blends is not rectified yet.
+    Insertion layers are the context layers, of stride 8 with one channel per class: ``ctx_conv1_1``, ``ctx_conv1_2``,
+    ``ctx_conv2_1``, ``ctx_conv3_1``, ``ctx_conv4_1``, ``ctx_conv5_1``, ``ctx_fc1``, ``ctx_final``. Initially they are
+    the identity (Equation 4), so the network equals its front end, with a ReLU on the logits. Each name is that of a
+    convolution; its ReLU follows NetWarp.
 
-    The front end's convolutions do not pad. They see the frame mirrored at its edges, so the maps of the front end
-    before ``fc6`` reach beyond the frame and are no place for NetWarp. Any image size works.
+    The convolutions of the front end do not pad: the frame is mirrored at its edges instead. The maps before ``fc6``
+    therefore extend beyond the frame, and NetWarp cannot be inserted there. Any image size works.
 
     Args:
-        num_classes: Number of classes, void not counted.
-        width: Channels of the first stage; those of the others go with it, but for the context.
+        num_classes: Number of classes without void.
+        width: Channels of the first stage; the other stages scale with it, the context does not.
     """
 
     context: ClassVar[Mapping[str, int]] = {  # dilations of the 3x3 convolutions
@@ -71,7 +71,7 @@ class Dilation8(DilatedVGG16):
 
 
 class Dilation10(Dilation8):
-    """Dilation-CNN for Cityscapes: two more context layers, ``ctx_conv6_1`` and ``ctx_conv7_1``, before ``ctx_fc1``."""
+    """Dilation-CNN with ten context layers for Cityscapes: also ``ctx_conv6_1`` and ``ctx_conv7_1``."""
 
     context: ClassVar[Mapping[str, int]] = {
         **{name: dilation for name, dilation in Dilation8.context.items() if name != "ctx_fc1"},
@@ -82,7 +82,7 @@ class Dilation10(Dilation8):
 
 
 def _mirrored(size: int, margin: int, device: torch.device) -> Tensor:
-    """Return the indices of a row of pixels and of its mirror images on both sides; the edge pixel is not repeated."""
+    """Return indices that extend a row of pixels by its mirror image on both sides; edge pixels are not repeated."""
     period = max(2 * (size - 1), 1)
     position = torch.arange(-margin, size + margin, device=device) % period
     return torch.minimum(position, period - position)

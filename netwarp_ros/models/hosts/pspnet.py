@@ -2,9 +2,9 @@
 """PSPNet, the paper's strongest host: a dilated ResNet whose features are pooled in a pyramid of four grids.
 
 Source: Zhao, Shi, Qi, Wang, Jia, "Pyramid Scene Parsing Network", CVPR 2017. Block and layer names are those of its
-Caffe release, which the NetWarp paper goes by; the structure is that of the same authors' PyTorch release
-(github.com/hszhao/semseg), whose published weights fit: a stride is taken by the 3x3 convolution of a block, and maps
-are brought up from the pyramid with their corners aligned.
+Caffe release, which the NetWarp paper uses. The structure is that of the same authors' PyTorch release
+(github.com/hszhao/semseg), so its weights can be loaded: the 3x3 convolution of a block has the stride, and the
+pyramid's maps are upsampled with aligned corners.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _BINS = (1, 2, 3, 6)  # the pyramid's grids, 1x1 to 6x6
 class PSPNet101(nn.Module):
     """PSPNet on ResNet-101.
 
-    NetWarp goes behind ``conv4_23`` (stride 8, 1024 channels), the 23rd block of the fourth stage, and ``conv5_4``
-    (stride 8, 512 channels), the 3x3 convolution and normalisation that reads the pyramid. As in the authors' release
-    of NetWarp, what it blends is not rectified yet. All blocks are named like that, ``conv2_1`` to ``conv5_3``. Any
-    image size works.
+    The paper's insertion layers: ``conv4_23`` (stride 8, 1024 channels), the 23rd block of the fourth stage, and
+    ``conv5_4`` (stride 8, 512 channels), the 3x3 convolution and normalisation after the pyramid. As in the authors'
+    release of NetWarp, the ReLU follows NetWarp. The blocks are ``conv2_1`` to ``conv5_3``; any of them can be an
+    insertion layer. Any image size works.
 
-    The 1x1 grid of the pyramid leaves one value per channel and image to normalise: training needs a batch of two or
-    more, or normalisation in evaluation mode.
+    In the pyramid's 1x1 grid, an image has one value per channel. Batch normalisation of it needs a batch of two or
+    more in training, or evaluation mode.
 
     Args:
-        num_classes: Number of classes, void not counted.
-        width: Channels of the stem's first convolution; all others go with it.
+        num_classes: Number of classes without void.
+        width: Channels of the stem's first convolution; all others scale with it.
         auxiliary: Also build the auxiliary classifier on the fourth stage. Only training needs it.
     """
 
@@ -88,7 +88,7 @@ class PSPNet101(nn.Module):
             Logits (B, num_classes, ceil(H/8), ceil(W/8)); with ``auxiliary``, a pair of them.
 
         Raises:
-            ValueError: ``auxiliary`` asked of a network built without it.
+            ValueError: If ``auxiliary`` is set and the network was built without it.
         """
         if auxiliary and self.auxiliary is None:
             raise ValueError(f"this network has no auxiliary head; build it with {type(self).__name__}(auxiliary=True)")
@@ -110,7 +110,7 @@ class PSPNet101(nn.Module):
 
 
 class PSPNet50(PSPNet101):
-    """PSPNet on ResNet-50, whose fourth stage ends in ``conv4_6``."""
+    """PSPNet on ResNet-50; its fourth stage ends with ``conv4_6``."""
 
     depths: ClassVar[Sequence[int]] = (3, 4, 6, 3)
 

@@ -2,18 +2,20 @@
 """SwiftNet on EfficientNet-Lite0: a pretrained mobile classifier with a light decoder, for few labelled images.
 
 Sources: Oršić, Krešo, Bevandić, Šegvić, "In Defense of Pre-trained ImageNet Architectures for Real-time Semantic
-Segmentation of Road-driving Images", CVPR 2019, for the whole: a classifier's features, a pyramid of pooled contexts on
-the last, and a ladder of upsampling modules that add the finer ones. Tan and Le, "EfficientNet", ICML 2019, and its
-Lite variant (no squeeze-and-excitation, ReLU6) for the classifier: Lite0 is B0 at 224x224, 75 % top-1 on ImageNet.
+Segmentation of Road-driving Images", CVPR 2019, for the architecture: a classifier as backbone, a pyramid of pooled
+contexts on its last features, and upsampling modules that add its finer features one after another. Tan and Le,
+"EfficientNet", ICML 2019, and its Lite variant (no squeeze-and-excitation, ReLU6) for the backbone: Lite0 is B0 at
+224x224, 75 % top-1 on ImageNet.
 
 Departures:
 
-* SwiftNet's ResNet-18 has three times the parameters of Lite0, which with the decoder fits 10 MB in half precision.
-* The ladder goes on to stride 2, with few channels: on images of 480x360, poles and signs are two or three pixels
+* The backbone is Lite0 and not ResNet-18, which has three times the parameters. With the decoder it fits 10 MB in half
+  precision.
+* The decoder goes up to stride 2, with few channels: on images of 480x360, poles and signs are two or three pixels
   wide.
-* The context pyramid is DDRNet's, which refines each scale on top of the finer one.
-* Convolutions are padded alike on both sides. TensorFlow, where the published weights come from, pads the right and
-  lower side of even maps only; training on gets used to that.
+* The context pyramid is DDRNet's, which refines each scale together with the next finer one.
+* Convolutions pad both sides equally. TensorFlow, which the published weights come from, pads even maps on the right
+  and lower side only; fine-tuning adapts the weights.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ _STAGES = (  # blocks, kernel, stride, expansion, channels (EfficientNet, Table 
 
 
 class SwiftNetLite0(nn.Module):
-    """SwiftNet with an EfficientNet-Lite0 backbone and logits at stride 2; see the module's docstring for its sources.
+    """SwiftNet with an EfficientNet-Lite0 backbone and logits at stride 2; the module's docstring gives its sources.
 
-    Named stages, each giving a 4-D tensor (stride, channels): ``backbone.stages.0`` (2, 16), ``backbone.stages.1``
+    Possible insertion layers (stride, channels): ``backbone.stages.0`` (2, 16), ``backbone.stages.1``
     (4, 24), ``backbone.stages.2`` (8, 40), ``backbone.stages.4`` (16, 112), ``backbone.stages.6`` (32, 320),
     ``context`` (32, 128), ``up16`` (16, 128), ``up8`` (8, 128), ``up4`` (4, 64), ``up2`` (2, 32). Any image size works:
-    coarse maps are brought to the grids of the finer ones.
+    coarse maps are resized to the grids of the finer ones.
 
     Args:
-        num_classes: Number of classes, void not counted.
+        num_classes: Number of classes without void.
         auxiliary: Also build a classifier on ``up8``. Only training needs it.
     """
 
@@ -75,7 +77,7 @@ class SwiftNetLite0(nn.Module):
             (B, num_classes, ceil(H/8), ceil(W/8)).
 
         Raises:
-            ValueError: ``auxiliary`` asked of a network built without it.
+            ValueError: If ``auxiliary`` is set and the network was built without it.
         """
         if auxiliary and self.auxiliary is None:
             raise ValueError("this network has no auxiliary head; build it with SwiftNetLite0(..., auxiliary=True)")
@@ -88,10 +90,10 @@ class SwiftNetLite0(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Coarse features brought up, finer ones added through a 1x1 convolution, and the sum refined.
+    """Upsample coarse features, add finer ones through a 1x1 convolution, and refine the sum.
 
     Args:
-        reduce: Applied to the coarse features before they are brought up.
+        reduce: Applied to the coarse features before upsampling.
         lateral: Channels of the finer features.
         width: Channels of the sum.
         refine: Applied to the sum.
@@ -131,7 +133,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand by a 1x1 convolution, filter each channel by itself, project; with a shortcut where the shapes allow."""
+    """1x1 expansion, depthwise convolution, 1x1 projection; with a shortcut if input and output have one shape."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -147,10 +149,10 @@ class InvertedBottleneck(nn.Module):
 
 
 class _DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that leaves autocast where bfloat16 is slow.
+    """A depthwise convolution that ignores autocast in training on a CPU if it is strided or 5x5.
 
-    On a CPU, oneDNN's gradient of a strided or 5x5 depthwise convolution takes two to five times as long in bfloat16 as
-    in float32 (PyTorch 2.13, AVX-512 with AMX, channels last).
+    oneDNN's gradient of such a convolution takes two to five times as long in bfloat16 as in float32 (PyTorch 2.13,
+    AVX-512 with AMX, channels last).
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGG-16 turned into a dense predictor of stride 8, which PlayData-CNN and Dilation-CNN share.
+"""VGG-16 made fully convolutional at stride 8: the base of PlayData-CNN and Dilation-CNN.
 
 Source: the front end of Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016, Section 4,
-and the network definitions of their release (github.com/fyu/dilation). Of VGG-16 the last two pooling layers are
-removed, and what came after them is dilated instead: the fifth stage by 2 and ``fc6``, a 7x7 convolution, by 4.
+and the network definitions of their release (github.com/fyu/dilation). The last two pooling layers of VGG-16 are
+removed; the layers after them are dilated instead, the fifth stage by 2 and ``fc6``, a 7x7 convolution, by 4.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_STAGES = (  # convolutions, channels in units of the first stage's, dilation, whether pooling follows
+_STAGES = (  # convolutions, channels as a multiple of the first stage's, dilation, whether pooling follows
     (2, 1, 1, True),
     (2, 2, 1, True),
     (3, 4, 1, True),
@@ -23,18 +23,18 @@ _STAGES = (  # convolutions, channels in units of the first stage's, dilation, w
 class DilatedVGG16(nn.Module):
     """The convolutions ``conv1_1`` to ``conv5_3``, ``fc6``, ``fc7`` and the classifier ``fc8``.
 
-    Each name is that of a convolution, whose ReLU follows outside: NetWarp blends what is not rectified yet, as the
-    NetWarp authors' release does behind ``conv5_4`` of PSPNet.
+    Each name is that of a convolution; its ReLU is not part of the layer, so that it follows NetWarp. The NetWarp
+    authors' release does the same behind ``conv5_4`` of PSPNet.
 
     Args:
-        num_classes: Number of classes, void not counted.
-        width: Channels of the first stage; those of the others go with it (VGG-16: 64).
-        padded: Whether each convolution pads its input with zeros, so that every map covers the frame. If not, the
-            frame needs a margin that the convolutions consume, `MARGIN` pixels on each side.
+        num_classes: Number of classes without void.
+        width: Channels of the first stage (VGG-16: 64); all others scale with it.
+        padded: Whether the convolutions pad with zeros, so that every map covers the frame. If not, pass frames with a
+            margin of `MARGIN` pixels on each side, which the convolutions consume.
     """
 
     MARGIN = 186
-    """Half of what the convolutions without padding take from the frame: 4 + 8 + 24 + 48 + 96 + 192 pixels."""
+    """Half of the pixels that convolutions without padding consume along a side: 4 + 8 + 24 + 48 + 96 + 192."""
 
     def __init__(self, num_classes: int, *, width: int, padded: bool) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class DilatedVGG16(nn.Module):
         """Segment a batch of frames.
 
         Args:
-            frame: (B, 3, H, W), RGB, normalised; where the convolutions do not pad, with the margin round it.
+            frame: (B, 3, H, W), RGB, normalised; if not ``padded``, (B, 3, H + 2 MARGIN, W + 2 MARGIN).
 
         Returns:
-            Logits (B, num_classes, ceil(H/8), ceil(W/8)), H and W being those of the frame without margin.
+            Logits (B, num_classes, ceil(H/8), ceil(W/8)).
         """
         features = frame
         for stage, (count, _, _, pooled) in enumerate(_STAGES, start=1):

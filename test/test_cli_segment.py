@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import masks_of, run, scores_of, small_model, write_images
 
-from netwarp_ros.flow import estimator, write_flo
+from netwarp_ros.flow import create_estimator, write_flo
 from netwarp_ros.models import Inference
 from netwarp_ros.recordings.bag_writer import write_bag
 from netwarp_ros.recordings.bags import BagLabels
@@ -112,7 +112,7 @@ def read_masks(folder: Path) -> list[np.ndarray]:
 
 
 def test_flow_files_give_the_masks_of_the_same_estimated_flow(tmp_path: Path, model: Path, images: Path) -> None:
-    deep, known, far = estimator("deepflow"), tmp_path / "known", tmp_path / "far"
+    deep, known, far = create_estimator("deepflow"), tmp_path / "known", tmp_path / "far"
     recording = [(frame.name, frame.image) for frame in open_frames(images)]
     for folder in (known, far):
         folder.mkdir()

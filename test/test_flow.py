@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optical flow: its direction, units and errors, on textures moved by a known amount; and its files."""
+"""Optical flow: direction, units and errors, on textures shifted by a known amount; and flow files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from netwarp_ros.flow import ESTIMATORS, PRESETS, DeepFlow, DisFlow, FlowFolder, estimator, read_flo, write_flo
+from netwarp_ros.flow import ESTIMATORS, PRESETS, DeepFlow, DisFlow, FlowFolder, create_estimator, read_flo, write_flo
 
 
 def texture(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
@@ -23,7 +23,7 @@ def texture(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_flow_points_from_present_to_previous(preset: str) -> None:
-    """What moves right by 3 and down by 2 was, in the previous frame, 3 to the left and 2 above."""
+    """After a shift by 3 to the right and 2 down, the flow is 3 to the left and 2 up."""
     previous = texture()
     present = np.roll(previous, (2, 3), axis=(0, 1))
     flow = DisFlow(preset)(present, previous)
@@ -31,7 +31,7 @@ def test_flow_points_from_present_to_previous(preset: str) -> None:
     np.testing.assert_allclose(np.median(flow, axis=(0, 1)), (-3, -2), atol=0.2)
 
 
-def test_colour_gives_the_flow_of_its_grey_image() -> None:
+def test_a_color_image_gives_the_flow_of_its_grey_one() -> None:
     frames = [cv2.merge([texture(seed=s), texture(seed=s + 1), texture(seed=s + 2)]) for s in (0, 0)]
     frames[1] = np.roll(frames[1], 2, axis=1)
     grey = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames]
@@ -40,7 +40,7 @@ def test_colour_gives_the_flow_of_its_grey_image() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_result_depends_on_its_arguments_alone(preset: str) -> None:
-    """One estimator serves many cameras: what it was given before, with a start or without, leaves no trace."""
+    """One estimator serves many cameras: earlier calls, with or without a start, leave no trace."""
     first, second = texture(), np.roll(texture(), 3, axis=1)
     start = np.full((96, 128, 2), -2, np.float32)
     cold, warm = DisFlow(preset)(second, first), DisFlow(preset)(second, first, start)
@@ -52,7 +52,7 @@ def test_a_result_depends_on_its_arguments_alone(preset: str) -> None:
         np.testing.assert_array_equal(dis(second, first), cold)
 
 
-def test_a_start_near_the_truth_finds_motion_too_large_for_a_cold_one() -> None:
+def test_a_good_start_finds_motion_that_is_too_large_without_it() -> None:
     previous = texture(160, 320)
     present = np.roll(previous, 30, axis=1)
     truth = np.zeros((160, 320, 2), np.float32)
@@ -88,14 +88,14 @@ def test_errors_name_the_value() -> None:
         DisFlow()(texture(), texture(), start=np.zeros((48, 64, 2), np.float32))
 
 
-def test_an_estimator_for_each_name() -> None:
+def test_every_name_has_its_estimator() -> None:
     assert ESTIMATORS == ("ultrafast", "fast", "medium", "deepflow")
     for name in PRESETS:
-        dis = estimator(name)
+        dis = create_estimator(name)
         assert isinstance(dis, DisFlow) and dis.preset == name
-    assert isinstance(estimator("deepflow"), DeepFlow)
+    assert isinstance(create_estimator("deepflow"), DeepFlow)
     with pytest.raises(ValueError, match="unknown flow 'slow': choose one of ultrafast, fast, medium, deepflow"):
-        estimator("slow")
+        create_estimator("slow")
 
 
 def test_deepflow_points_from_present_to_previous() -> None:
@@ -113,7 +113,7 @@ def test_deepflow_points_from_present_to_previous() -> None:
 def test_deepflow_needs_the_contributed_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(cv2, "optflow")
     with pytest.raises(ValueError, match="install opencv-contrib-python-headless"):
-        estimator("deepflow")
+        create_estimator("deepflow")
 
 
 def test_a_flo_file_byte_by_byte(tmp_path: Path) -> None:
@@ -130,15 +130,15 @@ def test_a_flo_file_byte_by_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "begins with b'', not with b'PIEH'"),
+        (b"", "begins with b'', not b'PIEH'"),
         (struct.pack(">fii2f", 202021.25, 1, 1, 0, 0), "begins with b'HEIP'"),
-        (struct.pack("<fi", 202021.25, 1), "ends within its head: it has 8 bytes of 12"),
-        (struct.pack("<fii", 202021.25, -1, 2), "is of -1x2 pixels: a flow has 1 to 65536 a side"),
-        (struct.pack("<fii", 202021.25, 2**30, 2**30), "is of 1073741824x1073741824 pixels"),
-        (struct.pack("<fii3f", 202021.25, 2, 1, 0, 0, 0), "has 24 bytes, but 2x1 pixels take 28"),
-        (struct.pack("<fii3f", 202021.25, 1, 1, 0, 0, 0), "has 24 bytes, but 1x1 pixels take 20"),
-        (struct.pack("<fii4f", 202021.25, 2, 1, 0, 0, 1.7e9, 0), "leaves out the flow of 1 pixels"),
-        (struct.pack("<fii4f", 202021.25, 2, 1, 0, math.nan, 0, -math.inf), "leaves out the flow of 2 pixels"),
+        (struct.pack("<fi", 202021.25, 1), "has 8 bytes, less than its header of 12"),
+        (struct.pack("<fii", 202021.25, -1, 2), "says -1x2 pixels: width and height must be 1 to 65536"),
+        (struct.pack("<fii", 202021.25, 2**30, 2**30), "says 1073741824x1073741824 pixels"),
+        (struct.pack("<fii3f", 202021.25, 2, 1, 0, 0, 0), "has 24 bytes, but 2x1 pixels need 28"),
+        (struct.pack("<fii3f", 202021.25, 1, 1, 0, 0, 0), "has 24 bytes, but 1x1 pixels need 20"),
+        (struct.pack("<fii4f", 202021.25, 2, 1, 0, 0, 1.7e9, 0), "has 1 pixels of unknown flow"),
+        (struct.pack("<fii4f", 202021.25, 2, 1, 0, math.nan, 0, -math.inf), "has 2 pixels of unknown flow"),
     ],
 )
 def test_a_damaged_flo_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
@@ -148,13 +148,13 @@ def test_a_damaged_flo_file_is_refused(tmp_path: Path, content: bytes, complaint
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 2, 3), (0, 2, 2)])
-def test_what_is_no_flow_is_not_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_an_array_of_another_shape_is_not_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=re.escape(f"flow is {shape}: give (H, W, 2)")):
         write_flo(tmp_path / "a.flo", np.zeros(shape, np.float32))
 
 
-def test_a_folder_of_flow(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no flow: give a folder of .flo files"):
+def test_a_flow_folder_gives_the_flow_of_each_frame_that_has_a_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no .flo file: give a folder with a .flo file for each frame"):
         FlowFolder(tmp_path)
     write_flo(tmp_path / "f1.flo", np.full((2, 3, 2), 7, np.float32))
     flows = FlowFolder(tmp_path)

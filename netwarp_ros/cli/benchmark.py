@@ -90,7 +90,7 @@ def model(
 
     from netwarp_ros.benchmarks.model import measure_overhead
     from netwarp_ros.evaluation.provenance import environment
-    from netwarp_ros.flow import estimator
+    from netwarp_ros.flow import create_estimator
     from netwarp_ros.models import DEFAULT_MODEL, load_model
     from netwarp_ros.street import Street
 
@@ -105,7 +105,7 @@ def model(
         "compile": compile_host,
     }
     result = measure_overhead(
-        images, loaded, passes=passes, device=options.device, **{**settings, "flow": estimator(options.flow)}
+        images, loaded, passes=passes, device=options.device, **{**settings, "flow": create_estimator(options.flow)}
     )
     table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
     for stage, value in result.stages_ms["host"].items():

@@ -14,12 +14,12 @@ PRESETS = {
 """OpenCV's presets by name, from the fastest to the most accurate."""
 
 MIN_SIDE = 32
-"""The smallest side handed to DIS as it is; smaller images are padded. Its presets match 8-pixel patches at quarter
-resolution, and where an image is lower than that OpenCV 5.0 reads out of bounds."""
+"""Images with a smaller side are padded to this many pixels. DIS matches 8-pixel patches at quarter resolution, and
+OpenCV 5.0 reads out of bounds where an image is lower than a patch."""
 
 
 class DisFlow:
-    """Reverse DIS flow between two frames; it keeps nothing from call to call.
+    """Reverse flow between two frames by DIS. It keeps no state between calls.
 
     Args:
         preset: A key of `PRESETS`.
@@ -32,7 +32,7 @@ class DisFlow:
         if preset not in PRESETS:
             raise ValueError(f"unknown DIS preset {preset!r}: choose one of {', '.join(PRESETS)}")
         self.preset = preset
-        # OpenCV's object that was ever given a start goes on from its own last flow when it is given none.
+        # Two objects: once OpenCV's has had a start, it begins a call without one at its own last flow.
         self._cold, self._warm = (cv2.DISOpticalFlow.create(PRESETS[preset]) for _ in range(2))
 
     def __call__(self, present: np.ndarray, previous: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
@@ -41,15 +41,15 @@ class DisFlow:
         Args:
             present: ``(H, W)`` grey or ``(H, W, 3)`` BGR, uint8.
             previous: The frame before it, of the same height and width.
-            start: ``(H, W, 2)`` float32, where the search starts: the flow of the pair before this one, when there is
-                one. Motion goes on as it was, mostly, so the flow is nearer the truth, in the same time
-                (docs/benchmarks.md). By default OpenCV's own start.
+            start: ``(H, W, 2)`` float32, a flow from which the search starts, such as that of the pair before. Motion
+                mostly continues, so the result is more accurate in the same time (docs/benchmarks.md). By default,
+                OpenCV chooses the start.
 
         Returns:
             ``(H, W, 2)`` float32, in pixels: pixel (x, y) of ``present`` is at (x + u, y + v) in ``previous``.
 
         Raises:
-            ValueError: If a frame or the start is not of these shapes or types.
+            ValueError: If a frame or the start has another shape or type.
         """
         present, previous = grey_pair(present, previous)
         if start is not None and (start.shape != (*present.shape, 2) or start.dtype != np.float32):
@@ -60,23 +60,23 @@ class DisFlow:
             present, previous = (
                 cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE) for image in (present, previous)
             )
-        if start is None:  # not zero: OpenCV starts better by itself than from a flow of zero
-            flow = self._cold.calc(present, previous, None)  # type: ignore[call-overload]  # its stub omits None
+        if start is None:  # OpenCV's own start is better than a flow of zero
+            flow = self._cold.calc(present, previous, None)  # type: ignore[call-overload]  # the stub omits None
         else:
-            start = cv2.copyMakeBorder(start, 0, below, 0, right, cv2.BORDER_REPLICATE)  # a copy: it is written to
+            start = cv2.copyMakeBorder(start, 0, below, 0, right, cv2.BORDER_REPLICATE)  # a copy: OpenCV writes to it
             flow = self._warm.calc(present, previous, start)
         return flow[:height, :width]
 
 
 def grey_pair(present: np.ndarray, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two frames in grey, ``(H, W)`` uint8.
+    """Convert two frames to grey, ``(H, W)`` uint8.
 
     Raises:
-        ValueError: If they are not ``(H, W)`` grey or ``(H, W, 3)`` BGR, uint8, of one size.
+        ValueError: If they are not ``(H, W)`` grey or ``(H, W, 3)`` BGR, uint8, of the same size.
     """
     present, previous = _grey(present, "present"), _grey(previous, "previous")
     if present.shape != previous.shape:
-        raise ValueError(f"present is {present.shape}, previous is {previous.shape}: give two frames of one size")
+        raise ValueError(f"present is {present.shape}, previous is {previous.shape}: give two frames of the same size")
     return present, previous
 
 

@@ -157,9 +157,9 @@ def _pavement(rng: np.random.Generator, image: np.ndarray, side: int, detail: fl
 class Ground:
     """The plane z = 0, textured by tiles along the street's centre line.
 
-    A pixel at depth z covers a length that grows with z^2 along the street and with z across it. So the smaller copies
-    of the texture shrink twice as much along the street as across it from one level to the next. Each row of the image
-    is a blend of two levels.
+    A pixel at depth z covers a length that grows with z^2 along the street and with z across it. So from one level to
+    the next the texture shrinks to a quarter along the street and to half across it. Each row of samples is a blend of
+    two levels.
 
     Args:
         seed: Of the texture.
@@ -168,9 +168,9 @@ class Ground:
         ground_kind: Gives the kind of ground of a tile, by its number.
     """
 
-    _FAR = 600.0
-    _FIRST_DEPTH = 7.0
-    _STEP = 0.05
+    _FAR = 600.0  # depth in metres beyond which no ground is drawn
+    _FIRST_DEPTH = 7.0  # depth in metres up to which the finest level serves
+    _STEP = 0.05  # metres between the points at which the centre line is computed
 
     def __init__(
         self,
@@ -240,6 +240,7 @@ class Ground:
         return offsets
 
     def _texture(self, along: np.ndarray, offset: np.ndarray, inverse_depth: np.ndarray) -> np.ndarray:
+        """Return the color of each sample, (rows, columns, 3) uint8; ``along`` is in metres along the atlas."""
         rows, columns = along.shape
         wanted = -np.log2(inverse_depth[:, columns // 2] * self._FIRST_DEPTH).clip(-len(self._levels), 0)
         wanted = np.clip(wanted, 0, len(self._levels) - 1.001)

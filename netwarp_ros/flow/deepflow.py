@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepFlow (Weinzaepfel et al., ICCV 2013) without its matching, as OpenCV's contributed modules have it.
+"""DeepFlow (Weinzaepfel et al., ICCV 2013), from OpenCV's contributed modules, where it lacks DeepMatching.
 
-Of these modules' estimators it is the one that gives a flow for every image: RLOF fails on small ones, and SimpleFlow
-and Dual TV-L1 take seconds (docs/benchmarks.md).
+It serves to compare DIS with. Of the other estimators in these modules, RLOF fails on small images, and SimpleFlow and
+Dual TV-L1 take seconds (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from netwarp_ros.flow.dis import grey_pair
 
 
 class DeepFlow:
-    """Reverse flow between two frames by a variational method, from coarse to fine; it keeps nothing from call to call.
+    """Reverse flow between two frames by a variational method, from coarse to fine. It keeps no state between calls.
 
     Raises:
         ValueError: If OpenCV was built without its contributed modules.
@@ -22,7 +22,7 @@ class DeepFlow:
 
     def __init__(self) -> None:
         if not hasattr(cv2, "optflow"):
-            raise ValueError("deepflow is of OpenCV's contributed modules: install opencv-contrib-python-headless")
+            raise ValueError("deepflow needs OpenCV's contributed modules: install opencv-contrib-python-headless")
         self._estimator = cv2.optflow.createOptFlow_DeepFlow()
 
     def __call__(self, present: np.ndarray, previous: np.ndarray) -> np.ndarray:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in folders as recordings, and the label maps beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from recorded import HEIGHT, WIDTH, noise, write_images
+
+from netwarp_ros.recordings.frames import Frame
+from netwarp_ros.recordings.images import ImageFiles, LabelFolder
+from netwarp_ros.recordings.open import open_frames
+
+# Images
+
+
+def test_a_folder_gives_its_images_sorted_by_name_at_the_given_rate(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", "b.png", "a.PNG", "c.png")
+    (folder / "notes.txt").write_text("not an image")
+    recording = open_frames(folder, rate=10)
+    assert len(recording) == 3 and recording.rate == 10
+    frames = list(recording)
+    assert [(frame.index, frame.name, frame.stamp_ns) for frame in frames] == [
+        (0, "a", 0),
+        (1, "b", 100_000_000),
+        (2, "c", 200_000_000),
+    ]
+    np.testing.assert_array_equal(frames[1].image, noise(0))
+    assert [frame.name for frame in recording] == ["a", "b", "c"]  # a second time
+
+
+def test_images_have_15_frames_per_second_by_default(tmp_path: Path) -> None:
+    stamps = [frame.stamp_ns for frame in open_frames(write_images(tmp_path, "a.png", "b.png", "c.png", "d.png"))]
+    assert stamps == [0, 66_666_667, 133_333_333, 200_000_000]
+
+
+def test_files_are_read_one_at_a_time(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, "a.png", "b.png")
+    frames = iter(open_frames(folder))
+    (folder / "b.png").write_bytes(b"broken")
+    assert next(frames).name == "a"
+    with pytest.raises(ValueError, match=r"b\.png cannot be read as an image"):
+        next(frames)
+
+
+def test_a_single_image_is_a_recording_of_one_frame(tmp_path: Path) -> None:
+    (frame,) = open_frames(write_images(tmp_path, "only.png") / "only.png")
+    assert (frame.name, frame.stamp_ns) == ("only", 0)
+
+
+def test_a_grey_image_is_converted_to_bgr(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((4, 5), 9, np.uint8))
+    (frame,) = open_frames(tmp_path)
+    assert frame.image.shape == (4, 5, 3) and (frame.image == 9).all()
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no image"):
+        open_frames(tmp_path)
+
+
+def test_two_images_with_the_same_stem_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.bmp and .*a\.png have the same name"):
+        open_frames(write_images(tmp_path, "a.png", "a.bmp"))
+
+
+def test_image_files_keep_the_given_order(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, "a.png", "b.png")
+    assert [frame.name for frame in ImageFiles([folder / "b.png", folder / "a.png"])] == ["b", "a"]
+
+
+# Label maps
+
+
+def write_label(tmp_path: Path, label: np.ndarray) -> tuple[LabelFolder, Frame]:
+    """Return a folder with this label map, and the frame that the label map belongs to."""
+    (tmp_path / "labels").mkdir()
+    cv2.imwrite(str(tmp_path / "labels" / "a.png"), label)
+    return LabelFolder(tmp_path / "labels"), Frame(0, 0, "a", noise())
+
+
+def test_label_maps_are_found_by_the_names_of_frames(tmp_path: Path) -> None:
+    label = noise()[..., 0] % 12
+    labels, frame = write_label(tmp_path, label)
+    np.testing.assert_array_equal(labels(frame), label)
+    assert labels(Frame(1, 0, "b", noise())) is None
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (noise(), r"a\.png is \(48, 64, 3\) uint8: a label map holds class ids"),
+        (np.zeros((HEIGHT, WIDTH), np.uint16), "uint16: a label map holds class ids"),
+        (np.zeros((HEIGHT, WIDTH + 1), np.uint8), r"a\.png is 65x48, but its image is 64x48"),
+    ],
+)
+def test_a_wrong_label_map_is_refused(tmp_path: Path, label: np.ndarray, message: str) -> None:
+    labels, frame = write_label(tmp_path, label)
+    with pytest.raises(ValueError, match=message):
+        labels(frame)
+
+
+def test_a_label_folder_must_hold_label_maps(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no label map"):
+        LabelFolder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        LabelFolder(tmp_path / "absent")

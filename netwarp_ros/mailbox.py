@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where cameras leave their frames for the worker, and the same in simulated time."""
+"""The mailbox through which cameras pass frames to the worker, and a simulation of it for recordings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """One slot for each camera, in which the newest frame wins; emptied in turn, so that no camera starves another.
+    """A queue with one slot for each camera. A newer item replaces the one that waits, and cameras are served in turn.
 
-    For any number of threads that put and one that takes.
+    Any number of threads may put; one thread takes.
 
     Args:
-        cameras: Names of the cameras, in the order of their first turns; others come behind them with their first item.
+        cameras: Names of the cameras, in the order of their first turns. Unlisted cameras are appended at their first
+            `put`.
     """
 
     def __init__(self, cameras: Iterable[str] = ()) -> None:
@@ -26,16 +27,20 @@ class Mailbox(Generic[T]):
         self._closed = False
 
     def put(self, camera: str, item: T) -> T | None:
-        """Leave an item; return the older one that it displaces, if any, or the item itself after `close`."""
+        """Put an item into the camera's slot.
+
+        Returns:
+            The item that it replaces, or None if the slot was empty. After `close`, the item itself.
+        """
         with self._changed:
             if self._closed:
                 return item
-            displaced, self._slots[camera] = self._slots.get(camera), item
+            replaced, self._slots[camera] = self._slots.get(camera), item
             self._changed.notify()
-            return displaced
+            return replaced
 
     def take(self) -> tuple[str, T] | None:
-        """Wait for an item and return it with its camera's name; None after `close`."""
+        """Wait for an item, and return it with the name of its camera. After `close`, return None."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or any(item is not None for item in self._slots.values()))
             if self._closed:
@@ -46,7 +51,7 @@ class Mailbox(Generic[T]):
             return camera, item
 
     def close(self) -> list[str]:
-        """End all taking; return the cameras whose items were left behind."""
+        """Wake up the thread that takes, and return the cameras whose items were not taken."""
         with self._changed:
             self._closed = True
             left = [camera for camera, item in self._slots.items() if item is not None]
@@ -56,19 +61,24 @@ class Mailbox(Generic[T]):
 
 
 class SimulatedRealtime(Generic[T]):
-    """Frames in simulated time, taken by one worker through the node's mailbox.
+    """Replays recorded frames through a `Mailbox` in simulated time, as the node would receive them.
 
-    ``for frame, wait_ms in realtime: ...; realtime.work(took_ms)``. The clock stands still but for the work that is
-    declared, and leaps to the next frame where there is none to take. So what else is done with a frame, such as to
-    score it, delays no other, and a recording takes no longer than its work does.
+    Use it as ``clock`` here::
+
+        clock = SimulatedRealtime(frames, camera, arrival_ns)
+        for frame, wait_ms in clock:
+            clock.work(process(frame))
+
+    Simulated time advances only through `work`, or jumps to the next frame when idle. So whatever else the loop does,
+    such as scoring, delays no frame, and a replay takes no longer than its work.
 
     Args:
-        frames: In the order of their recording.
-        camera: Tells which camera a frame is of.
-        arrival_ns: Tells when it comes, in ns; not earlier than the one before it.
+        frames: Frames in order of arrival.
+        camera: Returns the name of a frame's camera.
+        arrival_ns: Returns the time of a frame's arrival in ns.
 
     Attributes:
-        dropped: How many frames of each camera were displaced by a newer one before their turn.
+        dropped: By camera, the number of frames that a newer one replaced.
     """
 
     def __init__(self, frames: Iterable[T], camera: Callable[[T], str], arrival_ns: Callable[[T], int]) -> None:
@@ -76,12 +86,12 @@ class SimulatedRealtime(Generic[T]):
         self._now_ns = 0
         self.dropped: Counter[str] = Counter()
 
-    def work(self, took_ms: float) -> None:
-        """Let the clock go on by what the worker did with the frame that was taken last."""
-        self._now_ns += round(took_ms * 1e6)
+    def work(self, duration_ms: float) -> None:
+        """Advance the time by the duration of processing the current frame."""
+        self._now_ns += round(duration_ms * 1e6)
 
     def __iter__(self) -> Iterator[tuple[T, float]]:
-        """Give each frame that is not displaced, and how long it waited, in ms."""
+        """Yield each frame that is not dropped, and its waiting time in the mailbox in ms."""
         mailbox: Mailbox[T] = Mailbox()
         frames = iter(self._frames)
         coming, waiting = next(frames, None), 0

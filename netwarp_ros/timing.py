@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Durations: how they are taken, and what is said of many."""
+"""Durations: measured, added up, and summarised as percentiles. The segment node loads this: NumPy is all it needs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ import numpy as np
 
 
 @contextmanager
-def timed(stages: dict[str, float], name: str) -> Iterator[None]:
-    """Note how long the body of a ``with`` statement takes, in ms, under a name."""
+def timed(stages_ms: dict[str, float], name: str) -> Iterator[None]:
+    """Set ``stages_ms[name]`` to the duration in ms of the body of a ``with`` statement, if no error leaves it."""
     start = perf_counter()
     yield
-    stages[name] = (perf_counter() - start) * 1e3
+    stages_ms[name] = (perf_counter() - start) * 1e3
 
 
 class Stopwatch:
-    """Adds up what the time goes to, in s."""
+    """Adds up laps by name.
+
+    Attributes:
+        laps: Sum of the laps of each name, in s.
+    """
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = defaultdict(float)
         self.restart()
 
     def restart(self) -> None:
-        self._last = perf_counter()
+        """Begin a lap here, and drop the time since the last one."""
+        self._start = perf_counter()
 
     def lap(self, name: str) -> None:
-        """Add the time since the last lap, or restart, to a name's."""
+        """End the lap, add its duration to those of a name, and begin the next lap."""
         now = perf_counter()
-        self.laps[name] += now - self._last
-        self._last = now
+        self.laps[name] += now - self._start
+        self._start = now
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float]:
-    """Return the 50th, 95th and 99th percentile, as p50, p95 and p99."""
+    """Return the 50th, 95th and 99th percentile of at least one value, under the keys p50, p95 and p99."""
     return dict(zip(("p50", "p95", "p99"), np.percentile(list(values), (50, 95, 99)).tolist(), strict=True))

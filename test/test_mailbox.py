@@ -1,15 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mailbox and the accounts, which need no ROS."""
+"""The mailbox, and the simulation of it in which recordings are replayed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from threading import Thread
 
-from netwarp_ros.mailbox import Mailbox
-from netwarp_ros.node.frame_counts import LATENCY_FRAMES, DropReason, FrameCounter
+from netwarp_ros.mailbox import Mailbox, SimulatedRealtime
+
+Arrival = tuple[str, int]
+"""Camera and arrival of a frame, in ms."""
 
 
-def test_the_newest_wins_its_slot() -> None:
+def replay(
+    frames: Iterable[Arrival], durations_ms: Iterable[float]
+) -> tuple[list[tuple[Arrival, float]], dict[str, int]]:
+    """Process frames, the n-th one in ``durations_ms[n]``; return those taken with their waits in ms, and the drops."""
+    clock = SimulatedRealtime(frames, camera=lambda frame: frame[0], arrival_ns=lambda frame: frame[1] * 10**6)
+    taken = []
+    for (frame, wait_ms), duration_ms in zip(clock, durations_ms, strict=False):
+        taken.append((frame, wait_ms))
+        clock.work(duration_ms)
+    return taken, dict(clock.dropped)
+
+
+def test_a_newer_item_replaces_the_one_that_waits() -> None:
     mailbox: Mailbox[str] = Mailbox(["front", "rear"])
     assert mailbox.put("front", "old") is None
     assert mailbox.put("rear", "other") is None
@@ -29,7 +44,7 @@ def test_a_fast_camera_does_not_starve_a_slow_one() -> None:
     assert served == ["slow", "fast", "faster", "slow", "fast", "faster"]
 
 
-def test_take_waits_for_a_frame_and_for_the_end() -> None:
+def test_take_waits_for_an_item_or_for_close() -> None:
     mailbox: Mailbox[int] = Mailbox(["camera"])
     taken: list[tuple[str, int] | None] = []
 
@@ -47,7 +62,7 @@ def test_take_waits_for_a_frame_and_for_the_end() -> None:
     assert taken == [("camera", 1), None]
 
 
-def test_what_is_left_at_the_end_is_named_and_nothing_more_gets_in() -> None:
+def test_close_names_what_was_not_taken_and_refuses_more() -> None:
     mailbox: Mailbox[int] = Mailbox(["front", "rear"])
     mailbox.put("rear", 1)
     assert mailbox.close() == ["rear"]
@@ -56,42 +71,35 @@ def test_what_is_left_at_the_end_is_named_and_nothing_more_gets_in() -> None:
     assert mailbox.take() is None
 
 
-def test_every_frame_is_in_one_column_of_the_account() -> None:
-    counter = FrameCounter()
-    for _ in range(5):
-        counter.count_received()
-    assert counter.snapshot().in_flight == 5
-    counter.count_dropped(DropReason.SUPERSEDED)
-    counter.count_dropped(DropReason.MALFORMED, "no data")
-    counter.count_published(12.0, 20.0, "first frame")
-    counter.count_published(8.0, 15.0, "")
-    balance = counter.snapshot()
-    assert (balance.received, balance.published, balance.in_flight) == (5, 2, 1)
-    assert balance.dropped == {"superseded": 1, "malformed": 1}
-    assert balance.resets == {"first frame": 1}
-    assert (list(balance.latencies_ms), list(balance.ages_ms)) == ([12.0, 8.0], [20.0, 15.0])
-    assert balance.started <= balance.first_received <= balance.last_received <= balance.time
-    assert balance.last_error == "no data"
+# Simulated time
 
 
-def test_a_balance_does_not_change_afterwards() -> None:
-    counter = FrameCounter()
-    before = counter.snapshot()
-    counter.count_received(missed=2)
-    counter.count_dropped(DropReason.FAILED, "out of memory")
-    counter.count_published(1.0, 2.0, "request")
-    assert (before.missed, before.received, before.published) == (0, 0, 0)
-    assert (before.last_received, before.last_error) == (None, "")
-    assert before.first_received is None
-    assert not before.dropped and not before.resets and not before.latencies_ms and not before.ages_ms
-    assert counter.snapshot().missed == 2
+def test_a_fast_worker_takes_every_frame_at_once() -> None:
+    frames = [("", 100 * index) for index in range(4)]
+    assert replay(frames, [99, 100, 1, 0]) == ([(frame, 0) for frame in frames], {})
 
 
-def test_old_latencies_are_forgotten() -> None:
-    counter = FrameCounter()
-    for index in range(LATENCY_FRAMES + 5):
-        counter.count_published(float(index), float(-index), "")
-    latencies = counter.snapshot().latencies_ms
-    assert len(latencies) == LATENCY_FRAMES
-    assert (latencies[0], latencies[-1]) == (5.0, LATENCY_FRAMES + 4.0)
-    assert list(counter.snapshot().ages_ms) == [-latency for latency in latencies]
+def test_frames_that_arrive_during_work_are_replaced_by_the_newest() -> None:
+    frames = [("", 100 * index) for index in range(6)]
+    # The first is done at 350: 300 has replaced 100 and 200, and is done at 450.
+    taken, dropped = replay(frames, [350, 100, 50, 10])
+    assert taken == [(("", 0), 0), (("", 300), 50), (("", 400), 50), (("", 500), 0)]
+    assert dropped == {"": 2}
+
+
+def test_the_last_frame_is_processed() -> None:
+    taken, dropped = replay([("", 0), ("", 10), ("", 20)], [1000, 1])
+    assert taken == [(("", 0), 0), (("", 20), 980)] and dropped == {"": 1}
+
+
+def test_cameras_take_turns() -> None:
+    frames = [(camera, 10 * index) for index in range(9) for camera in ("fast", "fast", "slow")]
+    taken, dropped = replay(frames, [25] * 9)
+    assert [camera for (camera, _), _ in taken] == ["fast", "slow"] * 3
+    assert len(taken) + sum(dropped.values()) == len(frames)
+
+
+def test_time_jumps_over_a_pause_of_the_recording() -> None:
+    taken, dropped = replay([("", 0), ("", 10**9)], [5, 5])
+    assert taken == [(("", 0), 0), (("", 10**9), 0)] and dropped == {}
+    assert replay([], []) == ([], {})

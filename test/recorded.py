@@ -55,7 +55,9 @@ def header(stamp_ns: int = T0) -> Any:
     return types["std_msgs/msg/Header"](stamp=time, frame_id="camera")
 
 
-def image_message(image: np.ndarray, encoding: str, stamp_ns: int = T0, *, padding: int = 0, **changes: object) -> Any:
+def image_message(
+    image: np.ndarray, encoding: str, stamp_ns: int = T0, /, *, padding: int = 0, **changes: object
+) -> Any:
     """Return a raw image message; each row is followed by some bytes of padding."""
     height, width = image.shape[:2]
     rows = np.ascontiguousarray(image).reshape(height, -1).view(np.uint8)

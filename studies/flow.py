@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow estimators on the synthetic street, whose flow is exact, and on labels that they carry: error and time.
+"""Compare flow estimators: error and time on the synthetic street, or how well they carry labels along.
 
-``python studies/flow.py`` prints the errors and times that docs/benchmarks.md has, and with a folder that holds
-images/ and labels/ of adjacent frames, ``--video FOLDER``, the labels' part. Warm means that the flow of the pair
-before is handed to DIS as its start. Beside the package's estimators there are DIS at full resolution and what else
-OpenCV's contributed modules have, but for Dual TV-L1 and SimpleFlow, which take seconds.
+``python studies/flow.py`` prints the table of errors and times in docs/benchmarks.md. With ``--video FOLDER``, which
+holds images/ and labels/ of adjacent frames, it prints the table of labels. "Warm" means that DIS starts from the flow
+of the pair before. Beside the package's estimators there are DIS at full resolution and the other estimators of OpenCV's
+contributed modules, except Dual TV-L1 and SimpleFlow, which take seconds.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from netwarp_ros.street import Street
 
 FRAMES = 40
 
-Flows = Callable[[Sequence[np.ndarray]], Iterator[np.ndarray]]
-"""Gives the flow of each BGR image but the first."""
+VideoFlow = Callable[[Sequence[np.ndarray]], Iterator[np.ndarray]]
+"""Yields the reverse flow of each BGR image except the first."""
 
 
-def each(make: Callable[[], FlowEstimator]) -> Flows:
+def cold(create: Callable[[], FlowEstimator]) -> VideoFlow:
     """Estimate the flow of each pair by itself."""
 
     def flows(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        estimate = make()
+        estimate = create()
         for present, previous in zip(images[1:], images, strict=False):
             yield estimate(present, previous)
 
     return flows
 
 
-def warm(preset: str) -> Flows:
-    """Start each search of DIS from the flow of the pair before."""
+def warm(preset: str) -> VideoFlow:
+    """Start DIS from the flow of the pair before."""
 
     def flows(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         dis, flow = DisFlow(preset), None
@@ -55,38 +55,38 @@ def warm(preset: str) -> Flows:
 
 
 def full_resolution() -> FlowEstimator:
-    """Return DIS whose presets stop short of the last scale, with that scale."""
+    """Return DIS with the finest scale, which its presets leave out."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0)
     return lambda present, previous: dis.calc(*grey_pair(present, previous), None)
 
 
 def rlof() -> FlowEstimator:
-    """Return robust local flow, interpolated along edges and refined."""
+    """Return robust local optical flow, interpolated and refined."""
     refined = cv2.optflow.DenseRLOFOpticalFlow.create()
     refined.setUseVariationalRefinement(True)
     return lambda present, previous: refined.calc(present, previous, None)
 
 
 def pca() -> FlowEstimator:
-    """Return flow from a basis of whole flow fields."""
+    """Return PCA-Flow: a combination of learned flow fields."""
     flow = cv2.optflow.createOptFlow_PCAFlow()
     return lambda present, previous: flow.calc(*grey_pair(present, previous), None)
 
 
-CANDIDATES: dict[str, Flows] = {
-    **{f"DIS {preset}, cold": each(lambda preset=preset: DisFlow(preset)) for preset in PRESETS},
+CANDIDATES: dict[str, VideoFlow] = {
+    **{f"DIS {preset}, cold": cold(lambda preset=preset: DisFlow(preset)) for preset in PRESETS},
     **{f"DIS {preset}, warm": warm(preset) for preset in PRESETS},
-    "deepflow": each(lambda: create_estimator("deepflow")),
-    "DIS at full resolution, cold": each(full_resolution),
-    "RLOF, refined": each(rlof),
-    "sparse to dense": each(lambda: cv2.optflow.calcOpticalFlowSparseToDense),
-    "PCA flow": each(pca),
+    "deepflow": cold(lambda: create_estimator("deepflow")),
+    "DIS at full resolution, cold": cold(full_resolution),
+    "RLOF, refined": cold(rlof),
+    "sparse to dense": cold(lambda: cv2.optflow.calcOpticalFlowSparseToDense),
+    "PCA flow": cold(pca),
 }
 
 
 def errors_on_street() -> None:
-    """Print the distance to the exact flow, where it can be found: in both frames, and not in the sky."""
+    """Print the distance to the exact flow over pixels that are visible in both frames and are not sky."""
     street = Street(seed=1, rate=10.0)
     frames = [street.frame(index) for index in range(FRAMES)]
     print("| estimator | mean error, px | median error, px | > 3 px | ms |\n|---|---|---|---|---|")
@@ -101,36 +101,35 @@ def errors_on_street() -> None:
         print(f"| {name} | {' | '.join(cells)} | {1e3 * np.median(times):.1f} |", flush=True)
 
 
-def labels_carried(video: Path) -> None:
-    """Print the part of the labelled pixels that a label carried along the flow agrees with."""
+def carry_labels(video: Path) -> None:
+    """Print the percentage of labelled pixels whose label equals that of the frame before, warped along the flow."""
     void = load_classes("camvid").void
-    source, labels = open_frames(video / "images"), LabelFolder(video / "labels")
-    frames = [(frame.image, label) for frame in source if (label := labels(frame)) is not None]
+    source, read_label = open_frames(video / "images"), LabelFolder(video / "labels")
+    frames = [(frame.image, label) for frame in source if (label := read_label(frame)) is not None]
     height, width = frames[0][1].shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     print("| estimator | every frame | every second |\n|---|---|---|")
     for name, flows in CANDIDATES.items():
-        shares = []
+        cells = []
         for step in (1, 2):
-            images, truth = ([frame[part] for frame in frames[::step]] for part in (0, 1))
-            right = total = 0
+            images, labels = zip(*frames[::step], strict=True)
+            correct = total = 0
             for index, flow in enumerate(flows(images), 1):
-                carried = cv2.remap(
-                    truth[index - 1], x + flow[..., 0], y + flow[..., 1], cv2.INTER_NEAREST, borderValue=void
-                )
-                labelled = (carried != void) & (truth[index] != void)
-                right += np.count_nonzero((carried == truth[index])[labelled])
+                present, map_x, map_y = labels[index], x + flow[..., 0], y + flow[..., 1]
+                carried = cv2.remap(labels[index - 1], map_x, map_y, cv2.INTER_NEAREST, borderValue=void)
+                labelled = (carried != void) & (present != void)
+                correct += np.count_nonzero((carried == present)[labelled])
                 total += np.count_nonzero(labelled)
-            shares.append(f"{100 * right / total:.2f} %")
-        print(f"| {name} | {' | '.join(shares)} |", flush=True)
+            cells.append(f"{100 * correct / total:.2f} %")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main(
     video: Annotated[Path | None, typer.Option(help="Holds images/ and labels/ of adjacent frames.")] = None,
 ) -> None:
-    """Hold flow estimators against exact flow, or against labels."""
+    """Compare flow estimators by exact flow, or by labels."""
     if video:
-        labels_carried(video)
+        carry_labels(video)
     else:
         errors_on_street()
 

@@ -154,7 +154,7 @@ def test_an_array_of_another_shape_is_not_written(tmp_path: Path, shape: tuple[i
 
 
 def test_a_flow_folder_gives_the_flow_of_each_frame_that_has_a_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no .flo file: give a folder with a .flo file for each frame"):
+    with pytest.raises(FileNotFoundError, match="has no .flo file: give a folder of .flo files"):
         FlowFolder(tmp_path)
     write_flo(tmp_path / "f1.flo", np.full((2, 3, 2), 7, np.float32))
     flows = FlowFolder(tmp_path)

@@ -50,8 +50,8 @@ def open_flow(name_or_folder: str) -> tuple[FlowEstimator, FlowFolder | None]:
     """Return the estimator with a name, or the flow in a folder.
 
     Returns:
-        The estimator and None; for a folder, its flow, and a quick estimator for frames that have no file, such as those
-        that warm up a network.
+        The estimator and None. For a folder, a quick estimator and the folder; the estimator serves frames that have no
+        file, such as those that warm up a network.
 
     Raises:
         FileNotFoundError: If the folder has no ``.flo`` file.

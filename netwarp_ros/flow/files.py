@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optical flow in files of Middlebury's format, ``.flo`` (Baker et al., IJCV 2011).
 
-A file holds 202021.25 as float32 (in ASCII, ``PIEH``), width and height as int32, then u and v of each pixel as float32,
-row by row; all little-endian. A value above 1e9 marks an unknown flow.
+A file holds 202021.25 as float32 (in ASCII, ``PIEH``), width and height as int32, and then u and v of each pixel as
+float32, row by row; all little-endian. A value above 1e9 marks an unknown flow.
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ def read_flo(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not a ``.flo`` file, its width or height is out of range, its length does not match them, or
+        ValueError: If it is not a ``.flo`` file, its width or height is out of range, its length does not fit them, or
             the flow of a pixel is unknown.
     """
     content = path.read_bytes()
     if content[:4] != _MAGIC:
         raise ValueError(f"{path} begins with {content[:4]!r}, not {_MAGIC!r}: give a file in Middlebury's .flo format")
     if len(content) < 12:
-        raise ValueError(f"{path} has {len(content)} bytes, less than its header of 12: write it again")
+        raise ValueError(f"{path} has {len(content)} bytes, less than its header of 12: write it anew")
     width, height = (int(side) for side in np.frombuffer(content, "<i4", 2, offset=4))
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         raise ValueError(f"{path} says {width}x{height} pixels: width and height must be 1 to {MAX_SIDE}")
     expected = 12 + 8 * width * height
     if len(content) != expected:
-        raise ValueError(
-            f"{path} has {len(content)} bytes, but {width}x{height} pixels need {expected}: write it again"
-        )
+        raise ValueError(f"{path} has {len(content)} bytes, but {width}x{height} pixels need {expected}: write it anew")
     flow = np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
     unknown = np.count_nonzero(~(np.abs(flow) < _UNKNOWN).all(axis=2))  # nan is unknown too: it compares as False
     if unknown:
@@ -67,9 +65,7 @@ class FlowFolder:
 
     def __init__(self, folder: Path) -> None:
         if next(folder.glob("*.flo"), None) is None:
-            raise FileNotFoundError(
-                f"{folder} has no .flo file: give a folder with a .flo file for each frame, named like it"
-            )
+            raise FileNotFoundError(f"{folder} has no .flo file: give a folder of .flo files, named like the frames")
         self.folder = folder
 
     def path(self, name: str) -> Path:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled images of a bag as a data set."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from labelled import CAMVID, HEIGHT, WIDTH, label, picture
+from recorded import compressed_message, image_message, write_messages
+from rosbags.rosbag2 import StoragePlugin
+
+from netwarp_ros.datasets.bag import BagDataset
+from netwarp_ros.datasets.camvid import VOID
+from netwarp_ros.datasets.samples import clips
+
+
+def message(image: np.ndarray, encoding: str, stamp_ms: int) -> Any:
+    """Return an image message; raw images have padded rows, as cameras send them."""
+    stamp_ns = 10**9 + stamp_ms * 10**6
+    if encoding == "png":
+        return compressed_message(image, ".png", stamp_ns)
+    return image_message(image, encoding, stamp_ns, padding=3)
+
+
+def write_drive(path: Path, storage: StoragePlugin = StoragePlugin.MCAP, encoding: str = "bgr8") -> BagDataset:
+    """Write five images 100 ms apart, the last after a pause. The label maps of 1, 2 and 4 are recorded late."""
+    stamps = [0, 100, 200, 300, 900]
+    images = [("/image", message(picture(index), encoding, stamp)) for index, stamp in enumerate(stamps)]
+    labels = [("/mask", message(label(index), "mono8", stamps[index])) for index in (1, 2, 4)]
+    stray = ("/mask", message(label(9), "mono8", 50))
+    order = [*images[:3], labels[0], stray, *images[3:], *labels[1:]]
+    return BagDataset(write_messages(path, order, storage=storage), "/image", "/mask", CAMVID)
+
+
+@pytest.mark.parametrize("storage", list(StoragePlugin), ids=lambda storage: storage.name)
+@pytest.mark.parametrize("encoding", ["bgr8", "png"])
+def test_a_bag_gives_the_images_that_have_a_label_map_with_their_stamp(
+    tmp_path: Path, storage: StoragePlugin, encoding: str
+) -> None:
+    bag = write_drive(tmp_path / "bag", storage, encoding)
+    assert [(sample.name, sample.image[0, 0, 0], sample.label[0, 0]) for sample in bag] == [
+        ("000001", 1, 1),
+        ("000002", 2, 2),
+        ("000004", 4, 4),
+    ]
+    assert bag[0].image.shape == (HEIGHT, WIDTH, 3) and bag[0].label.shape == (HEIGHT, WIDTH)
+    assert bag[0].label.flags.writeable
+
+
+def test_clips_of_a_bag_do_not_span_a_pause(tmp_path: Path) -> None:
+    bag = write_drive(tmp_path / "bag")
+    assert [bag.frames_before(index) for index in range(len(bag))] == [1, 2, 0]
+    (clip,) = clips(bag, 3)
+    assert clip.images[:, 0, 0, 0].tolist() == [0, 1, 2] and clip.labels[:, 0, 0].tolist() == [VOID, 1, 2]
+    patient = BagDataset(bag.path, "/image", "/mask", CAMVID, max_gap=0.6)
+    assert patient.frames_before(2) == 4
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clips(patient, 5)))[0].images[:, 0, 0, 0], range(5))
+
+
+@pytest.mark.parametrize(
+    ("labelled", "error"),
+    [
+        (
+            message(picture(0), "bgr8", 0),
+            "label map of image 0, on /mask, cannot be read: a label map must be mono8, not",
+        ),
+        (message(label(0), "png", 0), "a label map must be mono8, not compressed"),
+        (message(np.zeros((HEIGHT, 5), np.uint8), "mono8", 0), "cannot be read: it is 5x6, but its image is 8x6"),
+        (message(label(12), "mono8", 0), "on /mask, holds class id 12"),
+    ],
+)
+def test_a_wrong_label_map_of_a_bag_is_refused(tmp_path: Path, labelled: Any, error: str) -> None:
+    path = write_messages(tmp_path / "bag", [("/image", message(picture(0), "bgr8", 0)), ("/mask", labelled)])
+    with pytest.raises(ValueError, match=error):
+        BagDataset(path, "/image", "/mask", CAMVID)[0]
+
+
+def test_topics_that_do_not_match_are_refused(tmp_path: Path) -> None:
+    messages = [("/image", message(picture(0), "bgr8", 0)), ("/mask", message(label(0), "mono8", 7))]
+    path = write_messages(tmp_path / "bag", messages)
+    with pytest.raises(ValueError, match="none of the 1 label maps of /mask has the stamp of one of the 1 images"):
+        BagDataset(path, "/image", "/mask", CAMVID)
+    with pytest.raises(ValueError, match="no image topic '/labels': choose one of /image, /mask"):
+        BagDataset(path, "/image", "/labels", CAMVID)
+
+
+def test_names_are_known_without_reading(tmp_path: Path) -> None:
+    bag = write_drive(tmp_path / "bag")
+    for index in range(len(bag)):
+        for before in range(bag.frames_before(index) + 1):
+            assert bag.name(index, before) == bag.read(index, before).name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stills set in motion, and the augmentation of clips."""
+"""Camera motion added to single images, and the augmentation of clips."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = {"min_scale": 1.2, "max_scale": 1.2, "colour": 0.0, "blur": 0.0}
 
 
 def board() -> Clip:
-    """One frame of six fields, whose label the red channel tells: 20 times its id."""
+    """Return one frame of six fields. The red channel is 20 times the class id."""
     y, x = np.mgrid[:80, :120]
     label = (x // 40 + 3 * (y // 40)).astype(np.uint8)
     return Clip(np.stack([40 * label, 255 - 40 * label, 20 * label], axis=-1)[None].astype(np.uint8), label[None])
@@ -31,11 +31,12 @@ def moving(length: int = 3, seed: int = 0, motion: Motion = Motion(), **options:
     return augment(board(), rng, void=VOID, motion=motion(length, 64, 96, rng))
 
 
-def told(clip: Clip) -> np.ndarray:
+def classes_shown(clip: Clip) -> np.ndarray:
+    """Return the class ids that the red channel shows."""
     return np.round(clip.images[..., 2] / 20).astype(np.uint8)
 
 
-def test_a_clip_is_a_function_of_the_seed() -> None:
+def test_the_same_seed_gives_the_same_clip() -> None:
     options = {"colour": 0.6, "exposure": 0.03, "noise": 4.0, "blur": 0.5}
     one, same, other = (moving(seed=seed, **options) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one.images, same.images)
@@ -44,15 +45,15 @@ def test_a_clip_is_a_function_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_labels_move_with_the_pictures(seed: int) -> None:
+def test_label_maps_move_with_their_images(seed: int) -> None:
     clip = moving(length=4, seed=seed, min_scale=0.9, max_scale=1.6)
     assert clip.images.shape == (4, 64, 96, 3) and clip.labels.shape == (4, 64, 96)
     assert (clip.labels[0] != clip.labels[-1]).mean() > 0.01, "it moves"
-    assert (told(clip) == clip.labels)[clip.labels != VOID].mean() > 0.94
+    assert (classes_shown(clip) == clip.labels)[clip.labels != VOID].mean() > 0.94
 
 
-def test_motion_leads_from_frame_to_frame() -> None:
-    """What frame t shows at a pixel is where the matrices say in frame t - 1, and a clip moves steadily."""
+def test_motion_is_constant_and_moves_labels_from_frame_to_frame() -> None:
+    """The step between two frames is constant, and warping frame 0 by it gives frame 1."""
     matrices = Motion()(4, 64, 96, np.random.default_rng(1))
     np.testing.assert_array_equal(matrices[-1], np.eye(3))
     steps = [matrices[t] @ np.linalg.inv(matrices[t + 1]) for t in range(3)]
@@ -68,7 +69,7 @@ def test_motion_leads_from_frame_to_frame() -> None:
     assert (clip.labels[0] == clip.labels[1]).mean() < 0.9
 
 
-def test_without_motion_and_noise_all_frames_are_one() -> None:
+def test_without_motion_and_noise_all_frames_are_equal() -> None:
     clip = moving(motion=STILL, colour=0.6, blur=1.0)
     for t in (0, 1):
         np.testing.assert_array_equal(clip.images[t], clip.images[-1])
@@ -83,16 +84,16 @@ def test_exposure_and_noise_differ_from_frame_to_frame() -> None:
     assert abs((noisy[1] - noisy[0]).mean()) < 0.5 < (noisy[1] - noisy[0]).std()
 
 
-def test_zooming_out_surrounds_the_picture_with_void() -> None:
+def test_zooming_out_surrounds_the_image_with_void() -> None:
     augment = Augmentation(80, 120, min_scale=0.5, max_scale=0.5, colour=0, blur=0)
     clip = augment(board(), np.random.default_rng(0), void=VOID)
     outside = clip.labels == VOID
     assert outside.mean() == pytest.approx(0.75, abs=0.03)
     assert (clip.images[outside] == (104, 116, 124)).all(axis=-1).mean() > 0.98
-    assert (told(clip) == clip.labels)[~outside].mean() > 0.8
+    assert (classes_shown(clip) == clip.labels)[~outside].mean() > 0.8
 
 
-def test_without_colour_changes_grey_stays_what_it_was() -> None:
+def test_without_color_changes_grey_is_unchanged() -> None:
     grey = Clip(np.full((1, 40, 40, 3), 77, np.uint8), np.zeros((1, 40, 40), np.uint8))
     for colour, expected in ((0.0, True), (0.6, False)):
         augment = Augmentation(40, 40, min_scale=1.1, max_scale=1.5, colour=colour, blur=0.5)

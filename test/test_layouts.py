@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that RViz and Foxglove open: well formed, and about topics and fields that there are."""
+"""The layouts for RViz and Foxglove: well formed, with topics and fields that the node publishes."""
 
 from __future__ import annotations
 
@@ -37,47 +37,47 @@ def foxglove() -> dict[str, Any]:
     return json.loads(resource("foxglove_layout.json").read_text(encoding="utf-8"))
 
 
-def displayed(rviz: dict[str, Any]) -> list[str]:
+def displayed_topics(rviz: dict[str, Any]) -> list[str]:
     return [display["Topic"]["Value"] for display in rviz["Visualization Manager"]["Displays"]]
 
 
-def plotted(foxglove: dict[str, Any]) -> list[str]:
-    """Return the fields of FrameTiming that are plotted."""
+def plotted_fields(foxglove: dict[str, Any]) -> list[str]:
+    """Return the plotted fields of FrameTiming."""
     values = [path["value"] for panel in foxglove["configById"].values() for path in panel.get("paths", [])]
     assert {value.rpartition(".")[0] for value in values} == {TIMING}
     return [value.rpartition(".")[2] for value in values]
 
 
-def shown(foxglove: dict[str, Any]) -> list[str]:
+def image_topics(foxglove: dict[str, Any]) -> list[str]:
     return [panel["imageMode"]["imageTopic"] for panel in foxglove["configById"].values() if "imageMode" in panel]
 
 
-def leaves(layout: str | dict[str, Any]) -> Iterator[str]:
+def panels(layout: str | dict[str, Any]) -> Iterator[str]:
     if isinstance(layout, str):
         yield layout
     else:
         assert set(layout) == {"direction", "splitPercentage", "first", "second"}
         assert layout["direction"] in ("row", "column") and 0 < layout["splitPercentage"] < 100
-        yield from (*leaves(layout["first"]), *leaves(layout["second"]))
+        yield from (*panels(layout["first"]), *panels(layout["second"]))
 
 
-def test_rviz_shows_three_images(rviz: dict[str, Any]) -> None:
+def test_rviz_shows_image_mask_and_overlay(rviz: dict[str, Any]) -> None:
     assert set(rviz) == {"Panels", "Visualization Manager", "Window Geometry"}
     displays = rviz["Visualization Manager"]["Displays"]
     assert [display["Name"] for display in displays] == ["Overlay", "Mask", "Image"]
     for display in displays:
         assert set(display) == DISPLAY and set(display["Topic"]) == TOPIC
         assert (display["Class"], display["Enabled"]) == ("rviz_default_plugins/Image", True)
-        # Any camera matches best effort, and the node offers more.
+        # Best effort matches every camera driver; the node offers reliable.
         reliability = "Reliable" if "segmentation" in display["Topic"]["Value"] else "Best Effort"
         assert display["Topic"]["Reliability Policy"] == reliability
         assert display["Name"] in rviz["Window Geometry"]
     assert rviz["Visualization Manager"]["Global Options"]["Fixed Frame"] == "camera_optical_frame"
 
 
-def test_foxglove_has_a_place_for_every_panel(foxglove: dict[str, Any]) -> None:
+def test_foxglove_lays_out_every_panel(foxglove: dict[str, Any]) -> None:
     assert set(foxglove) == {"configById", "globalVariables", "userNodes", "playbackConfig", "layout"}
-    assert sorted(leaves(foxglove["layout"])) == sorted(foxglove["configById"])
+    assert sorted(panels(foxglove["layout"])) == sorted(foxglove["configById"])
     for name, panel in foxglove["configById"].items():
         assert set(panel) == PANELS[name.partition("!")[0]], name
         for path in panel.get("paths", []):
@@ -85,7 +85,9 @@ def test_foxglove_has_a_place_for_every_panel(foxglove: dict[str, Any]) -> None:
 
 
 @pytest.mark.ros
-def test_both_are_about_what_the_node_says(ros_domain: int, rviz: dict[str, Any], foxglove: dict[str, Any]) -> None:
+def test_both_show_topics_and_fields_of_the_node(
+    ros_domain: int, rviz: dict[str, Any], foxglove: dict[str, Any]
+) -> None:
     from graph import open_graph
 
     from netwarp_ros.msg import FrameTiming
@@ -98,9 +100,11 @@ def test_both_are_about_what_the_node_says(ros_domain: int, rviz: dict[str, Any]
         published = dict(graph.node.get_publisher_names_and_types_by_node("test", "/"))
         camera.close()
     images = {topic for topic, types in published.items() if types == ["sensor_msgs/msg/Image"]} | {camera.topic}
-    assert set(displayed(rviz)) <= images and set(shown(foxglove)) <= images
+    assert set(displayed_topics(rviz)) <= images and set(image_topics(foxglove)) <= images
     assert published[TIMING] == ["netwarp_ros/msg/FrameTiming"]
-    assert plotted(foxglove) == [f"{name}_ms" for name in (*STAGES, "total", "age")]
-    assert set(plotted(foxglove)) <= set(FrameTiming.get_fields_and_field_types())
-    reported = [panel["topicToRender"] for panel in foxglove["configById"].values() if "topicToRender" in panel]
-    assert set(reported) == {"/diagnostics"}
+    assert plotted_fields(foxglove) == [f"{name}_ms" for name in (*STAGES, "total", "age")]
+    assert set(plotted_fields(foxglove)) <= set(FrameTiming.get_fields_and_field_types())
+    diagnostics_topics = [
+        panel["topicToRender"] for panel in foxglove["configById"].values() if "topicToRender" in panel
+    ]
+    assert set(diagnostics_topics) == {"/diagnostics"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages made without ROS are those that ROS knows."""
+"""Messages built without ROS have the definitions that ROS has."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from netwarp_ros.recordings.messages import (
 DEFINITION = Path(__file__).parent.parent / "msg" / "FrameTiming.msg"
 
 
-def test_frame_timing_is_the_described_one() -> None:
-    described = get_types_from_msg(DEFINITION.read_text(encoding="utf-8"), FRAME_TIMING)[FRAME_TIMING]
-    assert typestore.fielddefs[FRAME_TIMING] == described
+def test_frame_timing_has_the_fields_of_its_msg_file() -> None:
+    definition = get_types_from_msg(DEFINITION.read_text(encoding="utf-8"), FRAME_TIMING)[FRAME_TIMING]
+    assert typestore.fielddefs[FRAME_TIMING] == definition
 
 
 @pytest.mark.ros
@@ -43,24 +43,24 @@ def test_ros_has_the_same_types(kind: str) -> None:
         assert str(message._TYPE_HASH) == typestore.hash_rihs01(kind)
 
 
-def test_a_stamp_of_none_is_that_of_the_recording() -> None:
+def test_a_header_without_stamp_gives_the_time_of_recording() -> None:
     classes = load_classes("camvid")
     assert stamp_of(label_info(header(1_500_000_000, "camera"), classes), 7) == 1_500_000_000
     assert stamp_of(label_info(header(0, "camera"), classes), 7) == 7
 
 
-def test_timing_has_what_was_measured_and_no_more() -> None:
+def test_durations_that_were_not_measured_are_nan() -> None:
     stages = {"prepare": 1.0, "flow": 2.0, "network": 4.0}
     timing = timing_message(header(5, "front"), 3, stages, 1, "")
-    back = typestore.deserialize_cdr(typestore.serialize_cdr(timing, FRAME_TIMING), FRAME_TIMING)
-    assert (back.sequence, back.prepare_ms, back.flow_ms, back.network_ms, back.total_ms) == (3, 1, 2, 4, 7)
-    assert (back.memory, back.reason, back.dropped) == (back.MEMORY_KEPT, "", 0)
+    read = typestore.deserialize_cdr(typestore.serialize_cdr(timing, FRAME_TIMING), FRAME_TIMING)
+    assert (read.sequence, read.prepare_ms, read.flow_ms, read.network_ms, read.total_ms) == (3, 1, 2, 4, 7)
+    assert (read.memory, read.reason, read.dropped) == (read.MEMORY_KEPT, "", 0)
     for name in ("receive_ms", "wait_ms", "decode_ms", "publish_ms", "age_ms"):
-        assert math.isnan(getattr(back, name))
+        assert math.isnan(getattr(read, name))
 
 
-def test_label_info_names_the_ids() -> None:
+def test_label_info_names_the_class_ids() -> None:
     info = label_info(header(5, "front"), load_classes("camvid"))
-    back = typestore.deserialize_cdr(typestore.serialize_cdr(info, LABEL_INFO), LABEL_INFO)
-    assert [(entry.class_id, entry.class_name) for entry in back.class_map][:2] == [(0, "sky"), (1, "building")]
-    assert len(back.class_map) == 11 and back.threshold == 0
+    read = typestore.deserialize_cdr(typestore.serialize_cdr(info, LABEL_INFO), LABEL_INFO)
+    assert [(entry.class_id, entry.class_name) for entry in read.class_map][:2] == [(0, "sky"), (1, "building")]
+    assert len(read.class_map) == 11 and read.threshold == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build of csrc/ for GPUs: what can be said of it without one."""
+"""The CUDA build of csrc/: it compiles and loads without a GPU; with one, its kernels run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def configure(build: Path, gpus: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(900)
 def test_the_cuda_build_compiles_and_loads_without_a_gpu(tmp_path: Path) -> None:
-    """For Jetson Orin and Hopper; the same library serves the CPU of a PyTorch that knows no CUDA."""
+    """Build for Jetson Orin and Hopper, load with a PyTorch without CUDA, and run on the CPU."""
     configured = configure(tmp_path, "8.7 9.0")
     assert "built for CUDA: 87-real;90-real" in configured.stdout, configured.stdout + configured.stderr
     built = subprocess.run(["cmake", "--build", tmp_path, "--parallel"], capture_output=True, text=True, check=False)
@@ -55,7 +55,7 @@ assert torch.equal(torch.ops.netwarp_ros.warp(features, torch.zeros(1, 2, 3, 4))
         assert "sm_87" in contents and "sm_90" in contents
 
 
-def test_gpus_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+def test_gpus_must_be_given_as_numbers(tmp_path: Path) -> None:
     configured = configure(tmp_path, "Hopper")
     assert configured.returncode != 0
     assert "TORCH_CUDA_ARCH_LIST has 'Hopper'" in configured.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows, scales and flips: where they lie, how they are averaged, and that each has a memory of its own."""
+"""Windows, scales and mirror images: where they are, how they are averaged, and that each has its own memory."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from netwarp_ros.segmenter import MemoryState, Segmenter
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 SIZE = (20, 30)
-# The windows of 16 pixels, 8 apart, that SIZE takes, by hand.
+# Upper and left edges, by hand, of windows of 16 pixels with stride 8 on a frame of this size.
 TOPS, LEFTS = (0, 4), (0, 8, 14)
 
 
 def pointwise() -> VideoCNN:
-    """A network that sees each pixel by itself, now and before."""
+    """Return a video CNN of 1x1 convolutions: each pixel depends on itself and its previous place alone."""
     torch.manual_seed(0)
     host = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Tanh(), nn.Conv2d(6, 4, 1)).eval()
-    return awaken(augment(host, ["0"], flow_cnn=False))
+    return with_blend(augment(host, ["0"], flow_cnn=False))
 
 
 def strided() -> VideoCNN:
-    """A network at stride 2 that sees neighbours, and the borders of what it is given."""
+    """Return a video CNN of stride 2 whose output depends on neighboring pixels and on the border of its input."""
     torch.manual_seed(0)
     host = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 3, padding=1)).eval()
-    return awaken(augment(host, ["0"]))
+    return with_blend(augment(host, ["0"]))
 
 
-def awaken(video_cnn: VideoCNN) -> VideoCNN:
-    """Let the previous frame count."""
+def with_blend(video_cnn: VideoCNN) -> VideoCNN:
+    """Set the combination weights so that the previous frame has an effect."""
     nn.init.constant_(video_cnn.netwarps[0].w1, 0.5)
     nn.init.constant_(video_cnn.netwarps[0].w2, 0.5)
     return video_cnn
@@ -58,7 +58,7 @@ def flow_of(u: float, v: float, size: tuple[int, int] = SIZE) -> Tensor:
 
 
 def run(network: Any, sequence: list[Tensor], motion: list[Tensor]) -> list[Tensor]:
-    """Return the outputs for a sequence; the first frame has no use for its flow."""
+    """Return the outputs for a sequence; the flow of the first frame is not used."""
     memory, outputs = None, []
     with torch.no_grad():
         for frame, flow in zip(sequence, motion, strict=True):
@@ -70,7 +70,7 @@ def run(network: Any, sequence: list[Tensor], motion: list[Tensor]) -> list[Tens
 def infer(
     inference: Inference, video_cnn: VideoCNN, sequence: list[Tensor], motion: list[Tensor] | None = None
 ) -> list[Tensor]:
-    """The same through an inference."""
+    """Return the probabilities for a sequence."""
     motion = motion or [flow_of(0, 0, tuple(frame.shape[-2:])) for frame in sequence]  # type: ignore[arg-type]
     return run(lambda *arguments: inference(video_cnn, *arguments), sequence, motion)
 
@@ -79,7 +79,7 @@ def probabilities_of(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).softmax(1)
 
 
-# Where the windows lie
+# Where the windows are
 
 
 def test_cityscapes_takes_the_papers_8_windows() -> None:
@@ -103,7 +103,7 @@ def test_windows_cover_every_pixel_and_stay_within(length: int, window: int, dat
     assert {i for x in columns for i in range(x.start, x.stop)} == set(range(max(length, window)))
     step = stride or math.ceil(2 * window / 3)
     assert [x.start for x in columns[:-1]] == [i * step for i in range(len(columns) - 1)]
-    assert len(columns) == 1 or columns[-2].stop < length  # none that the one before made needless
+    assert len(columns) == 1 or columns[-2].stop < length  # the last window is needed
 
 
 def test_whole_frame_is_one_window_at_each_scale() -> None:
@@ -118,13 +118,13 @@ def test_whole_frame_is_one_window_at_each_scale() -> None:
 
 
 @pytest.mark.parametrize("inference", [Inference(), Inference(16, 8), Inference(16, 8, flip=True), Inference(64)])
-def test_pointwise_network_gives_what_the_whole_frame_gives(inference: Inference) -> None:
+def test_windows_do_not_change_a_pointwise_network(inference: Inference) -> None:
     (frame,) = frames(1)
     (probabilities,) = infer(inference, pointwise(), [frame])
     torch.testing.assert_close(probabilities, pointwise().host(frame).softmax(1))
 
 
-def test_each_pixel_is_the_mean_over_the_windows_that_see_it() -> None:
+def test_each_pixel_is_the_mean_over_the_windows_that_contain_it() -> None:
     video_cnn, (frame,) = strided(), frames(1)
     seen: dict[tuple[int, int], list[Tensor]] = {(y, x): [] for y in range(SIZE[0]) for x in range(SIZE[1])}
     for top in TOPS:
@@ -139,7 +139,7 @@ def test_each_pixel_is_the_mean_over_the_windows_that_see_it() -> None:
     torch.testing.assert_close(probabilities, expected)
 
 
-def test_scales_count_the_same_however_many_windows_they_have() -> None:
+def test_scales_have_equal_weight_whatever_their_number_of_windows() -> None:
     video_cnn, (frame,) = strided(), frames(1)
     views = []
     for size in ((10, 15), (20, 30), (40, 60)):
@@ -151,7 +151,7 @@ def test_scales_count_the_same_however_many_windows_they_have() -> None:
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, *SIZE))
 
 
-def test_mirror_image_counts_as_much_as_the_window() -> None:
+def test_mirror_image_has_the_weight_of_the_window() -> None:
     video_cnn, (frame,) = strided(), frames(1)
     straight, mirrored = (probabilities_of(video_cnn.host(image), SIZE) for image in (frame, frame.flip(-1)))
     (probabilities,) = infer(Inference(flip=True), video_cnn, [frame])
@@ -169,7 +169,7 @@ def test_a_batch_of_streams_equals_each_alone(inference: Inference) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5])
-def test_windows_per_pass_changes_nothing_but_the_passes(limit: int) -> None:
+def test_windows_per_pass_changes_the_batches_and_not_the_result(limit: int) -> None:
     sequence, motion, seen = frames(2), [flow_of(2, -1)] * 2, []
     video_cnn = strided()
     expected = infer(Inference(16, 8, flip=True, windows_per_pass=12), video_cnn, sequence, motion)
@@ -192,8 +192,8 @@ def test_host_in_half_precision_gives_float32() -> None:
 # What they remember
 
 
-def test_each_window_is_a_stream_of_its_own() -> None:
-    """Three frames through each window by hand; the flow leads out of every window, to its border."""
+def test_each_window_has_its_own_memory() -> None:
+    """Each window is run by hand on three frames, with a flow that leads out of the window."""
     video_cnn, sequence, motion = strided(), frames(3), [flow_of(6, -3)] * 3
     total, count = torch.zeros(3, 1, 4, *SIZE), torch.zeros(SIZE)
     for top in TOPS:
@@ -206,8 +206,8 @@ def test_each_window_is_a_stream_of_its_own() -> None:
         torch.testing.assert_close(probabilities, expected / count)
 
 
-def test_window_sees_no_more_of_the_past_than_of_the_present() -> None:
-    """A pointwise network tells windows from the whole frame where the flow leads out of them, and nowhere else."""
+def test_window_sees_the_previous_frame_in_itself_alone() -> None:
+    """With a pointwise network, windows and whole frame differ only if the flow leads out of the windows."""
     sequence = frames(2)
     for u, same in ((0.0, True), (9.0, False)):
         motion = [flow_of(u, 0)] * 2
@@ -218,8 +218,8 @@ def test_window_sees_no_more_of_the_past_than_of_the_present() -> None:
 
 
 @pytest.mark.parametrize("inference", [Inference(flip=True), Inference(16, 8, flip=True)])
-def test_flow_of_a_mirrored_window_leads_the_other_way(inference: Inference) -> None:
-    """A pointwise network knows no left and right, so that the mirror image changes nothing, if u changes its sign."""
+def test_flow_of_a_mirrored_window_has_u_negated(inference: Inference) -> None:
+    """A pointwise network gives the same result for mirror images, but only if u is negated."""
     generator = torch.Generator().manual_seed(2)
     sequence, motion = frames(3), [3 * torch.randn(1, 2, *SIZE, generator=generator) for _ in range(3)]
     plain = Inference(inference.window, inference.stride)
@@ -229,8 +229,8 @@ def test_flow_of_a_mirrored_window_leads_the_other_way(inference: Inference) -> 
     assert not torch.allclose(infer(plain, pointwise(), sequence, other_way)[-1], straight, atol=0.1)
 
 
-def test_each_scale_and_window_has_its_part_of_the_flow_in_pixels_of_its_own() -> None:
-    """Displacements that grow to the right by a quarter of a pixel each, as seen by the network."""
+def test_each_window_gets_its_part_of_the_flow_in_pixels_of_its_scale() -> None:
+    """The flow grows by a quarter of a pixel per column; a hook records what the network is given."""
     seen: list[Tensor] = []
     video_cnn, (first, second) = pointwise(), frames(2)
     ramp = (0.25 * torch.arange(SIZE[1])).expand(SIZE)
@@ -252,7 +252,7 @@ def test_each_scale_and_window_has_its_part_of_the_flow_in_pixels_of_its_own() -
             torch.testing.assert_close(next(motion), torch.stack((u, -2 * u)))
 
 
-def test_frame_smaller_than_the_window_goes_on_with_zeros() -> None:
+def test_frame_smaller_than_the_window_is_padded_with_zeros() -> None:
     seen: list[Any] = []
     video_cnn, sequence = strided(), frames(2)
     video_cnn.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
@@ -307,7 +307,7 @@ def test_memory_of_another_inference_is_refused(other: Inference) -> None:
         Inference(16, 8)(video_cnn, frame, flow_of(0, 0), memory)
 
 
-def test_inputs_that_do_not_fit_are_named() -> None:
+def test_wrong_inputs_are_named() -> None:
     inference, video_cnn, (frame,) = Inference(16, 8), strided(), frames(1)
     _, memory = inference(video_cnn, frame)
     with pytest.raises(ValueError, match=r"frame is \(3, 20, 30\): give \(B, C, H, W\)"):
@@ -328,7 +328,7 @@ WINDOWS = Inference(32, scales=(0.5, 1.0), flip=True)
 
 
 def images(count: int) -> list[np.ndarray]:
-    """A texture that moves to the right by two pixels a frame."""
+    """Return frames of a texture that moves two pixels to the right per frame."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     return [np.roll(cv2.GaussianBlur(noise, (0, 0), 1.5), 2 * i, axis=1) for i in range(count)]
 
@@ -337,7 +337,7 @@ def segmenter(**options: Any) -> Segmenter:
     return Segmenter(Model(strided(), SPEC, "test"), precision="float32", **options)
 
 
-def test_segmenter_takes_the_class_most_probable_over_all_views() -> None:
+def test_segmenter_chooses_the_most_probable_class_over_all_views() -> None:
     mean, std = torch.tensor(SPEC.mean).view(3, 1, 1), torch.tensor(SPEC.std).view(3, 1, 1)
     sequence = images(3)
     normalised = [
@@ -356,7 +356,7 @@ def test_segmenter_takes_the_class_most_probable_over_all_views() -> None:
         assert (result.mask != plain.segment(sequence[i], i).mask).any()
 
 
-def test_segmenter_of_the_host_alone_forgets() -> None:
+def test_segmenter_of_the_host_alone_has_no_memory() -> None:
     alone, stream = segmenter(inference=WINDOWS, host_only=True).stream(), segmenter(inference=WINDOWS).stream()
     for i, image in enumerate(images(2)):
         stream.reset()
@@ -365,11 +365,11 @@ def test_segmenter_of_the_host_alone_forgets() -> None:
         np.testing.assert_array_equal(result.mask, stream.segment(image, i).mask)
 
 
-def test_segmenter_by_default_is_the_video_cnn_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segmenter_by_default_runs_the_video_cnn_on_the_whole_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
-        raise AssertionError("no windows without being asked for")
+        raise AssertionError("no windows by default")
 
     monkeypatch.setattr(Inference, "__call__", refuse)
-    default, spelt_out = segmenter().stream(), segmenter(inference=Inference(0, scales=(1.0,))).stream()
+    default, explicit = segmenter().stream(), segmenter(inference=Inference(0, scales=(1.0,))).stream()
     for i, image in enumerate(images(2)):
-        np.testing.assert_array_equal(default.segment(image, i).mask, spelt_out.segment(image, i).mask)
+        np.testing.assert_array_equal(default.segment(image, i).mask, explicit.segment(image, i).mask)

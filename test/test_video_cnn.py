@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`augment` on four unlike hosts: what a video CNN promises whatever it is made of."""
+"""`augment` and the video CNNs it makes, on four different kinds of host."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ddrnet() -> nn.Module:
 
 
 class Skipping(nn.Module):
-    """A host with two branches that uses one layer's output twice and edits it in place."""
+    """A host with two branches that modifies a layer's output in place and uses it twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ HOSTS: dict[str, Case] = {
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits in the outputs that the hosts of these tests have."""
+    """Return the logits in the output of any of these hosts."""
     if isinstance(output, Tensor):
         return output
     return output["out"] if isinstance(output, dict) and "out" in output else output.logits
@@ -84,8 +84,8 @@ def flows(count: int, seed: int = 1) -> list[Tensor]:
     return [3 * torch.randn(1, 2, *SIZE, generator=generator) for _ in range(count)]
 
 
-def awaken(video_cnn: VideoCNN) -> VideoCNN:
-    """Let the previous frame count."""
+def with_blend(video_cnn: VideoCNN) -> VideoCNN:
+    """Set the combination weights so that the previous frame has an effect."""
     for netwarp in video_cnn.netwarps:
         nn.init.constant_(netwarp.w1, 0.6)
         nn.init.constant_(netwarp.w2, 0.4)
@@ -106,7 +106,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return HOSTS[request.param]
 
 
-def test_starts_equal_to_its_host_bit_for_bit(case: Case) -> None:
+def test_untrained_video_cnn_equals_its_host_bit_for_bit(case: Case) -> None:
     make, layers = case
     host = make().eval()
     sequence = frames(3)
@@ -117,18 +117,18 @@ def test_starts_equal_to_its_host_bit_for_bit(case: Case) -> None:
         assert torch.equal(a, b)
 
 
-def test_previous_frame_counts_once_w2_does(case: Case) -> None:
+def test_previous_frame_has_an_effect_if_w2_is_not_zero(case: Case) -> None:
     make, layers = case
-    video_cnn = awaken(augment(make().eval(), layers))
+    video_cnn = with_blend(augment(make().eval(), layers))
     first, second = frames(2)
     with torch.no_grad():
-        _, third_out = run(video_cnn, [first, second], flows(2))
-        _, other_out = run(video_cnn, [frames(1, seed=9)[0], second], flows(2))
-    assert not torch.allclose(third_out, other_out)
+        _, usual = run(video_cnn, [first, second], flows(2))
+        _, other = run(video_cnn, [frames(1, seed=9)[0], second], flows(2))
+    assert not torch.allclose(usual, other)
 
 
-def reach(video_cnn: VideoCNN, length: int) -> bool:
-    """Return whether the first of ``length`` frames reaches the output of the last."""
+def first_reaches_last(video_cnn: VideoCNN, length: int) -> bool:
+    """Return whether the first of ``length`` frames has an effect on the output of the last."""
     sequence, motion = frames(length), flows(length)
     with torch.no_grad():
         last = run(video_cnn, sequence, motion)[-1]
@@ -136,29 +136,29 @@ def reach(video_cnn: VideoCNN, length: int) -> bool:
     return not torch.equal(last, changed)
 
 
-def test_frame_before_the_last_cannot_reach_the_present(case: Case) -> None:
+def test_frame_before_the_previous_one_has_no_effect(case: Case) -> None:
     make, layers = case
     for layer in layers:
-        video_cnn = awaken(augment(make().eval(), [layer]))
-        assert reach(video_cnn, 2), layer
-        assert not reach(video_cnn, 3), layer
+        video_cnn = with_blend(augment(make().eval(), [layer]))
+        assert first_reaches_last(video_cnn, 2), layer
+        assert not first_reaches_last(video_cnn, 3), layer
 
 
-def test_each_further_layer_in_series_lets_one_more_frame_through() -> None:
-    video_cnn = awaken(augment(sequential().eval(), ["0", "3"]))
-    assert reach(video_cnn, 3)
-    assert not reach(video_cnn, 4)
+def test_each_further_layer_in_series_adds_one_frame() -> None:
+    video_cnn = with_blend(augment(sequential().eval(), ["0", "3"]))
+    assert first_reaches_last(video_cnn, 3)
+    assert not first_reaches_last(video_cnn, 4)
 
 
 def test_remembering_after_the_blend_is_recursive(case: Case) -> None:
     make, layers = case
-    assert reach(awaken(augment(make().eval(), layers[:1], remember="after")), 5)
+    assert first_reaches_last(with_blend(augment(make().eval(), layers[:1], remember="after")), 5)
 
 
 @pytest.mark.parametrize("remember", ["before", "after"])
-def test_host_working_in_place_cannot_touch_the_memory(remember: str) -> None:
-    """An in-place ReLU follows the layer: negative values survive in the memory all the same."""
-    video_cnn = awaken(augment(Skipping().eval(), ["stem"], remember=remember))
+def test_host_that_works_in_place_does_not_change_the_memory(remember: str) -> None:
+    """An in-place ReLU follows the layer, yet the memory has negative values."""
+    video_cnn = with_blend(augment(Skipping().eval(), ["stem"], remember=remember))
     memory = None
     with torch.no_grad():
         for frame, flow in zip(frames(2), flows(2), strict=True):
@@ -166,7 +166,7 @@ def test_host_working_in_place_cannot_touch_the_memory(remember: str) -> None:
             assert memory.representations["stem"].min() < 0
 
 
-def test_host_that_drops_out_in_place_in_training_cannot_touch_the_memory() -> None:
+def test_dropout_in_place_in_training_does_not_change_the_memory() -> None:
     host = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.5, inplace=True), nn.Conv2d(4, 2, 1))
     video_cnn = augment(host.train(), ["0"])
     _, memory = video_cnn(frames(1)[0])
@@ -175,7 +175,7 @@ def test_host_that_drops_out_in_place_in_training_cannot_touch_the_memory() -> N
 
 @pytest.mark.parametrize(("inplace", "copied"), [(True, True), (False, False)])
 @pytest.mark.parametrize("remember", ["before", "after"])
-def test_memory_is_a_copy_only_where_the_host_goes_on_in_place(remember: Any, inplace: bool, copied: bool) -> None:
+def test_memory_is_a_copy_only_if_the_host_works_in_place(remember: Any, inplace: bool, copied: bool) -> None:
     host = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=inplace), nn.Conv2d(4, 2, 1)).eval()
     seen: list[int] = []
     host[1].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].data_ptr()))
@@ -188,7 +188,7 @@ def test_memory_is_a_copy_only_where_the_host_goes_on_in_place(remember: Any, in
 
 def test_gradient_reaches_the_previous_frames_layers(case: Case) -> None:
     make, layers = case
-    video_cnn = awaken(augment(make().eval(), layers))
+    video_cnn = with_blend(augment(make().eval(), layers))
     first, second = frames(2)
     first.requires_grad_()
     _, memory = video_cnn(first)
@@ -204,7 +204,7 @@ def test_gradient_reaches_the_previous_frames_layers(case: Case) -> None:
 
 
 def test_detached_memory_stops_the_gradient() -> None:
-    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+    video_cnn = with_blend(augment(sequential().eval(), ["3"]))
     first, second = frames(2)
     first.requires_grad_()
     _, memory = video_cnn(first)
@@ -213,9 +213,9 @@ def test_detached_memory_stops_the_gradient() -> None:
     assert first.grad is None
 
 
-def test_streams_do_not_hear_one_another() -> None:
-    """Two cameras, two memories: taking turns gives what each alone gives."""
-    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+def test_streams_are_independent() -> None:
+    """Two cameras with a memory each give, in turns, the same outputs as each camera alone."""
+    video_cnn = with_blend(augment(sequential().eval(), ["3"]))
     left, right, motion = frames(4, seed=2), frames(4, seed=3), flows(4)
     with torch.no_grad():
         alone = run(video_cnn, left, motion), run(video_cnn, right, motion)
@@ -227,7 +227,7 @@ def test_streams_do_not_hear_one_another() -> None:
 
 
 def test_a_batch_of_streams_equals_each_alone() -> None:
-    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+    video_cnn = with_blend(augment(sequential().eval(), ["3"]))
     left, right, motion = frames(3, seed=2), frames(3, seed=3), flows(3)
     with torch.no_grad():
         both = [torch.cat(pair) for pair in zip(left, right, strict=True)]
@@ -236,18 +236,18 @@ def test_a_batch_of_streams_equals_each_alone() -> None:
         torch.testing.assert_close(together[-1][1:], run(video_cnn, right, motion)[-1], rtol=1e-4, atol=1e-5)
 
 
-def test_host_by_itself_stays_the_image_cnn() -> None:
+def test_host_by_itself_is_still_the_image_cnn() -> None:
     host = sequential().eval()
     frame = frames(1)[0]
     with torch.no_grad():
         before = host(frame)
-        awaken(augment(host, ["3"]))
+        with_blend(augment(host, ["3"]))
         assert torch.equal(host(frame), before)
     assert set(host.state_dict()) == set(sequential().state_dict())
 
 
 def test_a_copy_is_independent() -> None:
-    video_cnn = awaken(augment(sequential().eval(), ["3"]))
+    video_cnn = with_blend(augment(sequential().eval(), ["3"]))
     twin = copy.deepcopy(video_cnn)
     nn.init.zeros_(twin.netwarps[0].w1)
     sequence, motion = frames(2), flows(2)
@@ -255,15 +255,15 @@ def test_a_copy_is_independent() -> None:
         assert not torch.allclose(run(twin, sequence, motion)[-1], run(video_cnn, sequence, motion)[-1])
 
 
-def test_one_flow_cnn_serves_all_insertion_points() -> None:
+def test_one_flow_cnn_is_shared_by_all_layers() -> None:
     video_cnn = augment(sequential(), ["0", "3"])
     parameters = sum(p.numel() for p in video_cnn.parameters()) - sum(p.numel() for p in video_cnn.host.parameters())
     assert parameters == 6892 + 2 * 8 + 2 * 16
 
 
 @pytest.mark.parametrize("flow_grid", ["image", "features", "first"])
-def test_constant_motion_is_undone(flow_grid: str) -> None:
-    """A scene that moves by 8 pixels, a layer of stride 4: with w1 = 0, w2 = 1 the present is the shifted past."""
+def test_constant_motion_is_compensated(flow_grid: str) -> None:
+    """Scene moves by 8 pixels, stride 4, w1 = 0 and w2 = 1: the warped past equals the present."""
     host = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), nn.Identity())
     video_cnn = augment(host, ["0"], flow_grid=flow_grid)
     nn.init.zeros_(video_cnn.netwarps[0].w1)
@@ -279,9 +279,9 @@ def test_constant_motion_is_undone(flow_grid: str) -> None:
     torch.testing.assert_close(output[..., 2:], expected[..., 2:], atol=2e-3, rtol=0)
 
 
-def test_flow_is_asked_for_once_when_the_first_insertion_layer_has_run() -> None:
+def test_flow_is_estimated_once_after_the_first_insertion_layer() -> None:
     host = sequential().eval()
-    video_cnn = awaken(augment(host, ["3", "5"]))
+    video_cnn = with_blend(augment(host, ["3", "5"]))
     events: list[str] = []
     for name in ("0", "3", "4"):
         host[int(name)].register_forward_pre_hook(lambda _module, _inputs, name=name: events.append(name))
@@ -293,7 +293,7 @@ def test_flow_is_asked_for_once_when_the_first_insertion_layer_has_run() -> None
 
     with torch.no_grad():
         _, memory = video_cnn(first, estimate)
-        assert events == ["0", "3", "4"], "a first frame has no use for a flow"
+        assert events == ["0", "3", "4"], "a first frame needs no flow"
         events.clear()
         output, _ = video_cnn(second, estimate, memory)
         assert events == ["0", "3", "flow", "4"]
@@ -306,7 +306,7 @@ def test_flow_is_asked_for_once_when_the_first_insertion_layer_has_run() -> None
     ("flow_grid", "grids"), [("image", [(64, 96)]), ("features", [(32, 48), (16, 24)]), ("first", [(32, 48)])]
 )
 def test_flow_cnn_works_once_on_each_of_its_grids(flow_grid: Any, grids: list[tuple[int, int]]) -> None:
-    video_cnn = awaken(augment(sequential().eval(), ["0", "2", "3"], flow_grid=flow_grid))
+    video_cnn = with_blend(augment(sequential().eval(), ["0", "2", "3"], flow_grid=flow_grid))
     seen: list[tuple[int, int]] = []
     assert video_cnn.flow_cnn is not None
     video_cnn.flow_cnn.register_forward_hook(lambda _module, _inputs, flow: seen.append(tuple(flow.shape[2:])))
@@ -314,7 +314,7 @@ def test_flow_cnn_works_once_on_each_of_its_grids(flow_grid: Any, grids: list[tu
     assert seen == grids
 
 
-def test_concatenation_takes_the_place_of_netwarp(case: Case) -> None:
+def test_concatenation_replaces_netwarp(case: Case) -> None:
     make, layers = case
     host = make().eval()
     sequence, motion = frames(2), flows(2)
@@ -327,12 +327,12 @@ def test_concatenation_takes_the_place_of_netwarp(case: Case) -> None:
         assert not torch.allclose(run(video_cnn, sequence, motion)[-1], alone[-1])
 
 
-def test_without_flow_cnn_there_is_none() -> None:
+def test_flow_cnn_can_be_left_out() -> None:
     assert augment(sequential(), ["3"], flow_cnn=False).flow_cnn is None
 
 
 def test_half_precision_host_keeps_the_flow_in_float32() -> None:
-    video_cnn = awaken(augment(sequential().eval(), ["3"], flow_grid="features"))
+    video_cnn = with_blend(augment(sequential().eval(), ["3"], flow_grid="features"))
     sequence, motion = frames(2), flows(2)
     with torch.no_grad():
         full = run(video_cnn, sequence, motion)[-1]
@@ -342,7 +342,7 @@ def test_half_precision_host_keeps_the_flow_in_float32() -> None:
     torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)
 
 
-def test_probing_leaves_the_host_as_it_was() -> None:
+def test_augment_does_not_change_the_hosts_weights_and_modes() -> None:
     host = sequential()
     host[1].eval()
     state = copy.deepcopy(host.state_dict())
@@ -384,7 +384,7 @@ def test_wrong_options_are_named(option: dict[str, Any]) -> None:
         augment(sequential(), ["3"], **option)
 
 
-def test_inputs_that_do_not_fit_are_named() -> None:
+def test_wrong_inputs_are_named() -> None:
     video_cnn = augment(sequential().eval(), ["3"])
     frame, flow = frames(1)[0], flows(1)[0]
     _, memory = video_cnn(frame)

@@ -107,9 +107,9 @@ class Segmenter:
         max_gap: The memory is reset if two stamps are more than this many seconds apart.
         host_only: Run the host by itself, frame by frame, without NetWarp and flow.
         inference: Which views of a frame the network sees; by default one, the whole frame.
-        compile: One of `COMPILE_MODES`. `torch.compile` makes the host faster and takes half a minute, now and again
-            for each new image size. A host that cannot be compiled, or whose masks change, runs uncompiled. If CUDA
-            graphs cannot be used, mode ``default`` is tried.
+        compile: One of `COMPILE_MODES`. `torch.compile` makes the host faster; compiling takes half a minute at the
+            start and for each new image size. A host that cannot be compiled, or whose masks change, runs uncompiled.
+            If CUDA graphs cannot be used, mode ``default`` is tried.
 
     Attributes:
         compiled: The compile mode in effect; ``compile`` is the one requested.
@@ -140,8 +140,8 @@ class Segmenter:
         if not max_gap > 0:
             raise ValueError(f"max_gap is {max_gap}: give seconds > 0")
         self.model = model if isinstance(model, Model) else load_model(model)
-        self.device = _device(device)
-        self.dtype = _precision(precision, self.device)
+        self.device = _torch_device(device)
+        self.dtype = _torch_dtype(precision, self.device)
         self.flow = DisFlow(flow) if isinstance(flow, str) else flow
         self.input_height = input_height or self.model.spec.input_height
         self.max_gap = max_gap
@@ -408,7 +408,7 @@ def _mask_at_image_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def _device(name: str) -> torch.device:
+def _torch_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -421,16 +421,16 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
+def _torch_dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
         if device.type == "cuda":
             return torch.float16
         return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
-    if name not in PRECISIONS:
-        raise ValueError(f"precision is {name!r}: choose one of auto, {', '.join(PRECISIONS)}")
-    if name == "float16" and device.type == "cpu":
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: choose one of auto, {', '.join(PRECISIONS)}")
+    if precision == "float16" and device.type == "cpu":
         raise ValueError("precision is 'float16', which CPUs compute slowly: choose bfloat16, float32 or auto")
-    return PRECISIONS[name]
+    return PRECISIONS[precision]
 
 
 def _cpu_computes_bfloat16() -> bool:

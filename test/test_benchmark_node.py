@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``netwarp benchmark node``: what is made of the measurements, and one run with real nodes; no time is judged."""
+"""``netwarp benchmark node``: figures and tables of given runs, and one run with real nodes. No time is asserted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from netwarp_ros import cli
-from netwarp_ros.benchmarks.node import SLOWEST, Run, find_peak, markdown
+from netwarp_ros.benchmarks.node import LOWEST_RATE, Run, find_peak, markdown
 from netwarp_ros.evaluation import plots
 
 TIMES = {"p50": 1.0, "p95": 2.0, "p99": 3.25}
@@ -28,7 +28,7 @@ def a_run(rate: float = 10.0, **changes: Any) -> Run:
 
 
 def node(capacity: float, most: float = float("inf")) -> tuple[list[float], Callable[[float], Run]]:
-    """A node that makes so many masks per second and camera, whose cameras send so many images at most."""
+    """A node that makes at most ``capacity`` masks per second and camera; each camera sends at most ``most`` images."""
     tried: list[float] = []
 
     def load(rate: float) -> Run:
@@ -38,13 +38,13 @@ def node(capacity: float, most: float = float("inf")) -> tuple[list[float], Call
     return tried, load
 
 
-def test_dropped_is_what_no_mask_came_out_for() -> None:
+def test_dropped_are_images_without_a_mask() -> None:
     assert a_run(sent=200, masks=150).dropped == pytest.approx(25)
-    assert a_run(sent=200, masks=201).dropped == 0  # one from before the measurement
+    assert a_run(sent=200, masks=201).dropped == 0  # one mask is of an image sent before
     assert a_run(sent=0, masks=0, stages_ms={}).dropped == 0
 
 
-def test_a_rate_is_served_with_less_than_5_percent_dropped_of_what_was_to_be_sent() -> None:
+def test_a_rate_is_served_if_less_than_5_percent_is_missing() -> None:
     assert a_run(sent=200, masks=191).served
     assert not a_run(sent=200, masks=190).served
     assert not a_run(sent=180, masks=180).served  # the cameras did not keep up
@@ -60,17 +60,17 @@ def test_the_peak_is_found_from_below_and_above(start: float) -> None:
     assert len(tried) <= 12
 
 
-def test_the_peak_ends_where_the_cameras_do() -> None:
+def test_the_peak_is_not_above_what_the_cameras_can_send() -> None:
     tried, load = node(capacity=1000, most=40)
     best = find_peak(load, 30.0)
     assert best is not None and 36 < best.rate < 42.5
     assert max(tried) < 60
 
 
-def test_a_node_that_serves_nothing_has_no_peak() -> None:
+def test_a_node_without_masks_has_no_peak() -> None:
     tried, load = node(capacity=0)
     assert find_peak(load, 1.0) is None
-    assert min(tried) >= SLOWEST
+    assert min(tried) >= LOWEST_RATE
 
 
 def test_the_table_has_a_line_for_each_run() -> None:
@@ -98,7 +98,7 @@ def test_the_figure_has_a_panel_for_each_number_of_cameras_and_size() -> None:
     assert [text.get_text() for text in second.get_xticklabels()] == ["10", "30"]
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+def test_files_without_runs_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "node.json"
     for text in ("{}", "[]", "no JSON", json.dumps({"runs": []})):
         file.write_text(text)
@@ -111,7 +111,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "option", ["--cameras=0", "--cameras=1.5", "--rates=10,,30", "--rates=inf", "--sizes=480", "--nodes=other"]
 )
-def test_loads_that_are_none_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_loads_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["benchmark", "node", option])
     assert end.value.code == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``netwarp benchmark ops`` compares like with like and writes down what it found; the times are not judged."""
+"""``netwarp benchmark ops`` compares equal computations and writes its figures. No time is asserted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = ops.Case("small", (1, 8, 9, 12), torch.float32, "channels_last")
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
-def test_what_is_compared_computes_the_same(layout: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_the_implementations_compute_the_same(layout: str, dtype: torch.dtype, tolerance: float) -> None:
     setup = ops._Setup(ops.Case("small", (1, 8, 9, 12), dtype, layout), CPU, None)
     for calls, of_maps in ((setup.forward(), slice(None)), (setup.backward(), 0)):
         results = {name: call()[of_maps] for name, (call, _) in calls.items()}
@@ -26,7 +26,7 @@ def test_what_is_compared_computes_the_same(layout: str, dtype: torch.dtype, tol
             torch.testing.assert_close(results[ours], results[theirs], atol=tolerance, rtol=0)
 
 
-def test_results_relate_to_the_copy_and_to_what_is_replaced() -> None:
+def test_results_are_compared_with_the_copy_and_with_grid_sample() -> None:
     results = list(ops.run([SMALL], CPU, with_compiled=False, seconds=0))
     forward = {r.implementation: r for r in results if (r.direction, r.memory) == ("forward", "kept")}
     assert {(r.direction, r.memory) for r in results} == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``netwarp table`` with tiny networks on four stills: its rows are those of ``evaluate``, and are found once."""
+"""``netwarp table`` with tiny networks on four stills: rows have the scores of ``evaluate``, and are computed once."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def result(name: str, miou: float | None, **others: Any) -> dict[str, Any]:
     return {"name": name, **scores, "host": None, "runtime": None, "stages_ms": {"total": {"p50": 7.0}}, **others}
 
 
-def test_tables_by_hand() -> None:
+def test_markdown_by_hand() -> None:
     host = {"miou": 40.0, "tiou": {"2": 20.0}, "miiou": None, "tc": 80.0, "iou": {"sky": 40.0, "road": None}}
     runtime = {"stages_ms": {"host": {"total": 10.0}, "netwarp": {"flow": 1.0, "total": 11.5}}, "overhead": 15.0}
     results = [result("a", 50.0, host=host, runtime=runtime), result("b", 60.0)]
@@ -99,32 +99,32 @@ def test_tables_by_hand() -> None:
     ]
 
 
-def test_rows_are_kept_as_they_come_and_found_once(tmp_path: Path) -> None:
-    file, told, found = tmp_path / "new" / "table.json", [], []
+def test_rows_are_kept_as_they_come_and_computed_once(tmp_path: Path) -> None:
+    file, logged, computed = tmp_path / "new" / "table.json", [], []
 
     def row(name: str, weights: str) -> Row:
-        def find() -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
             if weights == "broken":
                 raise KeyboardInterrupt
-            found.append(weights)
-            return {"miou": float(len(found))}
+            computed.append(weights)
+            return {"miou": float(len(computed))}
 
-        return Row(name, {"weights": weights, "layers": ("x", "y")}, find)
+        return Row(name, {"weights": weights, "layers": ("x", "y")}, compute)
 
     with pytest.raises(KeyboardInterrupt):
-        compute_rows("models", [row("a", "1"), row("b", "broken"), row("c", "3")], file, told.append)
-    assert found == ["1"] and [row["name"] for row in json.loads(file.read_text())["rows"]] == ["a"]
-    results = compute_rows("models", [row("b", "2"), row("a", "1")], file, told.append)
-    assert found == ["1", "2"] and [(each["name"], each["miou"]) for each in results] == [("b", 2), ("a", 1)]
-    (changed,) = compute_rows("models", [row("a", "1 anew")], file, told.append)
+        compute_rows("models", [row("a", "1"), row("b", "broken"), row("c", "3")], file, logged.append)
+    assert computed == ["1"] and [row["name"] for row in json.loads(file.read_text())["rows"]] == ["a"]
+    results = compute_rows("models", [row("b", "2"), row("a", "1")], file, logged.append)
+    assert computed == ["1", "2"] and [(row["name"], row["miou"]) for row in results] == [("b", 2), ("a", 1)]
+    (changed,) = compute_rows("models", [row("a", "1 anew")], file, logged.append)
     assert changed["miou"] == 3 and read_rows(file)["a"] == changed
     assert read_rows(file)["b"]["miou"] == 2
-    assert told == ["a (1 of 3)", "b (2 of 3)", "b (1 of 2)", "a (1 of 1)"]
+    assert logged == ["a (1 of 3)", "b (2 of 3)", "b (1 of 2)", "a (1 of 1)"]
     with pytest.raises(ValueError, match=r"table\.json is the table models, not flows: give another file"):
-        compute_rows("flows", [], file, told.append)
+        compute_rows("flows", [], file, logged.append)
     file.write_text('{"rows": 1}')
-    with pytest.raises(ValueError, match=r"table\.json is no table: give a file that `netwarp table flows` wrote"):
-        compute_rows("flows", [], file, told.append)
+    with pytest.raises(ValueError, match=r"table\.json is not a table: give a file of `netwarp table flows`"):
+        compute_rows("flows", [], file, logged.append)
 
 
 def test_models_score_as_evaluate_says(
@@ -156,25 +156,25 @@ def test_models_score_as_evaluate_says(
     assert line[1:] == [f"{value:.2f}" for value in (*seen.values(), alone["miou"])]
 
 
-def test_a_second_run_judges_what_has_changed(
+def test_a_second_run_computes_only_rows_that_changed(
     tmp_path: Path, camvid: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, judge = [], tables.RowEvaluator.evaluate_model
+    evaluated, evaluate_model = [], tables.RowEvaluator.evaluate_model
 
     def counting(self: tables.RowEvaluator, *arguments: Any, **options: Any) -> dict[str, Any]:
-        judged.append(arguments[0].name)
-        return judge(self, *arguments, **options)
+        evaluated.append(arguments[0].name)
+        return evaluate_model(self, *arguments, **options)
 
     monkeypatch.setattr(tables.RowEvaluator, "evaluate_model", counting)
     host, video = models
     command = ["table", "models", *on(camvid), "--model", host, "--model", video, "-o", tmp_path / "table.json"]
     assert [run(*command), run(*command)] == [0, 0]
-    assert judged == ["host", "video"]
+    assert evaluated == ["host", "video"]
     label = cv2.imread(str(camvid / "labels" / "0.png"), cv2.IMREAD_UNCHANGED)
     save_model(host, build(SPEC), SPEC)
-    assert run(*command) == 0 and judged[2:] == ["host"]
+    assert run(*command) == 0 and evaluated[2:] == ["host"]
     cv2.imwrite(str(camvid / "labels" / "0.png"), np.flipud(label))
-    assert run(*command) == 0 and judged[3:] == ["host", "video"]
+    assert run(*command) == 0 and evaluated[3:] == ["host", "video"]
 
 
 def test_a_row_for_each_flow(
@@ -304,7 +304,7 @@ def test_errors_say_what_to_give(
     assert message in capsys.readouterr().err
 
 
-def test_images_to_time_on_are_of_one_size(tmp_path: Path) -> None:
+def test_images_to_time_on_have_one_size(tmp_path: Path) -> None:
     paths = [tmp_path / f"{index}.png" for index in range(4)]
     for path, width in zip(paths, (8, 8, 8, 9), strict=True):
         cv2.imwrite(str(path), np.full((6, width, 3), width, np.uint8))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements behind ``netwarp benchmark``: what is timed, how, and on what machine."""
+"""Measurements behind ``netwarp benchmark`` and ``netwarp table``."""

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A video CNN beside its own host run frame by frame: what NetWarp costs, flow included (the paper's Tables 3 and 4).
+"""The cost of NetWarp: a video CNN and its own host timed on the same frames, flow included (the paper's Tables 3, 4).
 
-Both segment the same frames and take turns at each, so that whatever disturbs the machine disturbs them alike. A
-frame's overhead is the ratio of its two times; of all frames, the median counts.
+The two alternate on every frame, so that other load on the machine slows both down alike.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from netwarp_ros.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a frame takes.
+    """Times of a video CNN and of its host.
 
     Attributes:
-        frames: Frames that were timed.
-        stages_ms: Median duration of each stage of the segmenter and of their ``total``, for ``host`` and ``netwarp``.
-        overhead_percent: Median over the frames of the video CNN's total over the host's, less 1, in per cent.
+        frames: Number of frames timed.
+        stages_ms: For ``host`` and ``netwarp``, the median duration of each stage of the segmenter, and of their
+            ``total``.
+        overhead_percent: Median over the frames of (video CNN's total / host's total - 1), in per cent.
     """
 
     frames: int
@@ -42,10 +42,10 @@ def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int 
     """Time a model and its host on the same frames.
 
     Args:
-        images: A stream of BGR images ``(H, W, 3)`` uint8 of one size, at least 2; taken ``passes`` times.
+        images: At least two successive BGR images ``(H, W, 3)`` uint8 of one size.
         model: A video CNN.
-        passes: How often.
-        options: Of the `Segmenter`.
+        passes: How often to segment all images. The first image of each pass is not timed.
+        options: Other arguments of `Segmenter`.
 
     Raises:
         ValueError: If the model has no NetWarp, or there are too few images.
@@ -53,7 +53,7 @@ def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int 
     if not model.network.layers:
         raise ValueError(f"model {model.name} is an image CNN: choose one with NetWarp, see `netwarp models`")
     if len(images) < 2:
-        raise ValueError(f"{len(images)} images: give at least 2, the first of a stream has no flow")
+        raise ValueError(f"{len(images)} images: give at least 2, for the first one has no flow")
     streams = {
         "host": Segmenter(copy.deepcopy(model), host_only=True, **options).stream(),
         "netwarp": Segmenter(model, **options).stream(),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segment node under load, beside its own host frame by frame and beside the node that tutorials write.
+"""The segment node under load, compared with its host alone and with a node as in tutorials.
 
-What is measured, and what is made of it; `netwarp_ros.node.tools.load` runs the nodes.
+Here are the figures, the search for the peak rate, and the table. `netwarp_ros.node.tools.load` runs the nodes.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TOLERATED = 5.0
-"""Per cent of the images that may be dropped at the peak rate."""
+MAX_DROPPED_PERCENT = 5.0
+"""The peak is the highest rate at which a smaller percentage of the images is dropped."""
 
-STEP = 1.25
-"""Factor between the first rates that are tried for the peak."""
+RATE_STEP = 1.25
+"""Factor between the rates of the search for the peak, until one rate is served and the next one is not."""
 
 HALVINGS = 2
-"""How often the step is halved around the peak."""
+"""How often the interval between those two rates is halved then."""
 
-SLOWEST = 0.2
-"""Rate in Hz under which no peak is looked for."""
+LOWEST_RATE = 0.2
+"""Lowest rate in Hz that the search tries."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A node under one load, from the end of the warm-up to the end of sending.
+    """One node under one load, measured from the end of the warm-up to the end of sending.
 
     Attributes:
-        system: ``netwarp`` or ``host``, the segment node; or ``plain``, the node that tutorials write.
-        cameras: Number of cameras, which fire together.
-        width: Of the images, in pixels.
-        height: Of the images, in pixels.
-        rate: Images that each camera was to send per second.
+        system: ``netwarp``, the segment node; ``host``, the segment node with ``host_only``; or ``plain``, a node as in
+            tutorials.
+        cameras: Number of cameras. They send at the same moment.
+        width: Width of the images in pixels.
+        height: Height of the images in pixels.
+        rate: Images per second that each camera should send.
         seconds: Duration.
-        sent: Images that the cameras sent.
-        masks: Masks that came out.
-        stages_ms: p50, p95 and p99 of the durations in `FrameTiming`, and of ``own``, the node's own cost: image
-            callback to mask published, less flow and network. Empty where no mask came out.
-        cpu: Processors that the node's process kept busy.
+        sent: Number of images that the cameras sent.
+        masks: Number of masks that the node published.
+        stages_ms: p50, p95 and p99 of the durations in `FrameTiming`, and of ``own``, the node's own cost: from the
+            image callback to the published mask, without flow and network. Empty if there was no mask.
+        cpu: Mean number of CPU cores that the node's process used.
         memory_mb: Resident memory of the node's process at the end, in 10^6 bytes.
-        peak: Whether this is the highest rate with less than 5 % dropped.
+        peak: Whether this is the peak rate.
     """
 
     system: str
@@ -59,42 +60,43 @@ class Run:
 
     @property
     def dropped(self) -> float:
-        """Per cent of the images that no mask came out for while they were sent; never less than 0."""
+        """Per cent of the images sent for which no mask was published in the same time, at least 0."""
         return max(0.0, 100 * (1 - self.masks / self.sent)) if self.sent else 0.0
 
     @property
     def served(self) -> bool:
-        """Whether the cameras kept their rate and the node kept up with them."""
-        return self.sent >= (1 - TOLERATED / 100) * self.rate * self.seconds * self.cameras and self.dropped < TOLERATED
+        """Whether the cameras kept their rate, and the node kept up with them."""
+        least_sent = (1 - MAX_DROPPED_PERCENT / 100) * self.rate * self.seconds * self.cameras
+        return self.sent >= least_sent and self.dropped < MAX_DROPPED_PERCENT
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "dropped": self.dropped}
 
 
-def find_peak(load: Callable[[float], Run], start: float) -> Run | None:
+def find_peak(run_at: Callable[[float], Run], start: float) -> Run | None:
     """Find the highest rate that is served, to 6 %.
 
     Args:
-        load: Runs the node at a rate in Hz.
-        start: The rate to try first.
+        run_at: Runs the node at a rate in Hz.
+        start: First rate to try, in Hz.
 
     Returns:
-        The run at that rate; None if there is none down to `SLOWEST`.
+        The run at the peak; None if no rate down to `LOWEST_RATE` is served.
     """
     best: Run | None = None
     rate, lowest_failed = start, math.inf
-    while rate >= SLOWEST:
-        run = load(rate)
+    while rate >= LOWEST_RATE:
+        run = run_at(rate)
         if run.served:
             best = run
         else:
             lowest_failed = rate
         if best and lowest_failed < math.inf:
             break
-        rate = rate * STEP if run.served else rate / STEP
+        rate = rate * RATE_STEP if run.served else rate / RATE_STEP
     for _ in range(HALVINGS if best else 0):
         assert best is not None
-        run = load(math.sqrt(best.rate * lowest_failed))
+        run = run_at(math.sqrt(best.rate * lowest_failed))
         if run.served:
             best = run
         else:
@@ -103,7 +105,7 @@ def find_peak(load: Callable[[float], Run], start: float) -> Run | None:
 
 
 def markdown(runs: Iterable[Run]) -> str:
-    """Return a table of runs, a line for each; times in ms."""
+    """Return a Markdown table with a line for each run; times in ms."""
     columns = (
         "cameras", "size", "Hz", "node", "dropped", "own p50", "flow p50", "network p50",
         "latency p50", "p95", "p99", "age p50", "p95", "p99", "CPU", "MB",

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warp operator beside what it replaces: a copy of the same tensor, `grid_sample`, and compiled `grid_sample`.
+"""The warp operator timed beside a copy of the same tensor, `grid_sample`, and compiled `grid_sample`.
 
-All of them run in one process and take turns, so that whatever disturbs the machine disturbs them alike; of each, the
-median counts. Every one allocates its result. The grid that `grid_sample` wants is made beforehand and not timed. On
-CUDA it has the type of the features, as it demands: in half precision its coordinates are not exact. On the CPU
-`grid_sample` gets and gives float32, between two conversions: in bfloat16 it returns NaN, and its gradient is written
-outside of its memory (PyTorch 2.13).
+All implementations run in one process and alternate, so that other load on the machine slows them down alike. The
+median of each is reported. Each allocates its result. The grid of `grid_sample` is computed beforehand and not timed.
 
-A large result costs more to allocate than to compute: on the CPU, the C library returns it to the system and gets it
-back in pages that must be cleared. So there are two states of the memory. On the CPU, ``fresh`` is as PyTorch comes and
-``kept`` tells the C library (glibc) to keep what is freed. On CUDA, ``cold`` writes over the second-level cache before
-every run, and ``warm`` does not.
+In half precision, the grid must have the type of the features on CUDA, so its coordinates are not exact. On the CPU,
+features are converted to float32 and the result back, because `grid_sample` returns NaN in bfloat16, and its gradient
+writes outside its memory (PyTorch 2.13).
+
+To allocate a large result takes longer than to compute it: the C library returns freed memory to the system, and new
+pages must be cleared. So all is timed in two states of the memory. On the CPU, ``fresh`` is PyTorch's default, and
+``kept`` tells glibc to keep freed memory. On CUDA, ``cold`` overwrites the L2 cache before each run, and ``warm`` does
+not.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ COPY, GRID_SAMPLE = "copy", "grid_sample"
 
 @dataclass(frozen=True)
 class Case:
-    """What is warped.
+    """Features to warp.
 
     Attributes:
-        name: Where in a network such features occur.
+        name: The paper, or the layer of a shipped model that has such features.
         shape: ``(B, C, H, W)``.
         dtype: Type of the features.
         layout: ``"contiguous"`` or ``"channels_last"``.
-        flow_noise: Noise on the flow, in pixels; 0.05 is that of a good flow, and 5 leaves no neighbours together.
+        flow_noise: Standard deviation of the noise on the flow, in pixels: 0.05 as in a good flow; at 5, neighbouring
+            pixels read memory far apart.
     """
 
     name: str
@@ -56,7 +58,7 @@ class Case:
 
 
 def standard_cases(device: torch.device) -> list[Case]:
-    """Return the paper's shape, with good and with bad flow, and those of the shipped models at 480x360."""
+    """Return the paper's shape, with little and with much noise on the flow, and those of shipped models at 480x360."""
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     paper = (1, 1024, 128, 128)
     layouts = ("contiguous", "channels_last")
@@ -73,17 +75,18 @@ def standard_cases(device: torch.device) -> list[Case]:
 
 @dataclass(frozen=True)
 class Result:
-    """One implementation on one case.
+    """Time of one implementation on one case.
 
     Attributes:
-        case: What was warped.
+        case: The features.
         direction: ``"forward"``, or ``"backward"`` for the gradients of all inputs.
-        memory: State of the memory, ``"fresh"``, ``"kept"``, ``"cold"`` or ``"warm"``.
-        implementation: What was timed.
+        memory: State of the memory: ``"fresh"``, ``"kept"``, ``"cold"`` or ``"warm"``.
+        implementation: Name of the implementation.
         time_ms: Median of all runs.
-        bytes: What must be read and written at least.
-        vs_copy: Its time divided by that of the copy.
-        vs_grid_sample: How many times faster it is than what it replaces; None for the copy, which replaces nothing.
+        bytes: Least number of bytes to read and write.
+        vs_copy: Time divided by the time of the copy.
+        vs_grid_sample: Time of `grid_sample` (with multiplication and addition for `warp_combine`) divided by this
+            time; None for the copy.
     """
 
     case: Case
@@ -118,20 +121,20 @@ def run(
     """Time all implementations on every case.
 
     Args:
-        cases: What to warp.
-        device: Where.
+        cases: Features to warp.
+        device: Device to run on.
         with_compiled: Also time `grid_sample` under ``torch.compile``, which compiles for up to a minute per case.
-        seconds: How long a case may take in each state and direction; at least five rounds are run.
+        seconds: Duration for each case, direction and state of the memory; at least five rounds are run.
 
     Yields:
-        The results, state by state and case by case.
+        The results: all cases in the first state of the memory, then all in the second.
     """
     states = ("cold", "warm") if device.type == "cuda" else ("fresh", "kept")
-    # Compiled graphs are for one size each, which is the fastest that there is; PyTorch limits how many there may be.
+    # A graph compiled for a fixed size is the fastest; PyTorch limits the number of such graphs.
     with torch._dynamo.config.patch(recompile_limit=max(8, len(cases))):
         graph = torch.compile(_sample_and_blend, dynamic=False) if with_compiled else None
         setups = [_Setup(case, device, graph) for case in cases]
-        for state in states:  # what was kept once is never fresh again, so that all cases go through a state together
+        for state in states:  # memory that glibc has kept is never fresh again, so all cases run fresh first
             before_each = _prepare_memory(state, device)
             for setup in setups:
                 yield from _results(setup.case, "forward", state, setup.forward(), before_each, seconds, device)
@@ -139,7 +142,10 @@ def run(
 
 
 class _Setup:
-    """The tensors of a case, and what is done with them: for each implementation a call, and the maps it moves."""
+    """The tensors of a case, and the calls to time.
+
+    `forward` and `backward` return for each implementation a call, and the number of feature maps that it must move.
+    """
 
     def __init__(self, case: Case, device: torch.device, graph: Callable[..., Tensor] | None) -> None:
         self.case, self.graph = case, graph
@@ -201,7 +207,7 @@ def _sample_and_blend(present: Tensor, previous: Tensor, grid: Tensor, w1: Tenso
 
 
 def _flow(case: Case, source: torch.Generator) -> Tensor:
-    """A camera that moves ahead and turns: 3 % nearer, 1 degree about its axis, 2 pixels aside, and noise."""
+    """Return the flow of a moving camera: 3 % zoom, 1 degree of roll, a shift by 2 pixels, and noise."""
     batch, _, height, width = case.shape
     x = torch.arange(width) - (width - 1) / 2
     y = (torch.arange(height) - (height - 1) / 2).unsqueeze(1)
@@ -210,7 +216,7 @@ def _flow(case: Case, source: torch.Generator) -> Tensor:
 
 
 def _grid(flow: Tensor) -> Tensor:
-    """The same places as ``flow`` as `grid_sample` wants them: from -1 at the first pixel's centre to 1 at the last."""
+    """Convert a flow to the grid of `grid_sample`: -1 is the center of the first pixel, 1 that of the last."""
     _, _, height, width = flow.shape
     x = torch.arange(width, device=flow.device) + flow[:, 0]
     y = torch.arange(height, device=flow.device).unsqueeze(1) + flow[:, 1]
@@ -244,7 +250,7 @@ def _results(
 def _times(
     calls: dict[str, Callable[[], object]], before_each: Callable[[], None], seconds: float, device: torch.device
 ) -> dict[str, float]:
-    """Return the median time of each call in ms, where all take turns."""
+    """Time all calls alternately; return the median of each in ms."""
     timed = _time_cuda if device.type == "cuda" else _time_cpu
     for call in calls.values():
         for _ in range(3):
@@ -276,7 +282,7 @@ def _time_cuda(call: Callable[[], object]) -> float:
 
 
 def _prepare_memory(state: str, device: torch.device) -> Callable[[], None]:
-    """Bring the memory into a state, and return what must be called before every run to keep it there."""
+    """Bring the memory into a state; return a function that restores the state before each run."""
     if state == "cold":
         cache = torch.empty(256 * 2**20, dtype=torch.int8, device=device)
 
@@ -285,8 +291,8 @@ def _prepare_memory(state: str, device: torch.device) -> Callable[[], None]:
 
         return overwrite
     if state in ("fresh", "kept"):
-        # Blocks of M_MMAP_THRESHOLD bytes and more go back to the system when they are freed. glibc raises it by itself
-        # as far as 32 MiB, and M_TRIM_THRESHOLD to twice that; the numbers of both are from its malloc.h.
+        # glibc returns freed blocks to the system from M_MMAP_THRESHOLD bytes on. By default it raises this threshold
+        # up to 32 MiB, and M_TRIM_THRESHOLD to twice as much. The numbers of the two are those of malloc.h.
         trim_threshold, mmap_threshold = -1, -3
         limit = 2**25 if state == "fresh" else 2**30
         library = ctypes.CDLL(None)

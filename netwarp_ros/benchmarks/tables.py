@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's tables (Sec. 4) on any data: each row is a model that is judged and timed, and kept once it is there."""
+"""The paper's tables (Sec. 4) on any data. Each row is a model, scored and timed; finished rows are kept in a file."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ from netwarp_ros.training.config import FREE_KEYS, TrainingConfig, load_config
 from netwarp_ros.training.trainer import train
 
 KINDS = ("sweep", "flows", "models", "classes")
-"""Insertion points with and without Λ, or other variants of a training (the paper's Table 1); flow methods (Table 2);
-IoU, trimap IoU and runtime of models and their hosts (Tables 3 and 4); IoU by class (Table 5)."""
+"""``sweep``: layers of NetWarp with and without FlowCNN, or other variants of a training (the paper's Table 1).
+``flows``: flow methods (Table 2). ``models``: IoU, trimap IoU and runtime of models and their hosts (Tables 3 and 4).
+``classes``: IoU by class (Table 5)."""
 
 WIDTH = 2
-"""Half width in pixels of the band that trimap IoU is of, as in the paper."""
+"""Width of the trimap in pixels, as in the paper."""
 
-TIMED = 20
-"""Frames that a model and its host are timed on, by turns."""
+TIMED_FRAMES = 20
+"""Number of frames on which a model and its host are timed."""
 
 
 @dataclass(frozen=True)
 class RowEvaluator:
-    """What models are judged on, and how they are run there.
+    """Scores and times models on given data.
 
     Attributes:
-        evaluate: `netwarp_ros.evaluation.scoring.evaluate` with its frames and labels.
-        images: The first of the frames, to time on; see `first_images`.
-        options: Of the `Segmenter`, but for the flow.
-        origin: Plain values that tell all this from others.
+        evaluate: `netwarp_ros.evaluation.scoring.evaluate`, with frames and labels bound.
+        images: Images to time on; see `first_images`.
+        options: Arguments of `Segmenter`, without the flow.
+        origin: Plain values that identify data and options.
     """
 
     evaluate: Callable[..., EvaluationResults]
@@ -55,12 +56,16 @@ class RowEvaluator:
     origin: Mapping[str, Any]
 
     def evaluate_model(self, model: Model, flow: str, *, host: bool) -> dict[str, Any]:
-        """Return the scores of a model, as of `EvaluationResults.to_json` without frames, and its ``runtime``.
+        """Score and time a model.
 
         Args:
-            model: Belongs to this function from then on.
-            flow: What `open_flow` takes. There is no ``runtime`` with flow that is known, or without NetWarp.
-            host: Score the host by itself, too, if the model has NetWarp.
+            model: The model; it must not be used elsewhere afterwards.
+            flow: Name of an estimator, or folder of precomputed flow, as `open_flow` takes it.
+            host: Also score the host on its own, if the model has NetWarp.
+
+        Returns:
+            `EvaluationResults.to_json` without frames, and ``runtime`` (of `Overhead.to_json`; None without NetWarp or
+            with precomputed flow), ``flow``, ``netwarp`` and ``environment``.
         """
         estimator, flows = open_flow(flow)
         options = {**self.options, "flow": estimator}
@@ -80,21 +85,21 @@ class RowEvaluator:
 
 @dataclass(frozen=True)
 class Row:
-    """A row that is to be filled.
+    """A row to compute.
 
     Attributes:
-        name: What tells it from the others.
-        origin: Plain values that its result depends on.
-        find: Finds the result, as `RowEvaluator.evaluate_model` returns it.
+        name: Name of the row, unique within the table.
+        origin: Plain values that the result depends on.
+        compute: Computes the result, as `RowEvaluator.evaluate_model` returns it.
     """
 
     name: str
     origin: Mapping[str, Any]
-    find: Callable[[], dict[str, Any]]
+    compute: Callable[[], dict[str, Any]]
 
 
-def first_images(frames: FrameSource, count: int = TIMED) -> list[np.ndarray]:
-    """Return the first images of one camera, as many as there are of one size, up to a count."""
+def first_images(frames: FrameSource, count: int = TIMED_FRAMES) -> list[np.ndarray]:
+    """Return the first images of the first camera, up to ``count``, and up to a change of their size."""
     images: list[np.ndarray] = []
     for frame in frames:
         if frame.camera == frames.cameras[0]:
@@ -104,18 +109,18 @@ def first_images(frames: FrameSource, count: int = TIMED) -> list[np.ndarray]:
     return images
 
 
-def model_rows(judge: RowEvaluator, models: Sequence[str], flows: Sequence[str], *, hosts: bool) -> list[Row]:
-    """Return a row for each model with each flow; image CNNs have one.
+def model_rows(evaluator: RowEvaluator, models: Sequence[str], flows: Sequence[str], *, hosts: bool) -> list[Row]:
+    """Return a row for each video CNN with each flow, and a single row for each image CNN.
 
     Args:
-        judge: What they are judged on.
-        models: Names or files.
-        flows: Names of estimators, or folders of known flow.
-        hosts: Whether a video CNN's host is judged by itself, too.
+        evaluator: Scores and times the models.
+        models: Names or files of models.
+        flows: Names of estimators, or folders of precomputed flow.
+        hosts: Whether to also score the hosts of video CNNs on their own.
 
     Raises:
         WeightsError: If there is no such model.
-        ValueError: If there is no such flow.
+        ValueError: If a flow is neither an estimator nor a folder.
     """
     sources = {flow: _flow_source(flow) for flow in flows}
     rows = []
@@ -123,44 +128,44 @@ def model_rows(judge: RowEvaluator, models: Sequence[str], flows: Sequence[str],
         weights = find_weights(name)
         temporal = read_spec(weights).netwarp is not None
         for flow in flows if temporal else flows[:1]:
-            origin = {**judge.origin, "weights": describe_input(weights)["sha256"], "host": hosts}
+            origin = {**evaluator.origin, "weights": describe_input(weights)["sha256"], "host": hosts}
             if temporal:
                 origin["flow"] = sources[flow]
-            find = partial(_judge_weights, judge, weights, flow, host=hosts)
-            rows.append(Row(f"{name}, {flow}" if temporal and len(flows) > 1 else name, origin, find))
+            compute = partial(_evaluate_weights, evaluator, weights, flow, host=hosts)
+            rows.append(Row(f"{name}, {flow}" if temporal and len(flows) > 1 else name, origin, compute))
     return rows
 
 
 def sweep_rows(
-    judge: RowEvaluator, recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int, flow: str
+    evaluator: RowEvaluator, recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int, flow: str
 ) -> list[Row]:
-    """Return a row for the image CNN that a recipe starts from, and for each of its `variants`, which is trained first.
+    """Return a row for the image CNN that a recipe starts from, and for each of the recipe's `variants`.
 
-    A training that was stopped goes on from its checkpoint.
+    A variant is trained when its row is computed. A training that was stopped continues from its checkpoint.
     """
     configs = variants(recipe, overrides, steps)
     initial = next(iter(configs.values())).model.initial
-    source: dict[str, Any] = {**judge.origin, "flow": _flow_source(flow)}
+    source: dict[str, Any] = {**evaluator.origin, "flow": _flow_source(flow)}
     rows = []
     if initial:
         weights = find_weights(initial)
         source["initial"] = describe_input(weights)["sha256"]
-        rows.append(Row("without NetWarp", source, partial(_judge_weights, judge, weights, flow, host=False)))
+        rows.append(Row("without NetWarp", source, partial(_evaluate_weights, evaluator, weights, flow, host=False)))
     for name, config in configs.items():
         training = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE_KEYS}
-        rows.append(Row(name, {**source, "training": training}, partial(_judge_training, judge, config, flow)))
+        rows.append(Row(name, {**source, "training": training}, partial(_train_and_evaluate, evaluator, config, flow)))
     return rows
 
 
 def variants(recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int = 0) -> dict[str, TrainingConfig]:
-    """Return a recipe's variants by name; each is written to ``recipe.yaml`` in a folder of the recipe's ``output``.
+    """Return the variants of a recipe by name, and write each to ``sweep/NAME/recipe.yaml`` in the recipe's ``output``.
 
     Args:
-        recipe: A training's YAML file.
-        overrides: What each variant has otherwise, by key: those of ``model.netwarp`` as they are, others in full, such
-            as ``optimiser.rate``. The recipe as it is comes before them. Where there are none, the variants are each of
-            its layers by itself and all of them, without Λ and with it.
-        steps: Of each training; 0 is as many as the recipe has.
+        recipe: YAML file of a training.
+        overrides: For each variant, its values by key. Keys of ``model.netwarp`` are short, others have their full
+            name, such as ``optimiser.rate``. The unchanged recipe is the first variant. If there are no overrides, the
+            variants are each layer of the recipe alone and all layers together, without FlowCNN and with it.
+        steps: Steps of each training; 0 for those of the recipe.
 
     Raises:
         ValueError: If the recipe, or what becomes of it, is not valid, or it has no NetWarp.
@@ -186,7 +191,7 @@ def variants(recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int = 
         for key, value in override.items():
             _change(content, key if "." in key else f"model.netwarp.{key}", value)
         if content["model"]["netwarp"].get("flow_cnn") is False:
-            content.get("optimiser", {}).pop("flow_cnn_rate", None)  # a rate of what is not there would be refused
+            content.get("optimiser", {}).pop("flow_cnn_rate", None)  # a recipe without FlowCNN must not have its rate
         with replacing(folder / "recipe.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         configs[name] = load_config(folder / "recipe.yaml")
@@ -194,7 +199,7 @@ def variants(recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int = 
 
 
 def _change(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key of a recipe, given in full."""
+    """Set a key of a recipe, given by its full name."""
     *sections, last = key.split(".")
     section = content
     for name in sections:
@@ -205,25 +210,25 @@ def _change(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 def compute_rows(kind: str, rows: Sequence[Row], file: Path | None, log: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Return the results of all rows, in their order, with their names and origins.
+    """Return the results of all rows, in order, with their ``name`` and ``origin``.
 
     Args:
-        kind: Of `KINDS`.
-        rows: What to fill; of different names.
-        file: JSON to which each result is written at once. One of the same name and origin that it holds already is
-            not found again; of other rows it keeps what it has.
-        log: Is given a line on each row before it is filled.
+        kind: One of `KINDS`.
+        rows: The rows.
+        file: JSON file that each result is written to as soon as it is there. A row that the file has, with the same
+            name and origin, is not computed again. Other rows stay in the file.
+        log: Called with a line before each row is computed.
 
     Raises:
-        ValueError: If the file is no table of this kind.
+        ValueError: If the file is not a table of this kind.
     """
     kept = _read(file, kind) if file and file.exists() else {}
     for number, row in enumerate(rows, 1):
-        origin = json.loads(json.dumps(row.origin))  # as it is read again: tuples are lists
+        origin = json.loads(json.dumps(row.origin))  # as read from the file: tuples become lists
         if row.name in kept and kept[row.name]["origin"] == origin:
             continue
         log(f"{row.name} ({number} of {len(rows)})")
-        kept[row.name] = {"name": row.name, "origin": origin, **row.find()}
+        kept[row.name] = {"name": row.name, "origin": origin, **row.compute()}
         if file:
             table = {"table": kind, "rows": list(kept.values())}
             with replacing(file) as temporary:
@@ -232,7 +237,7 @@ def compute_rows(kind: str, rows: Sequence[Row], file: Path | None, log: Callabl
 
 
 def markdown(kind: str, results: Iterable[Mapping[str, Any]]) -> str:
-    """Return the table of what `compute_rows` returned, without columns that would be empty; scores are in per cent."""
+    """Return results of `compute_rows` as a Markdown table without empty columns; scores in per cent, times in ms."""
     lines = []
     for result in results:
         name, runtime, host_ms = result["name"], result["runtime"], None
@@ -250,7 +255,7 @@ def markdown(kind: str, results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _line(kind: str, name: str, scores: Mapping[str, Any], timing: Mapping[str, float | None]) -> dict[str, str]:
-    """Return a line's texts by column."""
+    """Return the cells of a line by column."""
     if kind == "classes":
         values = {**scores["iou"], "mean": scores["miou"]}
     else:
@@ -260,33 +265,33 @@ def _line(kind: str, name: str, scores: Mapping[str, Any], timing: Mapping[str, 
     return {"variant" if kind == "sweep" else "model": name, **texts}
 
 
-def _judge_weights(judge: RowEvaluator, weights: Path, flow: str, *, host: bool) -> dict[str, Any]:
-    return judge.evaluate_model(load_model(weights), flow, host=host)
+def _evaluate_weights(evaluator: RowEvaluator, weights: Path, flow: str, *, host: bool) -> dict[str, Any]:
+    return evaluator.evaluate_model(load_model(weights), flow, host=host)
 
 
-def _judge_training(judge: RowEvaluator, config: TrainingConfig, flow: str) -> dict[str, Any]:
-    return judge.evaluate_model(load_model(train(config)), flow, host=False)
+def _train_and_evaluate(evaluator: RowEvaluator, config: TrainingConfig, flow: str) -> dict[str, Any]:
+    return evaluator.evaluate_model(load_model(train(config)), flow, host=False)
 
 
 def _flow_source(flow: str) -> str:
-    """Return what tells a flow from others: the name of an estimator, or the hash of a folder."""
-    known = open_flow(flow)[1]
-    return describe_input(known.folder)["sha256"] if known else flow
+    """Identify a flow: by the name of the estimator, or the hash of the folder."""
+    precomputed = open_flow(flow)[1]
+    return describe_input(precomputed.folder)["sha256"] if precomputed else flow
 
 
 def _read(file: Path, kind: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of a table by name."""
+    """Read the rows of a table, by name."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
         if table["table"] == kind:
             return {row["name"]: row for row in table["rows"] if row["origin"] is not None}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is no table: give a file that `netwarp table {kind}` wrote, or a new one") from error
+        raise ValueError(f"{file} is not a table: give a file of `netwarp table {kind}`, or a new one") from error
     raise ValueError(f"{file} is the table {table['table']}, not {kind}: give another file")
 
 
 def _text(value: Any) -> str:
-    """Return a value of a recipe in a row's name."""
+    """Format a value of a recipe for the name of a row."""
     if isinstance(value, list):
         return " + ".join(map(_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

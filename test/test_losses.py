@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of the training, against values worked out by hand."""
+"""The losses of the training, compared with values worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from netwarp_ros.training.config import LossConfig
 from netwarp_ros.training.losses import class_weights, labelled_weight, lovasz_softmax, segmentation_loss
 
 
-def test_class_weights_by_hand() -> None:
+def test_class_weights_are_as_worked_out_by_hand() -> None:
     weights = class_weights(np.array([8, 2, 2]), balance=1.0)
     # Frequencies 2/3, 1/6, 1/6 have the median 1/6; raw weights 1/4, 1, 1 weigh a pixel 1/2 on average.
     torch.testing.assert_close(weights, torch.tensor([0.5, 2.0, 2.0]))
@@ -22,7 +22,7 @@ def test_class_weights_by_hand() -> None:
     assert class_weights(np.array([8, 0, 2]), balance=1.0).isfinite().all()
 
 
-def test_labelled_weight_leaves_void_out() -> None:
+def test_labelled_weight_ignores_void() -> None:
     label = torch.tensor([[0, 1, 1, 255, 2]], dtype=torch.uint8)
     assert labelled_weight(label, torch.tensor([0.5, 2.0])).item() == 4.5
 
@@ -37,7 +37,7 @@ def jaccard_loss(prediction: tuple[int, ...], label: tuple[int, ...], classes: s
     return sum(losses) / len(losses)
 
 
-def test_lovasz_equals_jaccard_on_hard_predictions() -> None:
+def test_lovasz_equals_one_minus_iou_on_hard_predictions() -> None:
     label = (0, 0, 1, 2)
     for prediction in itertools.product(range(3), repeat=4):
         logits = 200.0 * F.one_hot(torch.tensor(prediction), 3).T.reshape(1, 3, 2, 2).float()
@@ -45,7 +45,7 @@ def test_lovasz_equals_jaccard_on_hard_predictions() -> None:
         assert loss.item() == pytest.approx(jaccard_loss(prediction, label, set(label)), abs=1e-6)
 
 
-def test_lovasz_leaves_void_out() -> None:
+def test_lovasz_ignores_void() -> None:
     logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(1, 4, 4, dtype=torch.uint8)
     label[0, :2] = 1
@@ -56,7 +56,7 @@ def test_lovasz_leaves_void_out() -> None:
 
 
 @pytest.mark.parametrize("void", [3, 255])
-def test_loss_is_the_weighted_sum_of_its_parts(void: int) -> None:
+def test_loss_is_the_weighted_sum_of_its_terms(void: int) -> None:
     logits, auxiliary = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
     label = torch.tensor([[[0, 1, 2, void]] * 4], dtype=torch.uint8)
     entropy = np.log(3)
@@ -73,7 +73,7 @@ def test_loss_is_the_weighted_sum_of_its_parts(void: int) -> None:
     assert loss(1.0, 0.0) == pytest.approx(entropy + 2 / 3)
 
 
-def test_loss_without_labels_is_zero_and_so_is_its_gradient() -> None:
+def test_without_labels_loss_and_gradient_are_zero() -> None:
     logits = torch.randn(1, 3, 2, 2, requires_grad=True)
     label = torch.full((1, 4, 4), 3, dtype=torch.uint8)
     loss = segmentation_loss(logits, logits, label, torch.ones(3), torch.tensor(0.0), LossConfig())

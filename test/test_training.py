@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of image and video CNNs, on a made-up CamVid of a few small pictures."""
+"""Training of image and video CNNs on a synthetic CamVid of four small images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configure(tmp_path: Path, camvid: Path, **sections: Any) -> TrainingConfig:
-    """Write and read a configuration; sections are merged into that of an image CNN."""
+    """Return the configuration of an image CNN with some sections changed, written to a file and read from it."""
     content: dict[str, Any] = {
         "model": {"host": "tiny"},
         "data": [{"kind": "camvid", "root": str(camvid), "per_batch": 2}],
@@ -61,7 +61,7 @@ def configure(tmp_path: Path, camvid: Path, **sections: Any) -> TrainingConfig:
 
 
 def video(camvid: Path, **clip: Any) -> dict[str, Any]:
-    """Sections that make a configuration one of NetWarp."""
+    """Return sections for `configure` that train NetWarp."""
     return {
         "model": {"netwarp": {"layers": ["features"]}},
         "data": [{"kind": "camvid", "root": str(camvid), "stills": True, "per_batch": 2}],
@@ -78,7 +78,7 @@ def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[st
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
-def test_learns_sky_from_road_and_writes_a_model(
+def test_training_learns_to_tell_sky_from_road_and_writes_a_model(
     tmp_path: Path, camvid: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = [{"kind": "camvid", "root": str(camvid)}]
@@ -106,7 +106,7 @@ def test_learns_sky_from_road_and_writes_a_model(
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_a_stopped_training_ends_as_if_it_had_not_been(
+def test_an_interrupted_training_resumes_and_ends_with_the_same_weights(
     tmp_path: Path, camvid: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     sections = video(camvid) if kind == "video" else {}
@@ -123,7 +123,7 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(
     with pytest.raises(KeyboardInterrupt):
         training.train(config)
     monkeypatch.setattr(training, "train_step", step)
-    torch.manual_seed(17)  # whatever was drawn before
+    torch.manual_seed(17)  # the state of the generator must not matter
     assert differing(expected, weights_of(training.train(config))) == []
 
 
@@ -147,10 +147,10 @@ def test_a_killed_process_resumes_and_ends_with_the_same_weights(tmp_path: Path,
     assert differing(expected, weights_of(training.train(config))) == []
 
 
-def test_two_processes_end_as_one(tmp_path: Path, camvid: Path) -> None:
-    """Without a norm and without Lovász-softmax, which see a process's share alone, the sums are those of one process.
+def test_two_processes_train_as_one(tmp_path: Path, camvid: Path) -> None:
+    """Two processes end with the weights of one process, with unevenly split clips and labels.
 
-    Three clips are not shared evenly, nor are the labels.
+    Batch norm and Lovász-softmax are left out: each process computes them for its own clips.
     """
     sections = video(camvid, length=2)
     sections["model"] |= {"host": "tiny-plain"}
@@ -168,7 +168,7 @@ def test_two_processes_end_as_one(tmp_path: Path, camvid: Path) -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
 
 
-def test_processes_need_a_clip_and_a_device_each(tmp_path: Path, camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_needs_a_clip_and_a_device(tmp_path: Path, camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="3 processes share a batch of 2 clips"):
@@ -182,14 +182,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, camvid: Pat
     training.train(configure(tmp_path, camvid))
     training.train(configure(tmp_path, camvid, checkpoint_every=3))
     with pytest.raises(
-        ValueError, match=r"checkpoint\.pt is of another training, where optimiser\.rate is 0\.01 inste"
+        ValueError, match=r"checkpoint\.pt belongs to another training: optimiser\.rate is 0\.01 instead of"
     ):
         training.train(configure(tmp_path, camvid, optimiser={"rate": 0.02}))
-    with pytest.raises(ValueError, match=r"where data\[0\]\.per_batch is 2 instead of 3"):
+    with pytest.raises(ValueError, match=r"training: data\[0\]\.per_batch is 2 instead of 3\. Give another"):
         training.train(configure(tmp_path, camvid, data=[{"kind": "camvid", "root": str(camvid), "per_batch": 3}]))
 
 
-def test_netwarp_is_trained_behind_a_host_that_stays_as_it_is(tmp_path: Path, camvid: Path) -> None:
+def test_netwarp_is_trained_behind_a_frozen_host(tmp_path: Path, camvid: Path) -> None:
     spec = ModelSpec("tiny", CAMVID, {"num_classes": 11}, mean=(0.5, 0.5, 0.5))
     torch.manual_seed(0)
     file = save_model(tmp_path / "host.safetensors", build(spec), spec, dtype=torch.float32)
@@ -209,13 +209,13 @@ def test_netwarp_is_trained_behind_a_host_that_stays_as_it_is(tmp_path: Path, ca
     assert differing(again.network.state_dict(), model.network.state_dict()) != []
 
 
-def test_loss_at_the_start_is_the_hosts(tmp_path: Path, camvid: Path) -> None:
-    """With w2 = 0 the memory does not count: the loss is the host's on the frames that are scored."""
+def test_the_loss_at_the_start_is_that_of_the_host(tmp_path: Path, camvid: Path) -> None:
+    """At the start w2 is 0, so that the memory has no effect."""
     for loss_on, scored in (("last", [2]), ("all-but-first", [1, 2]), ("all", [0, 1, 2])):
         config = configure(tmp_path, camvid, **video(camvid, loss_on=loss_on))
-        opened = open_sources(config.data, config.augment)
-        network, spec = build_network(config, opened[0].classes, 64)
-        images, labels, flows = Batches(opened, config)[0]
+        datasets = open_sources(config.data, config.augment)
+        network, spec = build_network(config, datasets[0].classes, 64)
+        images, labels, flows = Batches(datasets, config)[0]
         weights = torch.linspace(0.5, 1.5, 11)
         with torch.no_grad():
             loss = ClipLoss(network, spec, weights, config).eval()(images, labels, flows)
@@ -227,29 +227,29 @@ def test_loss_at_the_start_is_the_hosts(tmp_path: Path, camvid: Path) -> None:
         torch.testing.assert_close(loss, expected)
 
 
-def test_gradient_goes_back_through_the_memory_until_it_is_cut_off(tmp_path: Path, camvid: Path) -> None:
+def test_the_gradient_goes_back_through_the_memory_unless_it_is_detached(tmp_path: Path, camvid: Path) -> None:
     def gradient(**clip: Any) -> Tensor:
         config = configure(tmp_path, camvid, **video(camvid, loss_on="last", **clip))
-        opened = open_sources(config.data, config.augment)
+        datasets = open_sources(config.data, config.augment)
         torch.manual_seed(0)
-        network, spec = build_network(config, opened[0].classes, 64)
+        network, spec = build_network(config, datasets[0].classes, 64)
         nn.init.constant_(network.netwarps[0].w2, 0.5)
         loss = ClipLoss(network, spec, torch.ones(11), config).eval()
-        loss(*Batches(opened, config)[0]).backward()
+        loss(*Batches(datasets, config)[0]).backward()
         return network.host.get_parameter("features.0.weight").grad
 
     through, cut = gradient(), gradient(detach_every=1)
     assert (through - cut).abs().max() > 1e-3 * through.abs().max()
 
 
-def test_checkpointing_changes_nothing_but_what_is_kept(tmp_path: Path, camvid: Path) -> None:
-    """One step in training mode: dropout draws the same, and norm statistics move once."""
+def test_checkpointing_keeps_fewer_activations_and_changes_no_weight(tmp_path: Path, camvid: Path) -> None:
+    """In one step, dropout draws the same masks, and norm statistics are updated once per frame."""
     states, kept = [], []
     for checkpointing in (False, True):
         config = configure(tmp_path, camvid, **video(camvid, length=4, checkpointing=checkpointing))
-        opened = open_sources(config.data, config.augment)
+        datasets = open_sources(config.data, config.augment)
         torch.manual_seed(0)
-        network, spec = build_network(config, opened[0].classes, 64)
+        network, spec = build_network(config, datasets[0].classes, 64)
         nn.init.constant_(network.netwarps[0].w2, 0.5)
         sizes: list[int] = []
 
@@ -259,7 +259,7 @@ def test_checkpointing_changes_nothing_but_what_is_kept(tmp_path: Path, camvid: 
 
         state = training.TrainingState(network, spec, torch.ones(11), config)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            training.train_step(state, Batches(opened, config)[0])
+            training.train_step(state, Batches(datasets, config)[0])
         states.append(network.state_dict())
         kept.append(sum(sizes))
     assert states[0]["host.backbone.1.num_batches_tracked"] == 4
@@ -267,11 +267,11 @@ def test_checkpointing_changes_nothing_but_what_is_kept(tmp_path: Path, camvid: 
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_a_batch_without_any_label_moves_nothing_to_nan(tmp_path: Path, camvid: Path) -> None:
+def test_a_batch_without_labels_makes_no_weight_nan(tmp_path: Path, camvid: Path) -> None:
     config = configure(tmp_path, camvid, **video(camvid))
-    opened = open_sources(config.data, config.augment)
-    network, spec = build_network(config, opened[0].classes, 64)
-    images, labels, flows = Batches(opened, config)[0]
+    datasets = open_sources(config.data, config.augment)
+    network, spec = build_network(config, datasets[0].classes, 64)
+    images, labels, flows = Batches(datasets, config)[0]
     state = training.TrainingState(network, spec, torch.ones(11), config)
     assert training.train_step(state, Batch(images, torch.full_like(labels, 11), flows)) == 0
     assert all(value.isfinite().all() for value in network.state_dict().values())
@@ -279,9 +279,9 @@ def test_a_batch_without_any_label_moves_nothing_to_nan(tmp_path: Path, camvid: 
 
 def test_frames_without_labels_do_not_count(tmp_path: Path, camvid: Path) -> None:
     config = configure(tmp_path, camvid, **video(camvid, loss_on="all"))
-    opened = open_sources(config.data, config.augment)
-    network, spec = build_network(config, opened[0].classes, 64)
-    images, labels, flows = Batches(opened, config)[0]
+    datasets = open_sources(config.data, config.augment)
+    network, spec = build_network(config, datasets[0].classes, 64)
+    images, labels, flows = Batches(datasets, config)[0]
     labels[:, :2] = 11
     last = dataclasses.replace(config, clip=dataclasses.replace(config.clip, loss_on="last"))
     sparse, only = (
@@ -290,23 +290,23 @@ def test_frames_without_labels_do_not_count(tmp_path: Path, camvid: Path) -> Non
     torch.testing.assert_close(sparse, only)
 
 
-def test_parts_of_the_network_have_rates_and_decay_of_their_own(tmp_path: Path, camvid: Path) -> None:
+def test_each_part_of_the_network_has_its_own_rate_and_weight_decay(tmp_path: Path, camvid: Path) -> None:
     optimiser = {"backbone_rate": 0.25, "netwarp_rate": 10, "flow_cnn_rate": 3, "weight_decay": 0.1}
     config = configure(tmp_path, camvid, **video(camvid), optimiser=optimiser)
     network, _ = build_network(config, open_sources(config.data, config.augment)[0].classes, 64)
     names = {parameter: name for name, parameter in network.named_parameters()}
-    found = {
+    groups = {
         names[parameter]: (group["factor"], group["weight_decay"])
         for group in parameter_groups(network, config.optimiser)
         for parameter in group["params"]
     }
-    assert found.keys() == set(names.values())
-    assert found["host.backbone.0.weight"] == (0.25, 0.1) and found["host.backbone.1.weight"] == (0.25, 0.0)
-    assert found["host.features.0.weight"] == (1.0, 0.1) and found["host.classifier.bias"] == (1.0, 0.0)
-    assert found["netwarps.0.w1"] == found["netwarps.0.w2"] == (10, 0.0)
-    assert found["flow_cnn.conv1.weight"] == (3, 0.1) and found["flow_cnn.conv1.bias"] == (3, 0.0)
+    assert groups.keys() == set(names.values())
+    assert groups["host.backbone.0.weight"] == (0.25, 0.1) and groups["host.backbone.1.weight"] == (0.25, 0.0)
+    assert groups["host.features.0.weight"] == (1.0, 0.1) and groups["host.classifier.bias"] == (1.0, 0.0)
+    assert groups["netwarps.0.w1"] == groups["netwarps.0.w2"] == (10, 0.0)
+    assert groups["flow_cnn.conv1.weight"] == (3, 0.1) and groups["flow_cnn.conv1.bias"] == (3, 0.0)
     network.host.backbone.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"optimiser\.backbone_rate is 0\.25, but no such part"):
+    with pytest.raises(ValueError, match=r"optimiser\.backbone_rate is 0\.25, but the network has no such part"):
         parameter_groups(network, config.optimiser)
 
 
@@ -315,14 +315,14 @@ def test_parts_of_the_network_have_rates_and_decay_of_their_own(tmp_path: Path, 
     [
         ({"clip": {"length": 1}}, r"clip\.length is 1, but the model has NetWarp"),
         ({"model": {"host": "tinny"}}, "unknown host 'tinny'"),
-        ({"model": {"netwarp": None, "train_host": False}}, r"model\.train_host is false and there is no NetWarp"),
+        ({"model": {"netwarp": None, "train_host": False}}, r"model\.train_host is false and the model has no NetWarp"),
         ({"model": {"netwarp": {"layers": ["feature"]}}}, "has no layer 'feature': did you mean 'features'"),
         ({"model": {"host": None, "initial": "absent"}}, "no model named 'absent'"),
         ({"data": []}, r"data is \[\], must have at least 1 item"),
         ({"data": [{"kind": "street"}, {"kind": "camvid", "root": "absent"}]}, "absent is not CamVid"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, camvid: Path, sections: dict[str, Any], message: str) -> None:
+def test_errors_name_key_and_value(tmp_path: Path, camvid: Path, sections: dict[str, Any], message: str) -> None:
     content = video(camvid) | {name: section for name, section in sections.items() if name != "model"}
     content["model"] |= sections.get("model", {})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -335,7 +335,7 @@ def test_normalise_turns_bgr_bytes_into_normalised_rgb() -> None:
     torch.testing.assert_close(normalise(images, MEAN, STD).flatten(), torch.tensor(expected))
 
 
-def test_learning_rate_rises_stays_and_falls() -> None:
+def test_the_learning_rate_rises_stays_and_falls() -> None:
     config = OptimiserConfig(steps=100, rate=1.0, warm_up=10, decay_from=0.5)
     assert [learning_rate(step, config) for step in (0, 4, 9, 10, 50)] == [0.1, 0.5, 1.0, 1.0, 1.0]
     assert learning_rate(75, config) == pytest.approx(0.5)
@@ -343,7 +343,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert learning_rate(75, dataclasses.replace(config, power=2.0)) == pytest.approx(0.25)
 
 
-def test_average_moves_weights_and_norm_statistics() -> None:
+def test_the_average_includes_norm_statistics() -> None:
     average, network = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
     nn.init.constant_(network.weight, 3.0)
     network(torch.full((1, 1, 2, 2), 100.0))  # moves its running mean from 0 to 10

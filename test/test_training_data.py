@@ -31,10 +31,10 @@ from netwarp_ros.training.config import (
     StreetConfig,
     TrainingConfig,
 )
-from netwarp_ros.training.data import Batches, class_pixels, flows, load, open_sources
+from netwarp_ros.training.data import Batches, class_pixels, data_loader, flows, open_sources
 
 
-def test_flow_leads_from_each_frame_to_the_one_before() -> None:
+def test_flow_leads_from_each_frame_to_the_previous_one() -> None:
     rng = np.random.default_rng(0)
     scene = cv2.GaussianBlur(rng.integers(0, 256, (96, 160), np.uint8), (0, 0), 2)
     images = np.stack([np.repeat(np.roll(scene, 3 * t, axis=1)[..., None], 3, axis=2) for t in range(3)])
@@ -74,7 +74,7 @@ def batches(config: TrainingConfig, **options: int) -> Batches:
     return Batches(open_sources(config.data, config.augment), config, **options)
 
 
-def test_each_epoch_shows_every_still_once(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_epoch_has_every_still_once(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = batches(configure(CamVidConfig(root=str(camvid), per_batch=2)))
     monkeypatch.setattr(made, "augment", lambda still, _rng, **_: still)
     horizons = [int((made.clip(step, slot).labels == 0).sum()) // 64 for step in range(8) for slot in range(2)]
@@ -92,7 +92,7 @@ def test_all_sources_are_in_each_batch(camvid: Path) -> None:
     assert not set(labels[2].unique().tolist()) <= {0, 3, VOID}
 
 
-def test_clips_of_stills_and_of_video_are_mixed(camvid: Path) -> None:
+def test_a_batch_mixes_stills_in_motion_and_video(camvid: Path) -> None:
     video = FolderConfig(images=str(camvid / "images"), labels=str(camvid / "labels"), classes="camvid")
     config = configure(CamVidConfig(root=str(camvid), stills=True), video, length=3)
     images, labels, displacements = batches(config)[1]
@@ -103,7 +103,7 @@ def test_clips_of_stills_and_of_video_are_mixed(camvid: Path) -> None:
         batches(dataclasses.replace(config, data=(CamVidConfig(root=str(camvid)),)))
 
 
-def test_processes_share_a_batch(camvid: Path) -> None:
+def test_processes_split_a_batch(camvid: Path) -> None:
     config = configure(CamVidConfig(root=str(camvid), per_batch=3, stills=True), length=2)
     whole = batches(config)[5]
     shares = [batches(config, rank=rank, world=2)[5] for rank in (0, 1)]
@@ -112,14 +112,14 @@ def test_processes_share_a_batch(camvid: Path) -> None:
         torch.testing.assert_close(part[1::2], odd, rtol=0, atol=0)
 
 
-def test_workers_make_the_same_batches(camvid: Path) -> None:
+def test_worker_processes_load_the_same_batches(camvid: Path) -> None:
     config = configure(CamVidConfig(root=str(camvid), per_batch=2), steps=3)
     expected = batches(config)
-    for step, batch in enumerate(load(batches(dataclasses.replace(config, workers=1)), start=1), start=1):
+    for step, batch in enumerate(data_loader(batches(dataclasses.replace(config, workers=1)), start=1), start=1):
         torch.testing.assert_close(batch.images, expected[step].images, rtol=0, atol=0)
 
 
-def test_class_pixels_are_those_of_a_batch(camvid: Path) -> None:
+def test_class_pixels_are_those_of_an_average_batch(camvid: Path) -> None:
     config = configure(CamVidConfig(root=str(camvid), per_batch=2), StreetConfig(seeds=1, frames=2))
     opened = open_sources(config.data, config.augment)
     pixels = class_pixels(opened, config.data)
@@ -152,7 +152,7 @@ def test_each_kind_of_source_opens_its_data_set(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
-def test_sources_of_other_classes_do_not_mix(camvid: Path) -> None:
+def test_sources_with_different_classes_are_refused(camvid: Path) -> None:
     folder = FolderConfig(images=str(camvid / "images"), labels=str(camvid / "labels"), classes="cityscapes")
     with pytest.raises(ValueError, match="has the classes of camvid, but .*images those of cityscapes"):
         open_sources((CamVidConfig(root=str(camvid)), folder), AugmentConfig())

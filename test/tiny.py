@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host of a few hundred parameters, and a process that trains it as one of several.
+"""A host with a few hundred parameters. Run as a program, it trains that host in one of several processes.
 
     torchrun --nproc-per-node 2 test/tiny.py CONFIG.yaml
 
-Each process leaves the weights that it ended with beside the configuration: rank0.pt, rank1.pt.
+Each process writes its final weights beside the configuration: rank0.pt, rank1.pt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 
 class TinyHost(nn.Module):
-    """Has a backbone, an auxiliary head, and, if ``random``, a norm and dropout."""
+    """A host with a backbone and, on request, an auxiliary head; ``random`` adds batch norm and dropout."""
 
     def __init__(self, num_classes: int, *, auxiliary: bool = False, random: bool = True) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models on disk: safetensors files that say how to build the network they hold.
+"""Models on disk: safetensors files whose header says how to build the network.
 
-The header of a file carries a `ModelSpec` as JSON. A file is read in three steps, each of which can refuse it: the spec
-is checked field by field, the network it names is built without memory (on PyTorch's meta device) and compared with
-the shapes in the file, and only then are the tensors read. Nothing is unpickled.
+The header holds a `ModelSpec` as JSON. Loading has three steps, and each can refuse the file: check the spec; build the
+network on PyTorch's meta device, which allocates no memory, and compare its shapes with the file's; read the tensors.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HOSTS: dict[str, Callable[..., nn.Module]] = {
     "pspnet50": PSPNet50,
     "swiftnet_lite0": SwiftNetLite0,
 }
-"""The hosts that a weights file can name."""
+"""The hosts that a `ModelSpec` can name."""
 
 DEFAULT_MODEL = "swiftnet-lite0-netwarp-camvid"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
@@ -48,7 +48,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class WeightsError(ValueError):
-    """A weights file is absent, foreign, or does not fit the network it names."""
+    """A weights file is missing, is not valid, or does not fit the network that its header names."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class NetWarpSpec(Checked):
 
 
 def _load_named(classes: Any) -> Any:
-    """Load a class set that is given by name. A path is refused: a header from elsewhere must not choose files to read."""
+    """Load a class set that is given by name, not by path: a header from elsewhere must not choose a file to read."""
     if not isinstance(classes, str):
         return classes
     if not _NAME.fullmatch(classes):
@@ -109,10 +109,10 @@ class Model:
 
 
 def build(spec: ModelSpec) -> VideoCNN:
-    """Build the network of a spec, with fresh weights, on the current default device.
+    """Build the network of a spec, with random weights, on the current default device.
 
     Raises:
-        WeightsError: If the spec names an unknown host or its arguments do not fit.
+        WeightsError: The spec names an unknown host, or its arguments do not fit.
     """
     if spec.host not in HOSTS:
         raise WeightsError(f"unknown host {spec.host!r}: this package has {', '.join(sorted(HOSTS))}")
@@ -127,24 +127,23 @@ def build(spec: ModelSpec) -> VideoCNN:
 
 
 def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: torch.dtype = torch.float16) -> Path:
-    """Write a network to a safetensors file, under a temporary name first so that no half-written file is left.
+    """Write a network to a safetensors file. The file is renamed into place, so that it is always complete.
 
     Args:
-        path: Ends in ``.safetensors``.
+        path: File to write; ends in ``.safetensors``.
         network: Its parameters and buffers are written under their own names.
-        spec: What `build` makes an equal network of.
-        dtype: Type that convolution kernels and matrices are stored in; everything else (biases, normalisation
-            statistics) is float32.
+        spec: The spec that `build` makes this network from.
+        dtype: Type that convolution kernels and matrices are stored in. Biases and norm statistics are float32.
 
     Returns:
         The path written.
 
     Raises:
-        WeightsError: If the path has another ending.
+        WeightsError: The path has another ending.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise WeightsError(f"{path} does not end in .safetensors, the only format that is read and written")
+        raise WeightsError(f"{path} does not end in .safetensors, the only format of weights files")
     tensors = {
         name: (value.to(dtype) if value.ndim > 1 else value).detach().cpu().contiguous()
         for name, value in network.state_dict().items()
@@ -156,13 +155,13 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
 
 
 def load_model(name_or_file: str | Path) -> Model:
-    """Load a model that the package ships, by name, or one from a ``.safetensors`` file.
+    """Load a shipped model by its name, or any model from a ``.safetensors`` file.
 
     Returns:
         The model in evaluation mode, in float32, on the CPU.
 
     Raises:
-        WeightsError: If there is no such model, or the file is not one of this package's or does not fit.
+        WeightsError: There is no such model, or the file is not valid or does not fit its network.
     """
     path = find_weights(name_or_file)
     spec = read_spec(path)
@@ -172,7 +171,7 @@ def load_model(name_or_file: str | Path) -> Model:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _check_shapes(path, network, shapes)
         tensors = {name: file.get_tensor(name) for name in shapes}
-    # Copied even where the type is right: the file maps its tensors at addresses that are not aligned.
+    # Copy even tensors of the right type: the file maps them at addresses that are not aligned.
     network.load_state_dict(
         {
             name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
@@ -184,17 +183,17 @@ def load_model(name_or_file: str | Path) -> Model:
 
 
 def read_spec(path: str | Path) -> ModelSpec:
-    """Read the spec in the header of a weights file; no tensor is read.
+    """Read the spec in the header of a weights file, without its tensors.
 
     Raises:
-        WeightsError: If the file is no safetensors file or carries no valid spec.
+        WeightsError: The file is not a safetensors file, or its header has no valid spec.
     """
     with _open(Path(path)) as file:
         header = (file.metadata() or {}).get(_HEADER)
     if header is None:
         raise WeightsError(
-            f"{path} has no {_HEADER!r} entry in its header: write it with netwarp_ros.models.save_model, which "
-            "records how to build the network"
+            f"{path} has no {_HEADER!r} entry in its header: write the file with netwarp_ros.models.save_model, "
+            "which records how to build the network"
         )
     try:
         return parse(ModelSpec, json.loads(header), f"the header of {path}")
@@ -205,10 +204,10 @@ def read_spec(path: str | Path) -> ModelSpec:
 
 
 def find_weights(name_or_file: str | Path) -> Path:
-    """Return the path of a shipped model, by name, or of a weights file.
+    """Return the path of a shipped model, given its name, or of a weights file.
 
     Raises:
-        WeightsError: If there is none.
+        WeightsError: There is no such model or file.
     """
     path = Path(name_or_file)
     if path.suffix != ".safetensors":
@@ -249,9 +248,9 @@ def _check_shapes(path: Path, network: nn.Module, shapes: Mapping[str, tuple[int
         for name in sorted(wanted.keys() & shapes.keys())
         if wanted[name] != shapes[name]
     ]
-    report = "; ".join(
+    text = "; ".join(
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("not of this network", foreign), ("of another shape", differing))
         if names
     )
-    raise WeightsError(f"{path} does not fit the network it names: {report}")
+    raise WeightsError(f"{path} does not fit the network it names: {text}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of augmented clips with their flow, from all sources of a training.
+"""Batches of augmented clips and their flow, from all sources of a training.
 
-A batch is a function of the seed and the step, so a training that was stopped and resumed sees the same batches as one
-that was not.
+A batch depends on the seed and the step alone, so that a resumed training sees the same batches
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from netwarp_ros.training.config import (
 )
 
 COUNTED = 500
-"""Label maps of each source, evenly spaced, that class frequencies are taken from."""
+"""Largest number of label maps of each source, evenly spaced, that class frequencies are computed from."""
 
 
 class Batch(NamedTuple):
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, T, H, W, 3) uint8, BGR.
         labels: (B, T, H, W) uint8 class ids or void.
-        flows: (B, T - 1, 2, H, W) float32, from each frame but the first to the one before.
+        flows: (B, T - 1, 2, H, W) float32, from each frame except the first to the previous one.
     """
 
     images: Tensor
@@ -57,18 +57,18 @@ class Batch(NamedTuple):
 
 
 def open_sources(sources: Sequence[Source], augment: AugmentConfig) -> list[Samples]:
-    """Open the data sets that a training names.
+    """Open the data set of each source.
 
     Raises:
         FileNotFoundError: A folder or file is missing.
-        ValueError: A data set is not what it should be, or they are of several class sets.
+        ValueError: A data set is not valid, or the data sets have different classes.
     """
-    opened = [_open(source, augment) for source in sources]
-    for samples in opened:
-        first, classes = opened[0].classes, samples.classes
+    datasets = [_open(source, augment) for source in sources]
+    for samples in datasets:
+        first, classes = datasets[0].classes, samples.classes
         if (classes.names, classes.void) != (first.names, first.void):
-            raise ValueError(f"{opened[0]} has the classes of {first.name}, but {samples} those of {classes.name}")
-    return opened
+            raise ValueError(f"{datasets[0]} has the classes of {first.name}, but {samples} those of {classes.name}")
+    return datasets
 
 
 def _open(source: Source, augment: AugmentConfig) -> Samples:
@@ -88,16 +88,16 @@ def _open(source: Source, augment: AugmentConfig) -> Samples:
     return Selection(samples, source.names, source.leave_out) if source.names or source.leave_out else samples
 
 
-def class_pixels(opened: Sequence[Samples], sources: Sequence[Source]) -> np.ndarray:
-    """Count the pixels of each class that a batch shows, augmentation aside.
+def class_pixels(datasets: Sequence[Samples], sources: Sequence[Source]) -> np.ndarray:
+    """Count the pixels of each class in an average batch, before augmentation.
 
     Returns:
-        (K,) float64: over `COUNTED` label maps of each source at most, the mean number of pixels times its
-        ``per_batch``.
+        (K,) float64: mean number of pixels per label map times the source's ``per_batch``, summed over the sources. At
+        most `COUNTED` label maps of each source are read.
     """
-    classes = opened[0].classes
+    classes = datasets[0].classes
     pixels = np.zeros(len(classes))
-    for samples, source in zip(opened, sources, strict=True):
+    for samples, source in zip(datasets, sources, strict=True):
         indices = np.unique(np.linspace(0, len(samples) - 1, COUNTED).round().astype(int)).tolist()
         for index in indices:
             counts = np.bincount(samples[index].label.ravel(), minlength=256)[: len(classes)]
@@ -106,27 +106,27 @@ def class_pixels(opened: Sequence[Samples], sources: Sequence[Source]) -> np.nda
 
 
 class Batches(Dataset[Batch]):
-    """Batch number ``step`` of a training, or the share of it that one of several processes trains on.
+    """The batches of a training, indexed by step; with several processes, this process's part of each batch.
 
-    Each source's clips are drawn without replacement, epoch after epoch. A clip is a function of the seed, the step and
-    its place in the batch alone, so it is the same however many processes there are.
+    Each source's clips are drawn without replacement in each epoch. A clip depends only on the seed, the step and its
+    place in the batch, so that the number of processes does not change it.
 
     Args:
-        opened: What `open_sources` gives for ``config.data``.
+        datasets: The data sets of ``config.data``, as `open_sources` returns them.
         config: The training.
-        rank: Number of this process.
+        rank: Rank of this process.
         world: Number of processes.
 
     Raises:
-        ValueError: If a source has no clip of the length wanted.
+        ValueError: A source has no clip of ``config.clip.length`` frames.
     """
 
-    def __init__(self, opened: Sequence[Samples], config: TrainingConfig, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, datasets: Sequence[Samples], config: TrainingConfig, *, rank: int = 0, world: int = 1) -> None:
         self.config, self.rank, self.world = config, rank, world
-        self.classes: ClassSet = opened[0].classes
+        self.classes: ClassSet = datasets[0].classes
         self.augment = Augmentation(**dataclasses.asdict(config.augment))
         self.motion = Motion()
-        self.clips = [_clips(samples, source, config) for samples, source in zip(opened, config.data, strict=True)]
+        self.clips = [_clips(samples, source, config) for samples, source in zip(datasets, config.data, strict=True)]
         self.slots = [(number, place) for number, source in enumerate(config.data) for place in range(source.per_batch)]
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class Batches(Dataset[Batch]):
         return Batch(*map(torch.from_numpy, (images, labels, displacements)))
 
     def clip(self, step: int, slot: int) -> Clip:
-        """Return one augmented clip of a batch."""
+        """Return the augmented clip at one place of a batch."""
         number, place = self.slots[slot]
         source, available = self.config.data[number], self.clips[number]
         epoch, position = divmod(step * source.per_batch + place, len(available))
@@ -162,9 +162,9 @@ def _clips(samples: Samples, source: Source, config: TrainingConfig) -> Sequence
 
 
 def flows(clip: Clip, preset: str) -> np.ndarray:
-    """Return the DIS flow of each frame of a clip but the first to the one before, (T - 1, 2, H, W) float32.
+    """Return the DIS flow of each frame of a clip, except the first, to the previous one: (T - 1, 2, H, W) float32.
 
-    Each search starts from the flow before, as the segmenter's does.
+    As in the segmenter, each search starts from the previous flow.
     """
     length, height, width, _ = clip.images.shape
     fields = np.empty((length - 1, height, width, 2), np.float32)
@@ -176,8 +176,8 @@ def flows(clip: Clip, preset: str) -> np.ndarray:
     return np.ascontiguousarray(fields.transpose(0, 3, 1, 2))
 
 
-def load(batches: Batches, *, start: int) -> Iterable[Batch]:
-    """Return the batches from ``start`` on, made ahead by worker processes if there are any."""
+def data_loader(batches: Batches, *, start: int) -> Iterable[Batch]:
+    """Return the batches from step ``start`` on. ``config.workers`` processes prepare them ahead."""
     workers = batches.config.workers
     return DataLoader(
         batches,
@@ -186,10 +186,10 @@ def load(batches: Batches, *, start: int) -> Iterable[Batch]:
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=batches.config.device == "cuda",
-        worker_init_fn=_leave_cores_alone,
+        worker_init_fn=_use_one_thread,
     )
 
 
-def _leave_cores_alone(_worker: int) -> None:
+def _use_one_thread(_worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses for semantic segmentation with few and unevenly spread labels, of images and of clips."""
+"""Losses of semantic segmentation for images and clips, with class weights for rare classes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from netwarp_ros.training.config import LossConfig, TrainingConfig
 
 
 def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
-    """Weights that favour rare classes: (median frequency / frequency) ** balance.
+    """Return weights that favour rare classes: (median frequency / frequency) ** balance.
 
     Args:
-        pixels: (K,), how many pixels of each class are seen.
-        balance: 0 weighs all classes alike, 1 gives all of them the same total.
+        pixels: (K,), number of pixels of each class.
+        balance: 0 gives all classes the same weight, 1 the same sum of weights over their pixels.
 
     Returns:
-        (K,) float32, scaled so that a labelled pixel weighs 1 on average. A class that never occurs weighs as if it
-        had one pixel.
+        (K,) float32, scaled so that the mean weight of a labelled pixel is 1. A class without pixels is weighted as if
+        it had one.
     """
     frequency = np.maximum(pixels, 1) / np.maximum(pixels, 1).sum()
     weights = (np.median(frequency) / frequency) ** balance
@@ -34,17 +34,17 @@ def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
 
 
 def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
-    """Lovász-softmax loss: a surrogate of 1 - IoU, mean over the classes present in the batch.
+    """Return the Lovász-softmax loss: a surrogate of 1 - IoU, averaged over the classes present in the batch.
 
-    Berman, Triki, Blaschko, "The Lovász-Softmax loss", CVPR 2018: eq. 8 for the errors, Alg. 1 for the slope of the
-    Lovász extension at the sorted errors, eq. 11 for the mean.
+    Berman, Triki, Blaschko, "The Lovász-Softmax loss", CVPR 2018: the errors are eq. 8, the slope of the Lovász
+    extension at the sorted errors is Alg. 1, the mean is eq. 11.
 
     Args:
         logits: (B, K, H, W).
         label: (B, H, W) class ids; ids of K and above are void.
 
     Returns:
-        Scalar in [0, 1], float32; 0 where nothing is labelled.
+        Scalar in [0, 1], float32; 0 if no pixel is labelled.
     """
     num_classes = logits.shape[1]
     probability = logits.float().softmax(dim=1).permute(0, 2, 3, 1).reshape(-1, num_classes)
@@ -64,7 +64,7 @@ def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def labelled_weight(label: Tensor, weights: Tensor) -> Tensor:
-    """Return what all labelled pixels weigh together, the scalar that cross-entropy is divided by.
+    """Return the sum of the class weights of all labelled pixels, the scalar that cross-entropy is divided by.
 
     Args:
         label: Any shape, uint8 class ids; ids of K and above are void.
@@ -76,18 +76,20 @@ def labelled_weight(label: Tensor, weights: Tensor) -> Tensor:
 def segmentation_loss(
     logits: Tensor, auxiliary: Tensor | None, label: Tensor, weights: Tensor, total: Tensor, config: LossConfig
 ) -> Tensor:
-    """Cross-entropy at the label's size, plus Lovász-softmax and the auxiliary cross-entropy on the logits' own grids.
+    """Return the sum of cross-entropy, Lovász-softmax and auxiliary cross-entropy, weighted by ``config``.
+
+    Cross-entropy is computed at the label's size, the two others on the grids of their logits.
 
     Args:
         logits: (B, K, h, w).
-        auxiliary: (B, K, h', w'), or None where there is no auxiliary head.
+        auxiliary: (B, K, h', w'), logits of the auxiliary head; None without one.
         label: (B, H, W) uint8 class ids; ids of K and above are void.
-        weights: (K,) class weights of the cross-entropies.
-        total: Their sum over pixels is divided by this: `labelled_weight` of the labels, for a mean.
-        config: Weights of the sum.
+        weights: (K,) class weights of both cross-entropies.
+        total: Divisor of the cross-entropies' sums over pixels. `labelled_weight` of the label makes them means.
+        config: Weights of the three losses.
 
     Returns:
-        Scalar; 0 where nothing is labelled.
+        Scalar; 0 if no pixel is labelled.
     """
     total = total.clamp(min=torch.finfo(torch.float32).tiny)
     full = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
@@ -96,8 +98,8 @@ def segmentation_loss(
         loss = loss + config.lovasz * lovasz_softmax(logits, _subsample(label, like=logits))
     if auxiliary is not None:
         coarse = _subsample(label, like=auxiliary)
-        share = coarse[0].numel() / label[0].numel()  # of the total, on the coarser grid
-        loss = loss + config.auxiliary * _cross_entropy(auxiliary.float(), coarse, weights) / (share * total)
+        scale = coarse[0].numel() / label[0].numel()  # the coarse grid has fewer pixels, so a smaller total
+        loss = loss + config.auxiliary * _cross_entropy(auxiliary.float(), coarse, weights) / (scale * total)
     return loss
 
 
@@ -111,11 +113,11 @@ def _subsample(label: Tensor, like: Tensor) -> Tensor:
 
 
 class ClipLoss(nn.Module):
-    """The loss of a batch of clips, with the gradient going through the memory from frame to frame.
+    """The loss of a batch of clips. The gradient goes back through the memory from frame to frame.
 
     Args:
         network: The video CNN.
-        spec: Says how frames are normalised.
+        spec: Gives the mean and standard deviation that frames are normalised with.
         weights: (K,) class weights.
         config: The training.
     """
@@ -138,7 +140,7 @@ class ClipLoss(nn.Module):
         self.register_buffer("weights", weights)
 
     def train(self, mode: bool = True) -> ClipLoss:
-        """Go into training mode, a host that stays as it is excepted."""
+        """Set training mode; a host that is not trained stays in evaluation mode."""
         super().train(mode)
         self.network.host.train(mode and self.config.model.train_host)
         return self
@@ -147,9 +149,9 @@ class ClipLoss(nn.Module):
         """Run a batch of clips; see `netwarp_ros.training.data.Batch` for the shapes.
 
         Returns:
-            The loss over all frames that are scored, a scalar. Where several processes share a batch, cross-entropy is
-            divided by the mean of what their labelled pixels weigh, so that the mean of their losses is that of the
-            whole batch. Lovász-softmax is of each process's share.
+            Scalar: the loss over the frames that ``config.clip.loss_on`` selects. If several processes share a batch,
+            cross-entropy is divided by the mean of their `labelled_weight`, so that the mean of their losses is the
+            loss of the whole batch. Lovász-softmax is computed by each process for its own clips.
         """
         memory: Memory | None = None
         scored_logits, scored_auxiliary = [], []
@@ -177,12 +179,12 @@ class ClipLoss(nn.Module):
     def _run(
         self, image: Tensor, flow: Tensor | None, memory: Memory | None, scored: bool
     ) -> tuple[Tensor, Tensor | None, Memory]:
-        """Run a frame, for the gradient a second time if its activations shall not be kept."""
+        """Run a frame. With ``config.clip.checkpointing``, the backward pass runs it a second time."""
         if not self.config.clip.checkpointing:
             return self._frame(image, flow, memory, scored)
         return checkpoint(
             self._frame, image, flow, memory, scored,
-            use_reentrant=False, context_fn=lambda: (nullcontext(), _leave_statistics(self.network)),
+            use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(self.network)),
         )  # fmt: skip
 
     def _frame(
@@ -197,8 +199,8 @@ class ClipLoss(nn.Module):
 
 
 @contextmanager
-def _leave_statistics(network: nn.Module) -> Iterator[None]:
-    """Leave norm statistics as they are while a frame is run that has moved them before."""
+def _frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Keep norm statistics unchanged while a frame runs a second time: its first run has updated them."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, count) in zip(norms, kept, strict=True):
@@ -211,12 +213,12 @@ def _leave_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images as the network wants them.
+    """Normalise images for the network.
 
     Args:
         images: (B, H, W, 3) uint8, BGR.
-        mean: (1, 3, 1, 1), of RGB values in [0, 1].
-        std: Their standard deviation.
+        mean: (1, 3, 1, 1), mean of the RGB values in [0, 1].
+        std: (1, 3, 1, 1), their standard deviation.
 
     Returns:
         (B, 3, H, W) float32, RGB, channels last in memory.
@@ -226,7 +228,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean of a value over the processes of a training; the value itself where there is one."""
+    """Return the mean of a value over the processes of a training."""
     if not distributed.is_initialized():
         return value
     total = value.clone()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of image CNNs and of video CNNs alike.
+"""Training of image CNNs and video CNNs.
 
-An image CNN is a `VideoCNN` without insertions, trained on clips of one frame. The paper's training of NetWarp (Sec.
-3.2) is on clips of two: both go through the same network, and the gradient through both. Longer clips unroll further.
+An image CNN is trained as a `VideoCNN` without insertions, on clips of one frame. The paper trains NetWarp on clips of
+two frames (Sec. 3.2): the same network runs on both, and the gradient goes back through both. Clips can be longer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, sa
 from netwarp_ros.models.weights import HOSTS
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training.config import OptimiserConfig, TrainingConfig, difference
-from netwarp_ros.training.data import Batch, Batches, class_pixels, load, open_sources
+from netwarp_ros.training.data import Batch, Batches, class_pixels, data_loader, open_sources
 from netwarp_ros.training.losses import ClipLoss, class_weights, mean_over_processes
 
 if TYPE_CHECKING:
@@ -39,40 +39,40 @@ if TYPE_CHECKING:
 
 
 def train(config: TrainingConfig) -> Path:
-    """Train a model, going on from ``checkpoint.pt`` of the output folder if it is there.
+    """Train a model. If the output folder has a ``checkpoint.pt``, resume from it.
 
-    Of several processes that torchrun started, each calls this. They share the batches and the output folder, to which
-    the first one writes.
+    With torchrun, every process calls this function. The processes share each batch; the first one writes the output
+    folder.
 
     Returns:
-        ``model.safetensors`` in the output folder: the averaged weights without auxiliary head, as
-        `netwarp_ros.models.load_model` reads them.
+        Path of ``model.safetensors`` in the output folder: the averaged weights without auxiliary head, for
+        `netwarp_ros.models.load_model`.
 
     Raises:
-        FileNotFoundError: Data are missing.
-        ValueError: Data are not what they should be, the configuration does not fit the model, or the checkpoint is of
+        FileNotFoundError: A file or folder of the data is missing.
+        ValueError: The data are not valid, the configuration does not fit the model, or the checkpoint belongs to
             another configuration.
     """
     output = Path(config.output)
     checkpoint, weights_file = output / "checkpoint.pt", output / "model.safetensors"
     with contextlib.ExitStack() as stack:
-        rank, world = stack.enter_context(processes(config))
-        opened, validation = (open_sources(sources, config.augment) for sources in (config.data, config.validation))
-        batches = Batches(opened, config, rank=rank, world=world)
+        rank, world = stack.enter_context(process_group(config))
+        datasets, validation = (open_sources(sources, config.augment) for sources in (config.data, config.validation))
+        batches = Batches(datasets, config, rank=rank, world=world)
         torch.manual_seed(config.seed)
-        network, spec = build_network(config, batches.classes, opened[0][0].image.shape[0])
-        pixels = class_pixels(opened, config.data) if config.loss.class_balance else np.ones(len(batches.classes))
+        network, spec = build_network(config, batches.classes, datasets[0][0].image.shape[0])
+        pixels = class_pixels(datasets, config.data) if config.loss.class_balance else np.ones(len(batches.classes))
         state = TrainingState(network, spec, class_weights(pixels, config.loss.class_balance), config)
         if checkpoint.exists():
             state.load(checkpoint)
         output.mkdir(parents=True, exist_ok=True)
-        scalars = stack.enter_context(_scalars(output, state.step)) if rank == 0 else None
+        scalars = stack.enter_context(_open_scalars(output, state.step)) if rank == 0 else None
 
-        remaining = load(batches, start=state.step)
+        remaining = data_loader(batches, start=state.step)
         progress = tqdm(remaining, initial=state.step, total=len(batches), unit="step", disable=rank > 0)
         for batch in progress:
             loss = train_step(state, batch)
-            if scalars is None:  # the first process writes for all
+            if scalars is None:  # only the first process writes
                 continue
             progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             scalars.add_scalar("loss", loss, state.step)
@@ -90,14 +90,14 @@ def train(config: TrainingConfig) -> Path:
 
 
 @contextlib.contextmanager
-def processes(config: TrainingConfig) -> Iterator[tuple[int, int]]:
-    """Join the other processes of the training, if torchrun started this one as one of several.
+def process_group(config: TrainingConfig) -> Iterator[tuple[int, int]]:
+    """Join the process group of the training if torchrun started several processes.
 
-    Returns:
-        Number of this process, from 0, and number of processes.
+    Yields:
+        Rank of this process, and number of processes.
 
     Raises:
-        ValueError: If there are too few CUDA devices, or too few clips in a batch, for all of them.
+        ValueError: There are fewer CUDA devices, or fewer clips in a batch, than processes.
     """
     rank, world, local = 0, 1, 0
     if distributed.is_torchelastic_launched():
@@ -118,8 +118,8 @@ def processes(config: TrainingConfig) -> Iterator[tuple[int, int]]:
         distributed.destroy_process_group()
 
 
-def _scalars(output: Path, step: int) -> SummaryWriter:
-    """Open the folder for TensorBoard, in which nothing counts that was written from this step on."""
+def _open_scalars(output: Path, step: int) -> SummaryWriter:
+    """Open the folder for TensorBoard. Scalars in it from this step on are discarded."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -128,18 +128,18 @@ def _scalars(output: Path, step: int) -> SummaryWriter:
 
 
 def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) -> tuple[VideoCNN, ModelSpec]:
-    """Build what is trained.
+    """Build the network to train.
 
     Args:
         config: The training.
-        classes: Of its data.
+        classes: Class set of the data.
         input_height: Height of the images in pixels.
 
     Returns:
-        The network, with an auxiliary head where it is trained with one, and the spec of the network without.
+        The network, with an auxiliary head if the training uses one, and the spec of the network without that head.
 
     Raises:
-        ValueError: Host, model, layers or classes do not fit together, or there is nothing to train.
+        ValueError: Host, initial model, layers or classes do not fit together, or there is nothing to train.
     """
     model = config.model
     initial = load_model(model.initial) if model.initial else None
@@ -148,24 +148,24 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
         classes.check_names(spec.classes, f"model.initial {model.initial}")
         if spec.netwarp and model.netwarp:
             raise ValueError(
-                f"model.initial {model.initial} has NetWarp behind {', '.join(spec.netwarp.layers)} already: leave "
-                "model.netwarp out to train that, or start from its image CNN"
+                f"model.initial {model.initial} already has NetWarp behind {', '.join(spec.netwarp.layers)}: leave "
+                "model.netwarp out to train it, or start from its image CNN"
             )
     else:
         spec = ModelSpec(str(model.host), classes, {"num_classes": len(classes)}, input_height=input_height)
     if model.netwarp:
         spec = dataclasses.replace(spec, netwarp=model.netwarp)
     if spec.netwarp and config.clip.length == 1:
-        raise ValueError("clip.length is 1, but the model has NetWarp, which needs a frame before: give at least 2")
+        raise ValueError("clip.length is 1, but the model has NetWarp, which needs a previous frame: give at least 2")
     if not spec.netwarp and not model.train_host:
-        raise ValueError("model.train_host is false and there is no NetWarp: nothing is left to train")
+        raise ValueError("model.train_host is false and the model has no NetWarp: there is nothing to train")
 
     trained = spec
     if model.train_host and config.loss.auxiliary > 0 and _can_have_auxiliary(spec.host):
         trained = dataclasses.replace(spec, host_arguments={**spec.host_arguments, "auxiliary": True})
     network = build(trained)
     if initial:
-        network.load_state_dict(initial.network.state_dict(), strict=False)  # what is new keeps its start
+        network.load_state_dict(initial.network.state_dict(), strict=False)  # NetWarp and auxiliary head are new
     network.host.requires_grad_(model.train_host)
     return network, spec
 
@@ -175,11 +175,11 @@ def _can_have_auxiliary(host: str) -> bool:
 
 
 class TrainingState:
-    """All that a training changes: the network, its moving average, the optimiser and the number of steps done.
+    """What a checkpoint stores: the network, its moving average, the optimiser, and the number of steps done.
 
     Args:
-        network: What is trained; goes to the device.
-        spec: Says how frames are normalised.
+        network: The network to train; it is moved to the device.
+        spec: Gives the mean and standard deviation that frames are normalised with.
         weights: (K,) class weights.
         config: The training.
     """
@@ -199,22 +199,22 @@ class TrainingState:
         self.step = 0
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, under another name first so that no half-written one is left."""
+        """Write a checkpoint. It is renamed into place, so that the file is always complete."""
         partial = path.with_suffix(".partial")
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         torch.save({**parts, "step": self.step, "config": dataclasses.asdict(self.config)}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
-            ValueError: If it is of another configuration; see `netwarp_ros.training.config.FREE_KEYS`.
+            ValueError: It belongs to another configuration; see `netwarp_ros.training.config.FREE_KEYS`.
         """
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        if differs := difference(stored.get("config"), dataclasses.asdict(self.config)):
+        if text := difference(stored.get("config"), dataclasses.asdict(self.config)):
             raise ValueError(
-                f"{path} is of another training, where {differs}: give another output folder, or remove the checkpoint"
+                f"{path} belongs to another training: {text}. Give another output folder, or remove the checkpoint"
             )
         for name, part in self._parts().items():
             part.load_state_dict(stored[name])
@@ -225,10 +225,10 @@ class TrainingState:
 
 
 def parameter_groups(network: VideoCNN, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """Sort what is trained by weight decay and by factor on the learning rate.
+    """Group the trained parameters by weight decay and by factor on the learning rate.
 
     Raises:
-        ValueError: If a factor is given for what the network does not have.
+        ValueError: A factor is given for a part that the network does not have, or that is not trained.
     """
     factors = {
         "host.backbone.": ("backbone_rate", config.backbone_rate),
@@ -244,18 +244,18 @@ def parameter_groups(network: VideoCNN, config: OptimiserConfig) -> list[dict[st
             groups[factor, config.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     for key, factor in factors.values():
         if factor != 1 and key not in seen:
-            raise ValueError(f"optimiser.{key} is {factor}, but no such part of the network is trained: leave it out")
+            raise ValueError(f"optimiser.{key} is {factor}, but the network has no such part to train: leave it out")
     return [{"params": params, "factor": factor, "weight_decay": decay} for (factor, decay), params in groups.items()]
 
 
 def train_step(state: TrainingState, batch: Batch) -> float:
-    """Take one step of the optimiser.
+    """Do one step of the optimiser.
 
     Returns:
         The loss before the step.
     """
     config = state.config
-    # Dropout draws from this. Set anew at each step, it needs no place in the checkpoint.
+    # For dropout. The seed is set at each step, so that checkpoints need not store the state of the generator.
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     torch.manual_seed(int(np.random.SeedSequence((config.seed, 2, state.step, rank)).generate_state(1)[0]))
     for group in state.optimiser.param_groups:
@@ -267,7 +267,7 @@ def train_step(state: TrainingState, batch: Batch) -> float:
     nn.utils.clip_grad_norm_(state.network.parameters(), config.optimiser.clip)
     state.scaler.step(state.optimiser)
     state.scaler.update()
-    # A short average at first, so that the random start is soon forgotten.
+    # A small decay at first, so that the average soon forgets the random weights of the start.
     decay = min(config.optimiser.average, (1 + state.step) / (10 + state.step))
     update_average(state.average, state.network, decay)
     state.step += 1
@@ -275,7 +275,7 @@ def train_step(state: TrainingState, batch: Batch) -> float:
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:
-    """Linear rise, flat, and a fall that would reach zero one step after the last."""
+    """Return the learning rate of a step: a linear rise, a constant, and a fall to zero one step after the last."""
     rise = (step + 1) / config.warm_up if step < config.warm_up else 1.0
     fall_from = config.decay_from * config.steps
     fall = (config.steps - step) / (config.steps - fall_from) if step > fall_from else 1.0
@@ -284,7 +284,7 @@ def learning_rate(step: int, config: OptimiserConfig) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Make the average's weights and norm statistics ``decay * average + (1 - decay) * network``."""
+    """Set the average's weights and norm statistics to ``decay * average + (1 - decay) * network``."""
     means, values = (
         [value for value in module.state_dict().values() if value.is_floating_point()] for module in (average, network)
     )
@@ -292,11 +292,13 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def validate(model: Model, data: Sequence[Samples], config: TrainingConfig) -> float:
-    """Return the mean IoU over labelled frames, in per cent, each led up to by as many frames as clips have.
+    """Return the mean IoU over the labelled frames, in per cent.
+
+    The memory starts anew before each clip of ``config.clip.length`` frames; its last frame is the labelled one.
 
     Args:
-        model: Belongs to this function from then on.
-        data: Data sets of the model's classes.
+        model: The caller must not use it afterwards.
+        data: Data sets with the model's classes.
         config: The training.
     """
     classes = data[0].classes
@@ -312,7 +314,7 @@ def validate(model: Model, data: Sequence[Samples], config: TrainingConfig) -> f
 
 
 def export(network: VideoCNN, spec: ModelSpec, path: Path) -> Path:
-    """Write the weights that a network of the spec has; an auxiliary head that was for training alone is left out."""
+    """Write the weights that a network of this spec has; an auxiliary head used only for training is left out."""
     with torch.device("meta"):
         model = build(spec)
     weights = network.state_dict()

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged image messages sent to a segment node: none may crash it, and each must be counted.
+"""Random damaged image messages, for tests of the decoder and of the segment node.
 
-``python test/fuzz_images.py`` sends 10,000, one after the other, and prints what docs/node.md has in its table.
+Run as a script, it sends such messages to a segment node, one after the other, checks that none makes the node fail and
+that each is counted, and prints the counts as a table:
+
+    . tools/env.sh
+    python test/fuzz_images.py --count 10000 --seed 1
+
+docs/node.md shows the result.
 """
 
 from __future__ import annotations
@@ -26,8 +32,8 @@ FORMATS = (".jpg", ".png", ".tiff", ".webp", ".bmp")
 WORDS = (0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 
 
-def fuzzed_image(rng: np.random.Generator, kind: Any) -> Any:
-    """Return a raw image of a message class: a right one in which up to three fields were changed."""
+def fuzzed_image(rng: np.random.Generator, message_class: Any) -> Any:
+    """Return a raw image of a message class: a valid one, with up to three fields changed."""
     encoding = str(rng.choice(list(ENCODINGS)))
     width, height = (int(size) for size in rng.integers(1, MAX_SIZE + 1, 2))
     layout = ENCODINGS[encoding]
@@ -44,11 +50,11 @@ def fuzzed_image(rng: np.random.Generator, kind: Any) -> Any:
         else:
             present = fields[name]
             fields[name] = min(max(int(rng.choice((*WORDS, present - 1, present + 1, 2 * present))), 0), 2**32 - 1)
-    return kind(**fields, data=array("B", rng.bytes(length)))
+    return message_class(**fields, data=array("B", rng.bytes(length)))
 
 
-def fuzzed_compressed_image(rng: np.random.Generator, kind: Any) -> Any:
-    """Return a compressed image of a message class: a right one, or cut, or with a few other bytes, or none at all."""
+def fuzzed_compressed_image(rng: np.random.Generator, message_class: Any) -> Any:
+    """Return a compressed image of a message class: valid, truncated, with some bytes changed, or only random bytes."""
     height, width, channels = (int(size) for size in rng.integers(1, (MAX_SIZE + 1, MAX_SIZE + 1, 5)))
     shape = (height, width, 1 if channels == 2 else channels)
     pixels = rng.integers(0, 256, shape, np.uint8)
@@ -60,44 +66,43 @@ def fuzzed_compressed_image(rng: np.random.Generator, kind: Any) -> Any:
     if damage == 1:
         del data[rng.integers(0, len(data)) :]
     elif damage == 2:
-        for place in rng.integers(0, min(len(data), 10 ** rng.integers(1, 4)), rng.integers(1, 6)):
-            data[place] = rng.integers(0, 256)
+        for offset in rng.integers(0, min(len(data), 10 ** rng.integers(1, 4)), rng.integers(1, 6)):
+            data[offset] = rng.integers(0, 256)
     elif damage == 3 and rng.random() < 0.3:
         data = bytearray(rng.bytes(rng.integers(0, 300)))
     name = str(rng.choice(("jpeg", "png", "rgb8; jpeg compressed bgr8", "bgr8; png compressed rgb8", "", "\u00fc;")))
-    return kind(format=name, data=array("B", bytes(data)))
+    return message_class(format=name, data=array("B", bytes(data)))
 
 
-FUZZED = {"raw": fuzzed_image, "compressed": fuzzed_compressed_image}
-"""What makes a message, by transport: of a random generator and the message's class."""
+FUZZERS = {"raw": fuzzed_image, "compressed": fuzzed_compressed_image}
+"""By transport, the function that makes a message from a random generator and the message class."""
 
 
 _REFUSAL = re.compile(r"(encoding|size|step|data) (is|has) ('.*'|\d+x\d+|\d+)|\d+ bytes of (format '.*')")
 
 
 def outcome(message: Any) -> str:
-    """Return whether a message is decoded, or by what it is refused.
+    """Decode a message and return "decoded", or "refused by" with the field that the error names.
 
     Raises:
-        AssertionError: If a refusal does not name the value that is wrong.
+        AssertionError: If the error does not name the wrong value.
     """
     try:
-        image, refusal = to_bgr(message), ""
+        image = to_bgr(message)
     except ImageError as error:
-        image, refusal = None, str(error)
-    if image is None:
-        named = _REFUSAL.match(refusal)
-        assert named, f"this does not name what is wrong: {refusal}"
-        return f"refused by {named[1] or 'content'}"
+        match = _REFUSAL.match(str(error))
+        if not match:
+            raise AssertionError(f"this error does not name the wrong value: {error}") from error
+        return f"refused by {match[1] or 'content'}"
     assert image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size
     return "decoded"
 
 
 def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str, str]]:
-    """Send messages to a node, waiting for the mask of each that can be decoded.
+    """Send messages to a node; after each that can be decoded, wait for its mask.
 
     Returns:
-        How many messages were decoded and refused here, and the node's account of the camera.
+        The number of messages per `outcome`, and the counts of the camera in the node's diagnostics.
     """
     import rclpy
     from sensor_msgs.msg import CompressedImage, Image
@@ -106,7 +111,7 @@ def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str,
     from netwarp_ros.node.process import NodeProcess
     from netwarp_ros.node.tools.demo import Recorder
 
-    namespace, kind = f"/fuzz_{os.getpid()}", Image if transport == "raw" else CompressedImage
+    namespace, message_class = f"/fuzz_{os.getpid()}", Image if transport == "raw" else CompressedImage
     topic = f"{namespace}/camera/image_raw" + ("" if transport == "raw" else "/compressed")
     lossless = {f"qos_overrides.{topic}.subscription.depth": count}
     outcomes: Counter[str] = Counter()
@@ -122,14 +127,14 @@ def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str,
         lifecycle = LifecycleClient(recorder.node, recorder.executor, f"{namespace}/segmenter")
         lifecycle.configure()
         lifecycle.activate()
-        publisher = recorder.node.create_publisher(kind, topic, count)
+        publisher = recorder.node.create_publisher(message_class, topic, count)
         recorder.spin_until(lambda: recorder.connected() and publisher.get_subscription_count() == 1, node.check)
         for index in tqdm(range(count), desc=transport):
-            message = FUZZED[transport](rng, kind)
+            message = FUZZERS[transport](rng, message_class)
             message.header.stamp.sec = index
-            outcomes[found := outcome(message)] += 1
+            outcomes[result := outcome(message)] += 1
             publisher.publish(message)
-            if found == "decoded":
+            if result == "decoded":
                 recorder.spin_until(lambda stamp_ns=index * 10**9: stamp_ns in recorder.masks, node.check)
         recorder.spin_until(lambda: recorder.counts.get("received") == str(count), node.check)
         recorder.spin_until(lambda: recorder.counts["in flight"] == "0", node.check)
@@ -139,23 +144,21 @@ def fuzz(transport: str, count: int, seed: int) -> tuple[Counter[str], dict[str,
 
 
 def main() -> None:
-    """Send the messages, and print what became of them."""
+    """Send the messages and print the counts."""
     parser = argparse.ArgumentParser(description="Send damaged image messages to a segment node.")
-    parser.add_argument("--count", type=int, default=10_000, help="how many, half of them compressed")
+    parser.add_argument("--count", type=int, default=10_000, help="number of messages, half of them compressed")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    results = {transport: fuzz(transport, arguments.count // 2, arguments.seed) for transport in FUZZED}
-    for outcomes, account in results.values():
-        assert int(account["published"]) == outcomes["decoded"], account
-        assert int(account["dropped"]) == outcomes.total() - outcomes["decoded"], account
-        assert account["dropped: failed"] == "0", account["last error"]
-    names = sorted({name for outcomes, _ in results.values() for name in outcomes})
-    accounted = ("received", "published", "dropped: malformed", "dropped: superseded", "dropped: failed")
+    results = {transport: fuzz(transport, arguments.count // 2, arguments.seed) for transport in FUZZERS}
+    for outcomes, counts in results.values():
+        assert int(counts["published"]) == outcomes["decoded"], counts
+        assert int(counts["dropped"]) == outcomes.total() - outcomes["decoded"], counts
+        assert counts["dropped: failed"] == "0", counts["last error"]
     print(f"| | {' | '.join(results)} |\n|---|---|---|")
-    for name in names:
+    for name in sorted({name for outcomes, _ in results.values() for name in outcomes}):
         print(f"| decoder: {name} | {' | '.join(str(outcomes[name]) for outcomes, _ in results.values())} |")
-    for name in accounted:
-        print(f"| node: {name} | {' | '.join(account[name] for _, account in results.values())} |")
+    for name in ("received", "published", "dropped: malformed", "dropped: superseded", "dropped: failed"):
+        print(f"| node: {name} | {' | '.join(counts[name] for _, counts in results.values())} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder of image messages: pixels worked out by hand and held against other decoders; contradictions named."""
+"""The decoder of image messages: pixels computed by hand and by other decoders, and errors for invalid messages."""
 
 from __future__ import annotations
 
 import re
-import runpy
 import struct
 import subprocess
 import sys
@@ -12,22 +11,20 @@ import tracemalloc
 import zlib
 from array import array
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from fuzz_images import FUZZERS, outcome
 from rosbags.image import image_to_cvimage
 
-from netwarp_ros.recordings.image_messages import ENCODINGS, ImageError, to_array, to_bgr
+from netwarp_ros.recordings.image_messages import ENCODINGS, ImageError, to_array, to_bgr, to_label, to_writable_bgr
 
 WIDTH, HEIGHT = 32, 20
 RED, GREEN, BLUE, GREY, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (128, 128, 128), (0, 0, 0)
 BLACK_IMAGE = np.zeros((4, 4, 3), np.uint8)
-
-fuzz = runpy.run_path(str(Path(__file__).parent / "fuzz_images.py"))
 
 
 def image(encoding: str, width: int, height: int, data: bytes, step: int = 0, **changes: Any) -> Any:
@@ -38,7 +35,7 @@ def image(encoding: str, width: int, height: int, data: bytes, step: int = 0, **
 
 
 def noise(encoding: str, padding: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Any:
-    """An image of random samples."""
+    """Return an image of random samples."""
     step = image(encoding, width, height, b"").step + padding
     length = ENCODINGS[encoding].data_length(height, step)
     return image(encoding, width, height, np.random.default_rng(0).bytes(length), step)
@@ -92,7 +89,7 @@ def test_encodings(encoding: str, data: bytes, colors: tuple[tuple[int, int, int
 @pytest.mark.parametrize(
     ("encoding", "chroma"), [("nv12", (90, 240)), ("nv21", (240, 90)), ("nv24", (90, 240, 90, 240, 90, 240, 90, 240))]
 )
-def test_chroma_in_a_plane_of_its_own(encoding: str, chroma: tuple[int, ...]) -> None:
+def test_encodings_with_a_plane_of_chroma(encoding: str, chroma: tuple[int, ...]) -> None:
     decoded = to_bgr(image(encoding, 2, 2, bytes((81, 81, 81, 16, *chroma))))
     np.testing.assert_array_equal(decoded, [[(0, 0, 254), (0, 0, 254)], [(0, 0, 254), (0, 0, 179)]])
 
@@ -121,7 +118,7 @@ def test_bayer_patterns(pattern: str, red_at: tuple[int, int], bits: int) -> Non
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
-def test_byte_order_is_that_of_the_samples(encoding: str) -> None:
+def test_both_byte_orders_give_the_same_image(encoding: str) -> None:
     message, swapped = noise(encoding), noise(encoding)
     swapped.is_bigendian = 1
     if ENCODINGS[encoding].dtype == "u2":
@@ -130,9 +127,9 @@ def test_byte_order_is_that_of_the_samples(encoding: str) -> None:
 
 
 def without_padding(message: Any) -> Any:
-    """Rebuild an image message with its rows cut to their pixels, plane by plane."""
+    """Return an image message without its row padding, in each plane."""
     layout, tight = ENCODINGS[message.encoding], noise(message.encoding)
-    times = 2 // layout.chroma[0]  # as long as a row of the Y plane is one of the chroma
+    times = 2 // layout.chroma[0]  # bytes in a row of the chroma plane per byte in a row of the Y plane
     luma, chroma = np.split(np.frombuffer(message.data, np.uint8), [HEIGHT * message.step])
     tight.data = array("B", luma.reshape(HEIGHT, -1)[:, : tight.step].tobytes())
     if layout.planes == 2:
@@ -142,13 +139,13 @@ def without_padding(message: Any) -> Any:
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
 @pytest.mark.parametrize("padding", [6, 7])
-def test_padded_rows_are_as_if_without_padding(encoding: str, padding: int) -> None:
+def test_row_padding_does_not_change_the_image(encoding: str, padding: int) -> None:
     message = noise(encoding, padding)
     np.testing.assert_array_equal(to_bgr(message), to_bgr(without_padding(message)))
 
 
 def rosbags_image(message: Any) -> np.ndarray:
-    """Decode by rosbags-image, which takes the height of NV12 and NV21 for that of both planes."""
+    """Decode by rosbags-image. For NV12 and NV21, it expects the rows of both planes in ``height``."""
     rows = ENCODINGS[message.encoding].data_length(message.height, message.step) // message.step
     return image_to_cvimage(SimpleNamespace(**{**vars(message), "height": rows, "is_bigendian": False}), "bgr8")
 
@@ -157,14 +154,14 @@ def rosbags_image(message: Any) -> np.ndarray:
 def test_pixels_are_those_of_rosbags_image(encoding: str) -> None:
     message = noise(encoding)
     decoded, expected = to_bgr(message), rosbags_image(message)
-    # Of 16 bits it cuts off what is here rounded.
+    # It truncates 16-bit samples to 8 bits; this package rounds them.
     tolerance = 1 if ENCODINGS[encoding].dtype == "u2" else 0
     assert decoded.shape == expected.shape == (HEIGHT, WIDTH, 3)
     assert np.abs(decoded.astype(int) - expected).max() <= tolerance
 
 
-# CRC-32 of what cv_bridge 1.16.2, with OpenCV 4.6, makes of the same samples. Asking it here is not possible: PyPI has
-# none, and those of distributions are built against another NumPy.
+# CRC-32 of the images that cv_bridge 1.16.2 with OpenCV 4.6 decodes from the same samples. The tests cannot run cv_bridge
+# itself: PyPI does not have it, and distributions build it against another NumPy.
 CV_BRIDGE = {
     "bayer_bggr16": 0x7590C834,
     "bayer_bggr8": 0x3CBA5675,
@@ -216,24 +213,24 @@ def test_pixels_are_those_of_cv_bridge(encoding: str) -> None:
         ({"encoding": "nv21", "step": 4}, "data has 24 bytes: expected 12, height 2 * step 4 and the chroma of nv21"),
     ],
 )
-def test_contradictions_are_named(changes: dict[str, Any], problem: str) -> None:
+def test_an_invalid_message_is_refused_with_the_wrong_value(changes: dict[str, Any], problem: str) -> None:
     message = image("bgr8", 4, 2, bytes(24))
     vars(message).update(changes)
     with pytest.raises(ImageError, match=re.escape(problem)):
         to_bgr(message)
 
 
-# Copies
+# Memory
 
 
 @pytest.mark.parametrize("padding", [0, 5])
-def test_what_is_bgr_already_is_not_copied(padding: int) -> None:
+def test_bgr_data_are_not_copied(padding: int) -> None:
     message = noise("bgr8", padding)
     assert np.shares_memory(to_bgr(message), np.frombuffer(message.data, np.uint8))
 
 
 @pytest.mark.parametrize("encoding", sorted(name for name, layout in ENCODINGS.items() if layout.dtype == "u1"))
-def test_what_has_8_bits_is_converted_at_once(encoding: str) -> None:
+def test_8_bit_encodings_need_no_intermediate_image(encoding: str) -> None:
     message = noise(encoding, padding=5, width=320, height=240)
     to_bgr(message)
     tracemalloc.start()
@@ -248,6 +245,39 @@ def test_what_has_8_bits_is_converted_at_once(encoding: str) -> None:
     assert most <= images < most + 0.05
 
 
+# Label maps
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "8UC1"])
+def test_a_label_map_is_a_copy_of_the_ids(encoding: str) -> None:
+    message = image(encoding, 3, 2, bytes((0, 1, 2, 99, 3, 4, 5, 99)), step=4)
+    label = to_label(message, (2, 3))
+    np.testing.assert_array_equal(label, np.uint8([[0, 1, 2], [3, 4, 5]]))
+    assert not np.shares_memory(label, np.frombuffer(message.data, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (noise("bgr8"), "a label map must be mono8, not bgr8"),
+        (compressed(png(BLACK_IMAGE), "png"), "a label map must be mono8, not compressed"),
+        (noise("mono8"), "it is 32x20, but its image is 33x20"),
+    ],
+)
+def test_a_wrong_label_map_is_refused(message: Any, problem: str) -> None:
+    with pytest.raises(ImageError, match=problem):
+        to_label(message, (HEIGHT, WIDTH + 1))
+
+
+def test_a_writable_image_does_not_share_memory_with_its_message() -> None:
+    for padding in (0, 5):
+        message = noise("bgr8", padding)
+        message.data = bytes(message.data)  # read-only, as a bag gives it
+        decoded = to_writable_bgr(message)
+        assert decoded.flags.writeable and decoded.flags.c_contiguous
+        np.testing.assert_array_equal(decoded, to_bgr(message))
+
+
 # Compressed images
 
 
@@ -257,7 +287,7 @@ def test_compressed_images_come_out_with_three_channels(channels: int) -> None:
     np.testing.assert_array_equal(to_bgr(compressed(png(pixels), "png")), np.full((4, 6, 3), 128, np.uint8))
 
 
-def test_a_jpeg_comes_out_as_its_writer_meant_it() -> None:
+def test_the_format_tells_the_channel_order_of_a_jpeg() -> None:
     red = np.full((16, 16, 3), RED, np.uint8)
     jpeg = cv2.imencode(".jpg", red)[1]
     for form in ("jpeg", "rgb8; jpeg compressed bgr8", ""):
@@ -268,13 +298,13 @@ def test_a_jpeg_comes_out_as_its_writer_meant_it() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["mono16", "bgr16"])
-def test_a_png_of_16_bits_has_the_pixels_of_the_raw_image(encoding: str) -> None:
+def test_a_16_bit_png_gives_the_same_pixels_as_the_raw_image(encoding: str) -> None:
     message = noise(encoding)
     form = f"{encoding}; png compressed {encoding}"
     np.testing.assert_array_equal(to_bgr(compressed(png(to_array(message)), form)), to_bgr(message))
 
 
-def test_how_the_camera_was_held_does_not_turn_the_image() -> None:
+def test_the_exif_orientation_is_ignored() -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
     turned = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # TIFF: orientation 6
     exif = b"Exif\0\0" + turned
@@ -295,12 +325,12 @@ def test_how_the_camera_was_held_does_not_turn_the_image() -> None:
         (png(BLACK_IMAGE).replace(b"\0\0\0\x16IDAT", b"\xff\0\0\x16IDAT"), "b'IDAT' claims 4278190102 bytes"),
     ],
 )
-def test_compressed_nonsense_is_named(data: bytes, problem: str) -> None:
+def test_damaged_compressed_data_are_refused_with_their_size_and_format(data: bytes, problem: str) -> None:
     with pytest.raises(ImageError, match=re.escape(problem)):
         to_bgr(compressed(data))
 
 
-def test_a_node_does_not_believe_any_size_that_a_header_claims() -> None:
+def test_a_node_refuses_a_header_that_claims_too_many_pixels() -> None:
     jpeg = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1])
     struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 8192, 8193)
     program = f"""
@@ -314,9 +344,9 @@ to_bgr(SimpleNamespace(format="jpeg", data={bytes(jpeg)!r}))
 
 
 @pytest.mark.parametrize("transport", ["raw", "compressed"])
-def test_damaged_images_are_decoded_or_refused_by_name(transport: str) -> None:
+def test_random_damage_is_decoded_or_refused_with_the_wrong_value(transport: str) -> None:
     rng, outcomes = np.random.default_rng(0), Counter()
     for _ in range(300):
-        outcomes[fuzz["outcome"](fuzz["FUZZED"][transport](rng, SimpleNamespace))] += 1
+        outcomes[outcome(FUZZERS[transport](rng, SimpleNamespace))] += 1
     refusals = {"raw": {"encoding", "size", "step", "data"}, "compressed": {"content"}}[transport]
     assert set(outcomes) == {"decoded", *(f"refused by {refusal}" for refusal in refusals)}

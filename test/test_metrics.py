@@ -156,7 +156,7 @@ def test_where_must_be_a_mask_of_the_same_size() -> None:
 
 
 def test_void_is_no_class() -> None:
-    with pytest.raises(ValueError, match="void is 3, which is the id of one of the 4 classes"):
+    with pytest.raises(ValueError, match="void is 3, the id of a class: give an id that is not in 0 to 3"):
         ConfusionMatrix(4, 3)
     with pytest.raises(ValueError, match="num_classes is 0"):
         ConfusionMatrix(0, 255)
@@ -388,7 +388,7 @@ def test_videos_that_come_by_turns_are_told_apart() -> None:
     assert by_turns.score() == pytest.approx(alone.score())
     by_turns.restart("left")
     by_turns.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "left")
-    with pytest.raises(ValueError, match=r"\(9, 9\), but the frame before is \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"\(9, 9\), but the previous frame is \(4, 5\)"):
         by_turns.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "right")
 
 
@@ -435,7 +435,7 @@ def test_lengths_must_be_above_one(lengths: list[int]) -> None:
 def test_a_frame_of_another_size_than_the_one_before_is_refused() -> None:
     video = VideoConsistency(VOID, [2])
     video.update(np.zeros((2, 2), int), np.zeros((2, 2), int))
-    with pytest.raises(ValueError, match=r"prediction is \(2, 3\), but the frame before is \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"prediction is \(2, 3\), but the previous frame is \(2, 2\)"):
         video.update(np.zeros((2, 3), int), np.zeros((2, 3), int))
     with pytest.raises(ValueError, match="label is .* float64: give .* integer"):
         video.update(np.zeros((2, 2), int), np.zeros((2, 2)))

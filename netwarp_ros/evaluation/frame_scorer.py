@@ -165,7 +165,7 @@ class NetworkCounters:
             "instance confusion": self.instance.matrix.counts,
             "consistency": self.consistency.matrix.counts,
             "unmasked": self.unmasked.matrix.counts,
-            **{f"video {length}": windows for length, windows in self.video.windows.items()},
+            **{f"video {length}": total for length, total in self.video.totals.items()},
         }
 
     def add(self, totals: Mapping[str, np.ndarray]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of segmentation: update with one frame after another, then ask for the score, in per cent."""
+"""Metrics of segmentation: call `update` with each frame, then ask for the score, in per cent."""
 
 from __future__ import annotations
 

@@ -7,20 +7,20 @@ import numpy as np
 
 
 class ConfusionMatrix:
-    """Counts of pixels by class of the label and class of the prediction, void pixels left out.
+    """Numbers of pixels by labelled and predicted class; void pixels are not counted.
 
-    One matrix serves all frames, as in CamVid's, Cityscapes' and VOC's protocols: a score is of the pixels of the whole
-    set, not a mean over images.
+    One matrix counts all frames, as in the protocols of CamVid, Cityscapes and Pascal VOC. So a score is computed over
+    the pixels of the whole data set; it is not a mean over images.
 
     Args:
         num_classes: Number of classes K.
-        void: Id of unlabelled pixels in label maps; not the id of a class.
+        void: Id of unlabelled pixels in label maps. It must not be the id of a class.
 
     Attributes:
         counts: ``(K, K)`` int64; ``counts[i, j]`` pixels are labelled i and predicted j.
 
     Raises:
-        ValueError: If there is no class, or void is one.
+        ValueError: If there is no class, or void is the id of a class.
 
     Example:
         >>> matrix = ConfusionMatrix(num_classes=2, void=255)
@@ -37,7 +37,7 @@ class ConfusionMatrix:
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}: give at least 1")
         if 0 <= void < num_classes:
-            raise ValueError(f"void is {void}, which is the id of one of the {num_classes} classes: give another")
+            raise ValueError(f"void is {void}, the id of a class: give an id that is not in 0 to {num_classes - 1}")
         self.num_classes = num_classes
         self.void = void
         self.counts = np.zeros((num_classes, num_classes), np.int64)
@@ -46,20 +46,20 @@ class ConfusionMatrix:
         """Count the pixels of one frame.
 
         Args:
-            prediction: ``(H, W)`` class ids, integers.
-            label: ``(H, W)`` class ids, integers, or void.
-            where: ``(H, W)`` bool; only pixels where it is True are counted. All, by default.
+            prediction: ``(H, W)`` integer class ids.
+            label: ``(H, W)`` integer class ids or void.
+            where: ``(H, W)`` bool; False excludes a pixel. By default all pixels count.
 
         Returns:
             The counts of this frame alone, ``(K, K)`` int64.
 
         Raises:
-            ValueError: If shapes or types differ from these, or an id to be counted is neither a class nor void.
+            ValueError: If a shape or type differs from these, or a pixel that counts has an invalid id.
         """
         check_ids(prediction, "prediction")
         check_ids(label, "label")
         if prediction.shape != label.shape:
-            raise ValueError(f"prediction is {prediction.shape}, label is {label.shape}: give two of one size")
+            raise ValueError(f"prediction is {prediction.shape}, label is {label.shape}: give the same size")
         counted = label != self.void
         if where is not None:
             if where.shape != label.shape or where.dtype != np.bool_:
@@ -74,31 +74,30 @@ class ConfusionMatrix:
         return counts
 
     def iou(self) -> np.ndarray:
-        """Return the intersection over union of each class, ``(K,)`` in per cent.
+        """Return the intersection over union of each class, TP / (TP + FP + FN), ``(K,)`` in per cent.
 
-        It is TP / (TP + FP + FN); nan for a class that is in neither labels nor predictions.
+        It is nan for a class that occurs neither in labels nor in predictions.
         """
         return iou(self.counts)
 
     def miou(self) -> float:
-        """Return the mean IoU over the classes that occur in the labels, in per cent; nan before any pixel.
+        """Return the mean IoU over the classes that occur in the labels, in per cent; nan if no pixel was counted.
 
-        A class that is only ever predicted is no term of the mean: its pixels already count against the classes they
-        were labelled as.
+        A class that is only predicted does not enter the mean: its pixels already lower the IoU of the labelled classes.
         """
         return miou(self.counts)
 
-    def _check_range(self, ids: np.ndarray, name: str, also: str) -> None:
+    def _check_range(self, ids: np.ndarray, name: str, other_ids: str) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_classes):
             wrong = ids[(ids < 0) | (ids >= self.num_classes)][0]
-            raise ValueError(f"{name} holds the id {wrong}: classes are 0 to {self.num_classes - 1}{also}")
+            raise ValueError(f"{name} holds the id {wrong}: classes are 0 to {self.num_classes - 1}{other_ids}")
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of each class in per cent, nan for a class without pixels.
+    """Return the intersection over union of each class in per cent; nan for a class without pixels.
 
     Args:
-        counts: ``(..., K, K)``: one or more confusion matrices, as `ConfusionMatrix.counts` is.
+        counts: ``(..., K, K)``, one or more confusion matrices like `ConfusionMatrix.counts`.
 
     Returns:
         ``(..., K)`` float64.
@@ -109,20 +108,20 @@ def iou(counts: np.ndarray) -> np.ndarray:
 
 
 def miou(counts: np.ndarray) -> float:
-    """Return the mean IoU over the classes that occur in the labels, in per cent; nan where there is no pixel.
+    """Return the mean IoU over the classes that occur in the labels, in per cent; nan if no pixel is counted.
 
     Args:
-        counts: ``(K, K)``, as `ConfusionMatrix.counts` is.
+        counts: ``(K, K)``, like `ConfusionMatrix.counts`.
     """
     labelled = counts.sum(axis=1) > 0
     return float(iou(counts)[labelled].mean()) if labelled.any() else float("nan")
 
 
 def check_ids(ids: np.ndarray, name: str) -> None:
-    """Check that an array can be a map of class ids.
+    """Check that an array is a map of class ids.
 
     Raises:
-        ValueError: If it is not two-dimensional or not of integers.
+        ValueError: If it does not have two dimensions, or does not hold integers.
     """
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{name} is {ids.shape} {ids.dtype}: give (H, W) integer class ids")

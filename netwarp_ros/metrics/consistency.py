@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consistency over time: how well the predictions of successive frames agree, once motion is taken out."""
+"""Consistency over time: how well the predictions of successive frames agree."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from netwarp_ros.metrics.confusion import ConfusionMatrix, check_ids
 
 
 class TemporalConsistency:
-    """Mean IoU between each prediction and the one before it, warped along the optical flow.
+    """TC: mean IoU between each prediction and the previous one, warped along the optical flow.
 
-    TC as in Liu, Shen, Yu, Wang, "Efficient Semantic Video Segmentation with Per-frame Inference", ECCV 2020: the mIoU
-    of the previous prediction, warped, against the present one in the place of the label, from one confusion matrix
-    over all pairs. (A share of equal pixels would be all road and sky.) Unlike theirs it leaves out pixels whose flow
-    leads out of the image, and can leave out those whose flow is not to be trusted; `flows_agree` tells them.
+    From Liu, Shen, Yu, Wang, "Efficient Semantic Video Segmentation with Per-frame Inference", ECCV 2020. The warped
+    prediction takes the role of the prediction, and the present one that of the label, in one confusion matrix over all
+    pairs of frames. Unlike in the paper, pixels whose flow leads out of the image do not count; ``where`` can exclude
+    more, such as those that fail `flows_agree`.
 
-    The flow must not be the segmenter's own, or the network would be judged by what it was told.
+    The flow must not be the one that the network uses: along its own flow, a network would be consistent by design.
 
     Args:
         num_classes: Number of classes K.
 
     Attributes:
-        matrix: ``counts[i, j]`` pixels are i in a frame and were j in the one before it.
+        matrix: `ConfusionMatrix`; ``counts[i, j]`` pixels are i in a frame and were j in the previous one.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -42,38 +42,37 @@ class TemporalConsistency:
             previous: ``(H, W)`` uint8 class ids predicted for frame t-1.
             flow: ``(H, W, 2)`` float32, reverse flow in pixels: pixel (x, y) of frame t is at (x + u, y + v) in
                 frame t-1.
-            where: ``(H, W)`` bool; only pixels where it is True are counted. All, by default. Those whose flow leads
-                out of the image never are.
+            where: ``(H, W)`` bool; False excludes a pixel. By default all pixels whose flow stays in the image count.
 
         Returns:
             The counts of this pair alone, ``(K, K)`` int64.
 
         Raises:
-            ValueError: If shapes or types differ from these, or an id is no class.
+            ValueError: If a shape or type differs from these, or an id is not a class.
         """
         warped, inside = warp_nearest(previous, flow)
         return self.matrix.update(warped, present, where=inside if where is None else inside & where)
 
     def miou(self) -> float:
-        """Return the consistency in per cent, over the classes that occur in the present predictions; nan if none."""
+        """Return the mean over the classes of the present predictions, in per cent; nan if no pixel was counted."""
         return self.matrix.miou()
 
     def flicker(self) -> np.ndarray:
         """Return how much each class flickers, ``(K,)`` in per cent; nan for a class that is never predicted.
 
-        Of the pixels that are of the class in a frame or in the one before it, motion taken out, it is the part that is
-        not in both: 100 less the IoU of the class.
+        Of the pixels that have the class in the present or in the warped previous prediction, it is the percentage that
+        does not have it in both: 100 - IoU of the class.
         """
         return 100 - self.matrix.iou()
 
 
-class _Run(NamedTuple):
-    """A video as far as it was taken.
+class _PixelRuns(NamedTuple):
+    """For how many frames up to the last one each pixel has kept its label.
 
     Attributes:
-        label: ``(H, W)``, of the last frame.
-        constant: ``(H, W)`` int32, for how many frames each pixel has had that label.
-        correct: ``(H, W)`` int32, for how many of the last of them it was predicted right.
+        label: ``(H, W)``, label map of the last frame.
+        constant: ``(H, W)`` int32, number of successive frames with that label.
+        correct: ``(H, W)`` int32, number of successive frames with that label as label and as prediction.
     """
 
     label: np.ndarray
@@ -82,85 +81,84 @@ class _Run(NamedTuple):
 
 
 class VideoConsistency:
-    """VC_n: of the pixels whose label stays the same through n frames, the part that is right in all of them.
+    """VC_n: of the pixels whose label stays the same for n frames, the percentage that is correct in all of them.
 
-    After Miao et al., "VSPW: A large-scale dataset for video scene parsing in the wild", CVPR 2021: for each window of
-    n successive frames, |(∩ S) ∩ (∩ S')| / |∩ S|, S being the labels and S' the predictions of its frames, as sets of
-    pairs of pixel and class; the score is the mean over all windows. Void is no class. The script that the authors
-    published asks only for predictions that stay the same, right or wrong.
+    From Miao et al., "VSPW: A large-scale dataset for video scene parsing in the wild", CVPR 2021. The score of a window
+    of n successive frames is |(∩ S) ∩ (∩ S')| / |∩ S|, where S and S' are the labels and the predictions of a frame, as
+    sets of pairs of pixel and class; void is not a class. VC_n is the mean over all windows. In the authors' script,
+    unlike in their paper, predictions need only stay the same, correct or not.
 
     Args:
         void: Id of unlabelled pixels in label maps.
-        lengths: The numbers of frames n, each > 1.
+        lengths: Numbers of frames n, each > 1.
 
     Attributes:
-        windows: Of each length, the sum of the scores of the windows, and their number: ``(2,)`` float64.
+        totals: By length, ``(2,)`` float64: the sum of the windows' scores, and the number of windows.
 
     Raises:
-        ValueError: If there is no length, or one is not > 1.
+        ValueError: If there is no length, or a length is not > 1.
     """
 
     def __init__(self, void: int, lengths: Iterable[int]) -> None:
         self._void = void
-        self.windows = {length: np.zeros(2) for length in sorted(lengths)}
-        if not self.windows or min(self.windows) <= 1:
-            raise ValueError(f"lengths is {list(self.windows)}: give at least one, each > 1 frame")
-        self._runs: dict[str, _Run] = {}
+        self.totals = {length: np.zeros(2) for length in sorted(lengths)}
+        if not self.totals or min(self.totals) <= 1:
+            raise ValueError(f"lengths is {list(self.totals)}: give at least one, each > 1 frame")
+        self._runs: dict[str, _PixelRuns] = {}
 
     def restart(self, video: str = "") -> None:
-        """Let no window of a video span its frames so far and the next: there is a gap, or some are not labelled."""
+        """Begin the windows of a video anew: call this after a gap, or after a frame without a label."""
         self._runs.pop(video, None)
 
     def update(self, prediction: np.ndarray, label: np.ndarray, video: str = "") -> None:
-        """Take the next frame of a video.
+        """Count the windows that end with the next frame of a video.
 
         Args:
-            prediction: ``(H, W)`` class ids, integers.
-            label: ``(H, W)`` class ids, integers, or void.
-            video: Which one, where several come by turns.
+            prediction: ``(H, W)`` integer class ids.
+            label: ``(H, W)`` integer class ids or void.
+            video: Name of the video, if the frames of several alternate.
 
         Raises:
-            ValueError: If types differ from these, or the size from that of the frame before.
+            ValueError: If a shape or type differs from these, or the size differs from that of the previous frame.
         """
         check_ids(prediction, "prediction")
         check_ids(label, "label")
-        run = self._runs.get(video)
-        if run is None:
-            run = _Run(np.full_like(label, self._void), *np.zeros((2, *label.shape), np.int32))
+        runs = self._runs.get(video)
+        if runs is None:
+            runs = _PixelRuns(np.full_like(label, self._void), *np.zeros((2, *label.shape), np.int32))
         for ids, name in ((prediction, "prediction"), (label, "label")):
-            if ids.shape != run.label.shape:
-                raise ValueError(f"{name} is {ids.shape}, but the frame before is {run.label.shape}: give one size")
-        labelled, right = label != self._void, (prediction == label) & (label != self._void)
-        kept = label == run.label
-        constant = np.where(labelled, np.where(kept, run.constant, 0) + 1, 0)
-        correct = np.where(right, np.where(kept, run.correct, 0) + 1, 0)
-        self._runs[video] = _Run(label.copy(), constant, correct)
-        for length, window in self.windows.items():
+            if ids.shape != runs.label.shape:
+                raise ValueError(f"{name} is {ids.shape}, but the previous frame is {runs.label.shape}: give one size")
+        labelled, same = label != self._void, label == runs.label
+        constant = np.where(labelled, np.where(same, runs.constant, 0) + 1, 0)
+        correct = np.where(labelled & (prediction == label), np.where(same, runs.correct, 0) + 1, 0)
+        self._runs[video] = _PixelRuns(label.copy(), constant, correct)
+        for length, total in self.totals.items():
             count = int(np.count_nonzero(constant >= length))
             if count:
-                window += int(np.count_nonzero(correct >= length)) / count, 1
+                total += int(np.count_nonzero(correct >= length)) / count, 1
 
     def score(self) -> dict[int, float]:
-        """Return the mean over the windows in per cent, by their length; nan where no window has a constant pixel."""
+        """Return VC_n in per cent by n; nan if no window has a pixel whose label stays the same."""
         return {
-            length: float(100 * total / count) if count else float("nan")
-            for length, (total, count) in self.windows.items()
+            length: float(100 * score / count) if count else float("nan")
+            for length, (score, count) in self.totals.items()
         }
 
 
 def warp_nearest(ids: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Warp a map of ids along a reverse flow, taking the nearest pixel.
+    """Warp a map of class ids along a reverse flow, with nearest-neighbour sampling.
 
     Args:
         ids: ``(H, W)`` uint8.
         flow: ``(H, W, 2)`` float32, in pixels.
 
     Returns:
-        The warped map ``(H, W)`` uint8, and where it is from ``inside`` the image, ``(H, W)`` bool; 0 elsewhere, also
-        where the flow is not finite.
+        The warped map, ``(H, W)`` uint8, and a mask, ``(H, W)`` bool. Where the flow leads out of the image or is not
+        finite, the mask is False and the map 0.
 
     Raises:
-        ValueError: If the shapes or types are not these.
+        ValueError: If a shape or type differs from these.
     """
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise ValueError(f"ids is {ids.shape} {ids.dtype}: give (H, W) uint8")
@@ -175,21 +173,21 @@ def warp_nearest(ids: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def flows_agree(reverse: np.ndarray, forward: np.ndarray) -> np.ndarray:
-    """Find the pixels that the two flows between a pair of frames lead back to where they started from.
+    """Check where the reverse and the forward flow between two frames agree: the forward-backward test.
 
-    The test of Sundaram, Brox, Keutzer, "Dense point trajectories by GPU-accelerated large displacement optical flow",
-    ECCV 2010, eq. 5: ``|r + f|² <= 0.01 (|r|² + |f|²) + 0.5``, with f taken where r leads, bilinearly. It fails where
-    something is hidden in one of the frames, and where the flow is wrong.
+    From Sundaram, Brox, Keutzer, "Dense point trajectories by GPU-accelerated large displacement optical flow", ECCV
+    2010, eq. 5: ``|r + f|² <= 0.01 (|r|² + |f|²) + 0.5``, where f is sampled bilinearly at the point that r leads to. A
+    pixel fails if it is hidden in one of the frames, or if its flow is wrong.
 
     Args:
         reverse: ``(H, W, 2)`` float32, from frame t to frame t-1, in pixels.
         forward: ``(H, W, 2)`` float32, from frame t-1 to frame t, in pixels.
 
     Returns:
-        ``(H, W)`` bool, on the grid of frame t; False where the flow leads out of the image or is not finite.
+        ``(H, W)`` bool, on the grid of frame t; False also where the flow leads out of the image or is not finite.
 
     Raises:
-        ValueError: If the shapes or types are not these.
+        ValueError: If a shape or type differs from these.
     """
     _check_flow(reverse, "reverse", reverse.shape[:2])
     _check_flow(forward, "forward", reverse.shape[:2])
@@ -202,11 +200,11 @@ def flows_agree(reverse: np.ndarray, forward: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         error = np.square(there + back).sum(axis=2)
         allowed = 0.01 * (np.square(there).sum(axis=2) + np.square(back).sum(axis=2)) + 0.5
-        return inside & (error - allowed <= 0)  # a difference, so that infinity does not equal infinity
+        return inside & (error - allowed <= 0)  # inf <= inf would pass; inf - inf is nan and fails
 
 
 def _targets(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coordinates (x, y) in the other frame that each pixel's flow leads to, float64."""
+    """Return the coordinates x and y, ``(H, W)`` float64, that the flow of each pixel leads to."""
     height, width = flow.shape[:2]
     return np.arange(width) + flow[..., 0], np.arange(height)[:, None] + flow[..., 1]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trimap IoU: the IoU of the pixels near the borders of the labels (the paper's tIoU and its Fig. 4).
+"""Trimap IoU: the IoU of the pixels near label boundaries; the NetWarp paper's tIoU and its Fig. 4.
 
-After Kohli, Ladický, Torr, "Robust higher order potentials", IJCV 2009, and Krähenbühl, Koltun, "Efficient inference in
+From Kohli, Ladický, Torr, "Robust higher order potentials", IJCV 2009, and Krähenbühl, Koltun, "Efficient inference in
 fully connected CRFs", NIPS 2011.
 """
 
@@ -18,10 +18,10 @@ from netwarp_ros.metrics.confusion import ConfusionMatrix, check_ids
 class TrimapIoU:
     """IoU within bands around label boundaries, for several widths at once.
 
-    A pixel is in the trimap of width w when a pixel with another label is no further than w from it, as the crow flies
-    from centre to centre. Width 1 is thus the one row of pixels on each side of a boundary. Void is a label like any
-    other as far as boundaries go, for it is drawn along outlines that were too uncertain to label; void pixels
-    themselves are not scored. The border of the image is no boundary.
+    The band of width w, the trimap, holds the pixels whose Euclidean distance to the nearest pixel with another label,
+    from centre to centre, is at most w. At w = 1 it is one row of pixels on each side of a boundary. The edge between a
+    class and void is a boundary too, because annotators mark uncertain outlines as void. Void pixels themselves are not
+    counted. The image's border is not a boundary.
 
     Args:
         num_classes: Number of classes K.
@@ -32,7 +32,7 @@ class TrimapIoU:
         matrices: The `ConfusionMatrix` of each width.
 
     Raises:
-        ValueError: If there is no width, or one is not > 0.
+        ValueError: If there is no width, or a width is not > 0.
     """
 
     def __init__(self, num_classes: int, void: int, widths: Iterable[int]) -> None:
@@ -46,15 +46,15 @@ class TrimapIoU:
         """Count the pixels of one frame.
 
         Args:
-            prediction: ``(H, W)`` class ids, integers.
-            label: ``(H, W)`` class ids, integers, or void.
-            distance: What `boundary_distance` gives of the label, where it is known already.
+            prediction: ``(H, W)`` integer class ids.
+            label: ``(H, W)`` integer class ids or void.
+            distance: ``boundary_distance(label)``, if it is known already.
 
         Returns:
-            The counts of this frame alone by width, each ``(K, K)`` int64.
+            The counts of this frame alone, ``(K, K)`` int64 by width.
 
         Raises:
-            ValueError: As `ConfusionMatrix.update`.
+            ValueError: See `ConfusionMatrix.update`.
         """
         if distance is None:
             distance = boundary_distance(label)
@@ -63,18 +63,21 @@ class TrimapIoU:
         }
 
     def miou(self) -> dict[int, float]:
-        """Return the mean IoU in per cent by width; nan where no pixel was counted."""
+        """Return the mean IoU in per cent by width; nan if no pixel was counted."""
         return {width: matrix.miou() for width, matrix in self.matrices.items()}
 
 
 def boundary_distance(label: np.ndarray) -> np.ndarray:
-    """Return for each pixel the distance to the nearest pixel that has another label.
+    """Return the distance of each pixel to the nearest pixel with another label.
 
     Args:
         label: ``(H, W)`` integers.
 
     Returns:
-        ``(H, W)`` float64, in pixels, between centres; infinite where the label is the only one in the map.
+        ``(H, W)`` float64, in pixels from centre to centre; infinite if the map has only one label.
+
+    Raises:
+        ValueError: If the label map has another shape or type.
     """
     check_ids(label, "label")
     distance = np.full(label.shape, np.inf)
@@ -84,6 +87,6 @@ def boundary_distance(label: np.ndarray) -> np.ndarray:
     for value in values:
         inside = label == value
         transform = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        # Squared distances are whole numbers; rounding takes away what float32 added, so that "<= width" is exact.
+        # Squared distances are integers. Rounding removes the error of float32, so that "<= width" is exact.
         distance[inside] = np.sqrt(np.rint(np.square(transform[inside], dtype=np.float64)))
     return distance

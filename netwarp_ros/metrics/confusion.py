@@ -83,7 +83,7 @@ class ConfusionMatrix:
     def miou(self) -> float:
         """Return the mean IoU over the classes that occur in the labels, in per cent; nan if no pixel was counted.
 
-        A class that is only predicted does not enter the mean: its pixels already lower the IoU of the labelled classes.
+        A class that is only predicted does not enter the mean: its pixels already lower the IoU of other classes.
         """
         return miou(self.counts)
 

@@ -83,8 +83,8 @@ class _PixelRuns(NamedTuple):
 class VideoConsistency:
     """VC_n: of the pixels whose label stays the same for n frames, the percentage that is correct in all of them.
 
-    From Miao et al., "VSPW: A large-scale dataset for video scene parsing in the wild", CVPR 2021. The score of a window
-    of n successive frames is |(∩ S) ∩ (∩ S')| / |∩ S|, where S and S' are the labels and the predictions of a frame, as
+    From Miao et al., "VSPW: A large-scale dataset for video scene parsing in the wild", CVPR 2021. A window of n
+    successive frames scores |(∩ S) ∩ (∩ S')| / |∩ S|, where S and S' are the labels and the predictions of a frame, as
     sets of pairs of pixel and class; void is not a class. VC_n is the mean over all windows. In the authors' script,
     unlike in their paper, predictions need only stay the same, correct or not.
 

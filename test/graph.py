@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test's end of a ROS graph: nodes in processes of their own, and a node in this one that talks to them.
+"""What tests of the ROS graph share: nodes in processes of their own, and a node in this process to talk to them.
 
-A test module that imports this one is skipped, with the reason, where there is no ROS.
+A test module that imports this one is skipped, with the reason, if ROS is missing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ from netwarp_ros.node.images import bgr_message
 from netwarp_ros.node.lifecycle import RETRY_S, LifecycleClient
 
 SIZE = (64, 48)
+"""Width and height of the test images."""
+
 DEADLINE_S = 100.0
+"""How long to wait for a condition. Tests wait on conditions only, so a slow machine needs longer, and passes."""
+
 FRAME_ID = "camera_optical_frame"
 SECOND = 10**9
 
@@ -49,7 +53,7 @@ T = TypeVar("T")
 
 
 class Graph:
-    """This process's node."""
+    """The node in this process."""
 
     def __init__(self) -> None:
         self.node = rclpy.create_node("test")
@@ -57,62 +61,69 @@ class Graph:
         self.executor.add_node(self.node)
 
     def until(self, condition: Callable[[], T], what: str) -> T:
-        """Spin until a condition holds, and return what it gave."""
+        """Spin until a condition returns a true value, and return that."""
         deadline = monotonic() + DEADLINE_S
         while not (result := condition()):
             assert monotonic() < deadline, f"no {what} within {DEADLINE_S:g} s"
             self.executor.spin_once(timeout_sec=0.1)
         return result
 
-    def hear(self, message_type: Any, topic: str) -> list[Any]:
-        """Subscribe, wait for the publisher, and return the list that messages will be put in."""
-        heard: list[Any] = []
-        subscription = self.node.create_subscription(message_type, topic, heard.append, QoSProfile(depth=100))
-        # One that has soon said everything may be gone before it is counted.
-        self.until(lambda: heard or subscription.get_publisher_count(), f"publisher of {topic}")
-        return heard
+    def subscribe(self, message_type: Any, topic: str) -> list[Any]:
+        """Subscribe, wait for the publisher, and return the list to which received messages are appended."""
+        received: list[Any] = []
+        subscription = self.node.create_subscription(message_type, topic, received.append, QoSProfile(depth=100))
+        # A publisher that ends soon may be gone before it is counted.
+        self.until(lambda: received or subscription.get_publisher_count(), f"publisher of {topic}")
+        return received
 
-    def camera(self, topic: str = "camera/image_raw", message_type: Any = Image) -> Publisher:
-        """Be a camera that somebody subscribes to."""
+    def publisher(self, topic: str, message_type: Any) -> Publisher:
+        """Return a publisher, after it has a subscriber."""
         publisher = self.node.create_publisher(message_type, topic, QoSProfile(depth=100))
         self.until(publisher.get_subscription_count, f"subscriber of {topic}")
         return publisher
 
-    def ask(self, service_type: Any, name: str, request: Any = None) -> Any:
-        """Call a service, which does no harm where it is called twice, and return its answer."""
+    def call(self, service_type: Any, name: str, request: Any = None) -> Any:
+        """Call a service, and return its response. The request may be repeated, so that must do no harm."""
         client = self.node.create_client(service_type, name)
         assert client.wait_for_service(DEADLINE_S), f"no service {name}"
 
-        def answer() -> Any:
-            # A node that has not discovered this client yet drops its answer.
+        def response() -> Any:
+            # The response is lost if the node has not discovered this client yet.
             future = client.call_async(request or service_type.Request())
             self.executor.spin_until_future_complete(future, RETRY_S)
             return future.result()
 
-        return self.until(answer, f"answer of {name}")
+        return self.until(response, f"response of {name}")
 
     def lifecycle(self, target: str = "/segmenter") -> LifecycleClient:
-        """Return what drives the segment node."""
+        """Return a client that changes the state of the segment node."""
         return LifecycleClient(self.node, self.executor, target, timeout_s=DEADLINE_S)
 
-    def diagnosis(self, name: str, holds: Callable[[DiagnosticStatus, dict[str, str]], bool]) -> dict[str, str]:
-        """Wait for the diagnostic status of a name of which something holds; return its values and its message."""
-        heard = self.hear(DiagnosticArray, "/diagnostics")
+    def wait_for_status(
+        self, name: str, condition: Callable[[DiagnosticStatus, dict[str, str]], bool]
+    ) -> dict[str, str]:
+        """Wait for a status on ``/diagnostics`` that meets a condition; return its values and its message.
 
-        def found() -> dict[str, str] | None:
-            for status in (status for array in heard for status in array.status if status.name == name):
+        Args:
+            name: Name of the status.
+            condition: Is called with the status and its values.
+        """
+        received = self.subscribe(DiagnosticArray, "/diagnostics")
+
+        def matching() -> dict[str, str] | None:
+            for status in (status for array in received for status in array.status if status.name == name):
                 values = {pair.key: pair.value for pair in status.values}
-                if holds(status, values):
+                if condition(status, values):
                     return {**values, "message": status.message}
-            heard.clear()
+            received.clear()
             return None
 
-        return self.until(found, f"such diagnosis of {name}")
+        return self.until(matching, f"such status of {name}")
 
 
 @contextmanager
 def own_domain() -> Iterator[None]:
-    """Do as the fixture `ros_domain` does, for as long as wanted."""
+    """Do what the fixture `ros_domain` does, during the body of a ``with`` statement."""
     with domain_id() as domain, pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROS_DOMAIN_ID", str(domain))
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -121,7 +132,7 @@ def own_domain() -> Iterator[None]:
 
 @contextmanager
 def open_graph(*arguments: str) -> Iterator[Graph]:
-    """Join the graph; the arguments are ROS's own."""
+    """Start ROS with its arguments, and yield a node in the graph."""
     rclpy.init(args=["--ros-args", *arguments])
     graph = Graph()
     try:
@@ -133,27 +144,31 @@ def open_graph(*arguments: str) -> Iterator[Graph]:
 
 
 PYTHON = [sys.executable, "-W", "ignore:failed to send response:RuntimeWarning"]
-"""Python without rclpy's warning of a lost answer, which is asked for again."""
+"""Python without rclpy's warning of a lost response: the request is repeated."""
 
 
 def node_command(module: str, **parameters: Any) -> list[str]:
-    """Return the command that runs a node of this package."""
+    """Return the command that runs a module of `netwarp_ros.node` with parameters."""
     pairs = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
     return [*PYTHON, "-m", f"netwarp_ros.node.{module}", "--ros-args", *pairs]
 
 
 class Program:
-    """A process, and what it writes."""
+    """A process, and its output."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
-    def end(self, by: int | None = signal.SIGTERM) -> int:
-        """Send a signal, if any, wait for the end, and return the exit status."""
-        if by is not None and self._process.poll() is None:
-            self._process.send_signal(by)
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal unless the process has ended, wait for its end, and return the exit status."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit status."""
         try:
             return self._process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -165,31 +180,31 @@ class Program:
         self._process.send_signal(number)
 
     def has_ended(self, within_s: float) -> bool:
-        """Tell whether it ends within a time."""
+        """Tell whether it ends within some seconds."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(within_s)
         return self._process.returncode is not None
 
     @property
-    def said(self) -> str:
-        """What it wrote so far."""
+    def output(self) -> str:
+        """What the process has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[Program]:
-    """Run a program, and in the end check that SIGTERM ends it as it should."""
+    """Run a program. At the end, check that SIGTERM ends it with status 0 and without a traceback."""
     program = Program(command, log)
     try:
         yield program
     finally:
         status = program.end()
-    assert status == 0, program.said
-    assert "Traceback" not in program.said, program.said
+    assert status == 0, program.output
+    assert "Traceback" not in program.output, program.output
 
 
 def lossless(*cameras: str) -> dict[str, Any]:
-    """Return the parameters by which no image or mask is lost on the way, be it before both ends know each other."""
+    """Return QoS parameters with which no image or mask is lost, even before both ends have discovered each other."""
     return {
         f"qos_overrides./{topic}": value
         for camera in cameras
@@ -201,22 +216,22 @@ def lossless(*cameras: str) -> dict[str, Any]:
     }
 
 
-class Viewer:
-    """Publishes a camera's images and waits for what comes of each."""
+class SegmentClient:
+    """Publishes the images of a camera, and receives their masks and timings."""
 
     def __init__(self, graph: Graph, name: str = "camera", image_type: Any = Image) -> None:
         self._graph = graph
-        self.masks = graph.hear(Image, f"{name}/segmentation/mask")
-        self.timings = graph.hear(FrameTiming, f"{name}/segmentation/timing")
+        self.masks = graph.subscribe(Image, f"{name}/segmentation/mask")
+        self.timings = graph.subscribe(FrameTiming, f"{name}/segmentation/timing")
         suffix = "/compressed" if image_type is CompressedImage else ""
-        self._camera = graph.camera(f"{name}/image_raw{suffix}", image_type)
+        self._publisher = graph.publisher(f"{name}/image_raw{suffix}", image_type)
 
     def publish(self, message: Image | CompressedImage) -> None:
         """Publish an image."""
-        self._camera.publish(message)
+        self._publisher.publish(message)
 
-    def see(self, message: Image | CompressedImage) -> tuple[Image, FrameTiming]:
-        """Publish an image, and return the mask and the timing that come of it."""
+    def segment(self, message: Image | CompressedImage) -> tuple[Image, FrameTiming]:
+        """Publish an image, and return the next mask and timing."""
         count = len(self.masks)
         self.publish(message)
         self._graph.until(lambda: len(self.masks) > count and len(self.timings) > count, "mask and timing")
@@ -224,7 +239,7 @@ class Viewer:
 
 
 def tiny_model(path: Path) -> Path:
-    """Write a video CNN of random weights for the tests' images."""
+    """Write a video CNN of random weights, for images of `SIZE`."""
     torch.manual_seed(0)
     spec = ModelSpec(
         host="ddrnet23slim",
@@ -234,20 +249,26 @@ def tiny_model(path: Path) -> Path:
         input_height=SIZE[1],
     )
     network = build(spec).eval()
-    with torch.no_grad():  # as it starts, NetWarp would leave no trace of the memory in the masks
+    with torch.no_grad():  # with the initial w1 = 1, w2 = 0 the memory would not change the masks
         for name, parameter in network.named_parameters():
             if name.endswith(("w1", "w2")):
                 parameter.fill_(0.5)
     return save_model(path, network, spec)
 
 
-def moving_images(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Return images ``(48, 64, 3)`` BGR uint8: a window that moves over a coarse texture."""
+def moving_images(count: int, seed: int = 0, step: int = 3) -> list[np.ndarray]:
+    """Return images ``(48, 64, 3)`` BGR uint8: a window that moves to the right over a coarse texture.
+
+    Args:
+        count: Number of images.
+        seed: Seed of the texture.
+        step: Motion from one image to the next, in pixels.
+    """
     width, height = SIZE
-    length = width + 3 * count
+    length = width + step * count
     noise = np.random.default_rng(seed).integers(0, 256, (height // 4, length // 4, 3), np.uint8)
     texture = cv2.resize(noise, (length, height), interpolation=cv2.INTER_CUBIC)
-    return [np.ascontiguousarray(texture[:, 3 * index : 3 * index + width]) for index in range(count)]
+    return [np.ascontiguousarray(texture[:, step * index : step * index + width]) for index in range(count)]
 
 
 def header(stamp_ns: int, frame_id: str = FRAME_ID) -> Header:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration at a few frames and with random weights: all of its files, and every frame accounted for.
+"""The demonstration with a few frames and random weights: it writes all files, and counts every frame.
 
-Not asserted: how many frames are dropped, which depends on the machine.
+Not asserted: how many frames are dropped. This depends on the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def demo(log: Path, *arguments: object) -> Program:
 def test_every_frame_comes_out_or_is_counted(ros_domain: int, tmp_path: Path) -> None:
     out, model = tmp_path / "out", tiny_model(tmp_path / "tiny.safetensors")
     program = demo(tmp_path / "log", "--out", out, "--model", model, "--frames", FRAMES)
-    assert program.end(by=None) == 0, program.said
+    assert program.wait() == 0, program.output
 
     summary = json.loads((out / "summary.json").read_text())
     assert summary["frames_in"] == FRAMES
@@ -39,13 +39,13 @@ def test_every_frame_comes_out_or_is_counted(ros_domain: int, tmp_path: Path) ->
     assert (summary["device"], summary["model"]) == ("cpu", str(model))
     assert summary["ros_distro"]
 
-    film = cv2.VideoCapture(str(out / "overlay.mp4"))
-    assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == summary["frames_out"]
-    assert film.get(cv2.CAP_PROP_FRAME_WIDTH) == 960
-    assert "frames in" in program.said
+    video = cv2.VideoCapture(str(out / "overlay.mp4"))
+    assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == summary["frames_out"]
+    assert video.get(cv2.CAP_PROP_FRAME_WIDTH) == 960
+    assert "frames in" in program.output
 
 
-def test_model_that_is_not_there_is_named(ros_domain: int, tmp_path: Path) -> None:
+def test_a_missing_model_is_named(ros_domain: int, tmp_path: Path) -> None:
     program = demo(tmp_path / "log", "--out", tmp_path / "out", "--model", "nonesuch")
-    assert program.end(by=None) == 2
-    assert program.said.startswith("demo: no model named 'nonesuch'")
+    assert program.wait() == 2
+    assert program.output.startswith("demo: no model named 'nonesuch'")

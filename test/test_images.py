@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays to ROS's image messages and back."""
+"""Image messages from arrays, and back."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_messages_made_of_arrays() -> None:
         message = make(colors, header(7))
         assert (message.encoding, message.width, message.height, message.step) == (encoding, 3, 2, 9)
         assert message.data == array("B", range(18))
-        flipped = make(colors[..., ::-1], header(7))  # no contiguous array
+        flipped = make(colors[..., ::-1], header(7))  # not contiguous
         assert flipped.data[:3] == array("B", (2, 1, 0))
     np.testing.assert_array_equal(to_bgr(bgr_message(colors, header(7))), colors)
 
 
-def test_messages_of_ros_are_decoded() -> None:
+def test_ros_messages_are_decoded() -> None:
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
     words = array("B", (image[..., 0].astype(">u2") * 257).tobytes())
     raw = Image(encoding="mono16", width=6, height=4, step=12, is_bigendian=1, data=words)

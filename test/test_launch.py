@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launch file, where the launch stack is installed; PyPI has none."""
+"""The launch files. The tests run if the launch stack is installed; PyPI has none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import pytest
 import yaml
-from graph import SECOND, Graph, Program, Viewer, image_message, lossless, moving_images, open_graph, tiny_model
+from graph import SECOND, Graph, Program, SegmentClient, image_message, lossless, moving_images, open_graph, tiny_model
 from sensor_msgs.msg import Image
 
 from netwarp_ros.recordings.open import open_frames
@@ -40,7 +40,7 @@ def ros2_launch(log: Path, *arguments: str, file: str = "segment.launch.py") -> 
     return Program(["ros2", "launch", "netwarp_ros", file, *arguments], log)
 
 
-def test_launched_node_gets_active_and_segments(graph: Graph, tmp_path: Path) -> None:
+def test_the_launched_node_becomes_active_and_segments(graph: Graph, tmp_path: Path) -> None:
     params_file = tmp_path / "params.yaml"
     overrides = {name: value for camera in ("front", "rear") for name, value in lossless(f"robot/{camera}").items()}
     params_file.write_text(yaml.safe_dump({"/**": {"ros__parameters": {"cameras": ["other"], **overrides}}}))
@@ -54,17 +54,17 @@ def test_launched_node_gets_active_and_segments(graph: Graph, tmp_path: Path) ->
     try:
         for name in ("front", "rear"):
             message = image_message(moving_images(1)[0], SECOND)
-            mask, _ = Viewer(graph, f"robot/{name}").see(message)
+            mask, _ = SegmentClient(graph, f"robot/{name}").segment(message)
             assert mask.header == message.header
         assert graph.lifecycle("/robot/segmenter").state() == "active"
     finally:
         status = program.end(signal.SIGINT)
     assert status == 0
-    assert "process has finished cleanly" in program.said
-    assert "ERROR" not in program.said
+    assert "process has finished cleanly" in program.output
+    assert "ERROR" not in program.output
 
 
-def test_without_autostart_the_node_waits(graph: Graph, tmp_path: Path) -> None:
+def test_without_autostart_the_node_stays_unconfigured(graph: Graph, tmp_path: Path) -> None:
     program = ros2_launch(tmp_path / "log", "autostart:=false")
     try:
         assert graph.lifecycle().state() == "unconfigured"
@@ -72,37 +72,37 @@ def test_without_autostart_the_node_waits(graph: Graph, tmp_path: Path) -> None:
         assert program.end(signal.SIGINT) == 0
 
 
-def test_launch_ends_with_a_node_that_cannot_start(ros_domain: int, tmp_path: Path) -> None:
+def test_the_launch_ends_if_the_node_cannot_start(ros_domain: int, tmp_path: Path) -> None:
     program = ros2_launch(tmp_path / "log", "precision:=int8")
-    program.end(by=None)
-    assert "segment_node: precision is 'int8'. Give one of auto, float32, bfloat16, float16." in program.said
+    program.wait()
+    assert "segment_node: precision is 'int8'. Give one of auto, float32, bfloat16, float16." in program.output
 
 
-def test_missing_file_of_parameters_is_named(ros_domain: int, tmp_path: Path) -> None:
+def test_a_missing_parameter_file_is_named(ros_domain: int, tmp_path: Path) -> None:
     program = ros2_launch(tmp_path / "log", "params_file:=/nowhere.yaml")
-    assert program.end(by=None) != 0
-    assert "params_file is /nowhere.yaml: give an existing YAML file" in program.said
+    assert program.wait() != 0
+    assert "params_file is /nowhere.yaml: give an existing YAML file" in program.output
 
 
-def test_a_node_that_died_is_started_again(graph: Graph, tmp_path: Path) -> None:
+def test_a_node_that_crashed_is_restarted(graph: Graph, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny.safetensors")
     program = ros2_launch(tmp_path / "log", "respawn:=true", f"model:={model}")
     try:
         (first,) = pids(graph, program, 1)
-        graph.until(lambda: "for /camera/image_raw" in program.said, "first configuration")
+        graph.until(lambda: "for /camera/image_raw" in program.output, "first configuration")
         os.kill(first, signal.SIGKILL)
         assert len(pids(graph, program, 2)) == 2
-        graph.until(lambda: program.said.count("for /camera/image_raw") == 2, "second configuration")
-        graph.until(lambda: program.said.count("[lifecycle-") >= 4, "second activation")
+        graph.until(lambda: program.output.count("for /camera/image_raw") == 2, "second configuration")
+        graph.until(lambda: program.output.count("[lifecycle-") >= 4, "second activation")
     finally:
         program.end(signal.SIGINT)
 
 
 def pids(graph: Graph, program: Program, count: int) -> list[int]:
-    """Wait until a number of segment nodes have been started."""
+    """Wait until so many segment nodes have been started, and return their process ids."""
 
     def started() -> list[int]:
-        found = re.findall(r"\[segment_node-\d+\]: process started with pid \[(\d+)\]", program.said)
+        found = re.findall(r"\[segment_node-\d+\]: process started with pid \[(\d+)\]", program.output)
         return [int(pid) for pid in found] if len(found) == count else []
 
     return graph.until(started, f"{count} starts")
@@ -118,10 +118,10 @@ def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
     if importlib.util.find_spec("ros2bag"):
         arguments.append(f"record:={tmp_path / 'drive'}")
     program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
-    masks = graph.hear(Image, "/robot/front/segmentation/mask")
-    assert program.end(by=None) == 0
-    assert "5 images published on /robot/front/image_raw" in program.said
-    assert "ERROR" not in program.said
+    masks = graph.subscribe(Image, "/robot/front/segmentation/mask")
+    assert program.wait() == 0
+    assert "5 images published on /robot/front/image_raw" in program.output
+    assert "ERROR" not in program.output
     graph.until(lambda: masks, "mask")
     if importlib.util.find_spec("ros2bag"):
         frames = open_frames(tmp_path / "drive", topics=["/robot/front/segmentation/mask"])
@@ -138,20 +138,20 @@ def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
         ("rate:=fast", "rate is 'fast': give a number"),
     ],
 )
-def test_replay_ends_where_it_cannot_begin(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:
+def test_replay_ends_if_it_cannot_start(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:
     image = tmp_path / "image.png"
     assert cv2.imwrite(str(image), moving_images(1)[0])
     model = tiny_model(tmp_path / "tiny.safetensors")
     arguments = [f"path:={image}", f"model:={model}", argument]
     program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
-    program.end(by=None)
-    assert problem in program.said
+    program.wait()
+    assert problem in program.output
 
 
 @pytest.mark.parametrize(("file", "own"), [("segment.launch.py", []), ("replay.launch.py", REPLAY)])
 def test_every_argument_is_described(tmp_path: Path, file: str, own: list[str]) -> None:
     program = ros2_launch(tmp_path / "log", "--show-args", file=file)
-    assert program.end(by=None) == 0
+    assert program.wait() == 0
     for name in (
         "cameras",
         "transport",
@@ -165,5 +165,5 @@ def test_every_argument_is_described(tmp_path: Path, file: str, own: list[str]) 
         "log_level",
         *own,
     ):
-        assert f"'{name}':" in program.said
-    assert "no description given" not in program.said.lower()
+        assert f"'{name}':" in program.output
+    assert "no description given" not in program.output.lower()

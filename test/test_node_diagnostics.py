@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What diagnostics make of an account and of a device, without a graph."""
+"""The statuses made of counts and of a device, without a ROS graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOPIC = "/front/image_raw"
 FRESH = FrameCounts(time=NOW, first_received=NOW - 50, last_received=NOW, received=1, published=1)
 
 
-def report(
+def status_of(
     present: FrameCounts, previous: FrameCounts | None = None, qos_problem: str = "", **thresholds: float
 ) -> DiagnosticStatus:
     history = deque([previous or FrameCounts(time=NOW - 10), present])
@@ -61,7 +61,7 @@ def values(status: DiagnosticStatus) -> dict[str, str]:
     ],
 )
 def test_level_and_message(present: FrameCounts, level: bytes, message: str) -> None:
-    status = report(present)
+    status = status_of(present)
     assert (status.level, status.message) == (level, message)
     assert (status.name, status.hardware_id) == ("segmenter: front", "front")
 
@@ -83,39 +83,39 @@ def test_level_and_message(present: FrameCounts, level: bytes, message: str) -> 
 )
 def test_thresholds(thresholds: dict[str, float], level: bytes, message: str) -> None:
     lists = {"latencies_ms": deque([150.0] * 9), "ages_ms": deque([250.0] * 9)}
-    status = report(replace(FRESH, received=80, published=50, last_received=NOW - 1, **lists), **thresholds)
+    status = status_of(replace(FRESH, received=80, published=50, last_received=NOW - 1, **lists), **thresholds)
     assert (status.level, status.message) == (level, message)
 
 
-def test_no_threshold_makes_silence_a_fault() -> None:
-    status = report(replace(FRESH, last_received=NOW - 99), stale_warn=0.0, stale_error=0.0)
+def test_stale_thresholds_of_0_never_raise_the_level() -> None:
+    status = status_of(replace(FRESH, last_received=NOW - 99), stale_warn=0.0, stale_error=0.0)
     assert (status.level, status.message) == (OK, "segmenting")
 
 
-def test_rates_are_those_since_the_first_report_or_the_first_image() -> None:
+def test_rates_are_measured_since_the_oldest_counts_or_the_first_image() -> None:
     before = FrameCounts(time=NOW - 10, received=100, published=40, first_received=NOW - 20, last_received=NOW - 10)
     present = replace(before, time=NOW, received=400, published=140, last_received=NOW)
-    seen = values(report(present, before))
+    seen = values(status_of(present, before))
     assert (seen["rate of images (Hz)"], seen["rate of masks (Hz)"]) == ("30.0", "10.0")
     late = FrameCounts(time=NOW, received=60, published=20, first_received=NOW - 2, last_received=NOW)
-    assert values(report(late))["rate of images (Hz)"] == "30.0"
+    assert values(status_of(late))["rate of images (Hz)"] == "30.0"
     just_now = replace(late, received=1, published=0, first_received=NOW - 0.1)
-    status = report(just_now, rate_error=5.0)
+    status = status_of(just_now, rate_error=5.0)
     assert status.level == OK and "rate of images (Hz)" not in values(status)
 
 
-def test_a_failure_is_reported_once_and_its_cause_kept() -> None:
+def test_a_failure_raises_the_level_once_and_stays_the_last_error() -> None:
     present = replace(FRESH, received=2, dropped=Counter({DropReason.FAILED: 1}), last_error="boom")
-    assert report(present).level == ERROR
-    later = report(present, previous=present)
+    assert status_of(present).level == ERROR
+    later = status_of(present, previous=present)
     assert later.level == OK
     assert values(later)["last error"] == "boom"
 
 
 def test_a_qos_problem_explains_the_silence() -> None:
     nothing = FrameCounts(time=NOW, started=NOW)
-    assert report(nothing, qos_problem="incompatible").message == f"no image yet on {TOPIC} (incompatible)"
-    assert report(FRESH, qos_problem="incompatible").message == "segmenting"
+    assert status_of(nothing, qos_problem="incompatible").message == f"no image yet on {TOPIC} (incompatible)"
+    assert status_of(FRESH, qos_problem="incompatible").message == "segmenting"
 
 
 def test_values() -> None:
@@ -131,7 +131,7 @@ def test_values() -> None:
         latencies_ms=deque([10.0, 20.0, 30.0]),
         ages_ms=deque([110.0, 120.0, 130.0]),
     )
-    assert values(report(present)) == {
+    assert values(status_of(present)) == {
         "topic": TOPIC,
         "missed": "3",
         "received": "10",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segment node when its inside fails, for which it runs in the test's own process."""
+"""The segment node when parts of it fail. It runs in the process of the test, which replaces those parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from graph import (
     SECOND,
     DiagnosticStatus,
     Graph,
-    Viewer,
+    SegmentClient,
     header,
     image_message,
     lossless,
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.ros
 PERIOD = SECOND // 10
 
 
-# A namespace of its own: in Kilted, a lifecycle node leaves its services behind in the process, where the clients of
+# A namespace of its own: in Kilted, the services of a destroyed lifecycle node stay in the process, where clients of
 # other tests would find them.
 NAMESPACE = "inside"
 
@@ -82,60 +82,60 @@ def test_a_failed_frame_is_counted_with_its_cause_and_the_next_is_segmented(
 
     monkeypatch.setattr(Stream, "segment", fail_once)
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    viewer = Viewer(graph)
+    client = SegmentClient(graph)
     image = moving_images(1)[0]
-    viewer.see(image_message(image, SECOND))
-    viewer.publish(image_message(image, 2 * SECOND))
-    seen = graph.diagnosis(
+    client.segment(image_message(image, SECOND))
+    client.publish(image_message(image, 2 * SECOND))
+    seen = graph.wait_for_status(
         f"{NAMESPACE}/segmenter: camera", lambda status, values: status.level == DiagnosticStatus.ERROR
     )
     assert seen["message"] == "1 frames failed: RuntimeError: out of memory"
     assert (seen["received"], seen["published"], seen["dropped: failed"]) == ("2", "1", "1")
-    mask, timing = viewer.see(image_message(image, 2 * SECOND + PERIOD))
+    mask, timing = client.segment(image_message(image, 2 * SECOND + PERIOD))
     assert mask.header.stamp.nanosec == PERIOD
     assert timing.dropped == 1
 
 
-def test_missed_images_are_counted_even_before_their_publisher_is(
+def test_missed_images_are_counted_even_before_their_publisher_is_discovered(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     camera = node._cameras["camera"]
     monkeypatch.setattr(camera._subscription, "get_publisher_count", lambda: 0)
-    viewer = Viewer(graph)
+    client = SegmentClient(graph)
     image = moving_images(1)[0]
-    viewer.see(image_message(image, SECOND))
-    for index in range(1, 10):  # while nothing takes them from the queue of one
-        viewer.publish(image_message(image, SECOND + index * PERIOD))
-    graph.until(lambda: viewer.masks[-1].header == header(SECOND + 9 * PERIOD), "mask of the newest image")
-    balance = camera.counter.snapshot()
-    assert balance.missed > 0
-    assert balance.received + balance.missed == 10
+    client.segment(image_message(image, SECOND))
+    for index in range(1, 10):  # the executor does not run meanwhile, and the queue holds one image
+        client.publish(image_message(image, SECOND + index * PERIOD))
+    graph.until(lambda: client.masks[-1].header == header(SECOND + 9 * PERIOD), "mask of the newest image")
+    counts = camera.counter.snapshot()
+    assert counts.missed > 0
+    assert counts.received + counts.missed == 10
 
 
-def test_bytes_that_are_no_image_are_counted_and_the_next_image_is_segmented(graph: Graph, node: SegmentNode) -> None:
+def test_undecodable_bytes_are_counted_and_the_next_image_is_segmented(graph: Graph, node: SegmentNode) -> None:
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    viewer, counter = Viewer(graph), node._cameras["camera"].counter
+    client, counter = SegmentClient(graph), node._cameras["camera"].counter
     image = image_message(moving_images(1)[0], SECOND)
     sound = serialize_message(image)
     for number, data in enumerate((sound[:-1], sound.replace(FRAME_ID.encode(), b"\xff" * len(FRAME_ID))), start=1):
-        viewer.publish(data)
+        client.publish(data)
         graph.until(lambda: counter.snapshot().dropped[DropReason.MALFORMED] == number, "refusal")  # noqa: B023
-    mask, timing = viewer.see(image)
+    mask, timing = client.segment(image)
     assert mask.header == image.header
     assert timing.dropped == 2
 
 
 @pytest.mark.parametrize("reliability", [ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE])
-def test_images_come_by_best_effort_from_a_camera_that_offers_no_more(
+def test_the_subscription_is_as_reliable_as_the_camera(
     graph: Graph, node: SegmentNode, reliability: ReliabilityPolicy
 ) -> None:
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    masks = graph.hear(Image, "camera/segmentation/mask")
+    masks = graph.subscribe(Image, "camera/segmentation/mask")
     publisher = graph.node.create_publisher(Image, "camera/image_raw", QoSProfile(depth=1, reliability=reliability))
     image = image_message(moving_images(1)[0], SECOND)
 
-    def segmented() -> bool:  # what is lost on the way to a subscription that is only just there is sent again
+    def segmented() -> bool:  # published again and again: a new subscription may miss the first images
         publisher.publish(image)
         return bool(masks)
 
@@ -145,12 +145,12 @@ def test_images_come_by_best_effort_from_a_camera_that_offers_no_more(
     assert node._cameras["camera"].qos_problem == ""
 
 
-def test_the_last_report_tells_of_what_waited_at_deactivation(
+def test_the_final_diagnostics_count_the_image_that_waited_at_deactivation(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment, working, deactivating = Stream.segment, Event(), Event()
 
-    def be_slow(self: Stream, *arguments: Any) -> Any:
+    def segment_slowly(self: Stream, *arguments: Any) -> Any:
         working.set()
         assert deactivating.wait(DEADLINE_S)
         return segment(self, *arguments)
@@ -162,36 +162,36 @@ def test_the_last_report_tells_of_what_waited_at_deactivation(
 
     close_mailbox = Mailbox.close
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    monkeypatch.setattr(Stream, "segment", be_slow)
+    monkeypatch.setattr(Stream, "segment", segment_slowly)
     monkeypatch.setattr(Mailbox, "close", close)
-    viewer, counter = Viewer(graph), node._cameras["camera"].counter
-    reports = graph.hear(DiagnosticArray, "/diagnostics")
-    viewer.publish(image_message(moving_images(1)[0], SECOND))
+    client, counter = SegmentClient(graph), node._cameras["camera"].counter
+    messages = graph.subscribe(DiagnosticArray, "/diagnostics")
+    client.publish(image_message(moving_images(1)[0], SECOND))
     graph.until(working.is_set, "work")
-    viewer.publish(image_message(moving_images(1)[0], 2 * SECOND))
+    client.publish(image_message(moving_images(1)[0], 2 * SECOND))
     graph.until(lambda: counter.snapshot().received == 2, "image that waits")
     assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
 
-    def told() -> list[dict[str, str]]:
-        statuses = [status for report in reports for status in report.status if status.name.endswith(": camera")]
+    def camera_values() -> list[dict[str, str]]:
+        statuses = [status for message in messages for status in message.status if status.name.endswith(": camera")]
         return [{pair.key: pair.value for pair in status.values} for status in statuses]
 
-    graph.until(lambda: told() and told()[-1]["in flight"] == "0", "last report")
-    assert [told()[-1][key] for key in ("received", "published", "dropped: deactivated")] == ["2", "1", "1"]
+    graph.until(lambda: camera_values() and camera_values()[-1]["in flight"] == "0", "final diagnostics")
+    assert [camera_values()[-1][key] for key in ("received", "published", "dropped: deactivated")] == ["2", "1", "1"]
 
 
-def test_color_and_overlay_are_not_made_for_nobody(
+def test_color_and_overlay_are_not_made_without_subscribers(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(camera, "rgb_message", lambda *arguments: made.append("rgb"))
     monkeypatch.setattr(ClassSet, "overlay", lambda *arguments: made.append("overlay"))
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    Viewer(graph).see(image_message(moving_images(1)[0], SECOND))
+    SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))
     assert made == []
 
 
-def test_whatever_goes_wrong_in_configuring_leaves_it_unconfigured(
+def test_any_error_while_configuring_leaves_the_node_unconfigured(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Segmenter | camera.Camera) -> None:
@@ -206,7 +206,7 @@ def test_whatever_goes_wrong_in_configuring_leaves_it_unconfigured(
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
 
 
-def test_wrong_qos_of_an_output_leaves_no_topics(ros_domain: int, model: Path) -> None:
+def test_a_wrong_qos_override_of_an_output_leaves_no_topics(ros_domain: int, model: Path) -> None:
     override = f"qos_overrides./{NAMESPACE}/camera/segmentation/color.publisher.reliability:=sometimes"
     with open_graph("-r", f"__ns:=/{NAMESPACE}", "-p", f"model:={model}", "-p", override):
         node = SegmentNode()
@@ -215,26 +215,26 @@ def test_wrong_qos_of_an_output_leaves_no_topics(ros_domain: int, model: Path) -
         node.destroy_node()
 
 
-def test_shutdown_from_any_state_ends_the_work(graph: Graph, node: SegmentNode) -> None:
+def test_shutdown_while_active_destroys_the_topics(graph: Graph, node: SegmentNode) -> None:
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    Viewer(graph).see(image_message(moving_images(1)[0], SECOND))
+    SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))
     assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
     graph.until(lambda: not graph.node.count_subscribers("camera/image_raw"), "end of the subscription")
     graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")
 
 
-def test_an_idle_node_does_not_wait_for_ever(ros_domain: int) -> None:
+def test_an_idle_executor_wakes_up(ros_domain: int) -> None:
     context = Context()
     rclpy.init(context=context)
     with executing(rclpy.create_node("idle", context=context)) as executor:
         thread = Thread(target=executor.spin_once, daemon=True)
         thread.start()
         thread.join(DEADLINE_S)
-        assert not thread.is_alive()  # it has looked up, and sees whether ROS has ended
+        assert not thread.is_alive()  # it woke up, and can see whether ROS was shut down
     rclpy.shutdown(context=context)
 
 
-def test_an_interrupt_that_comes_before_the_end_of_ros_ends_a_process_quietly(ros_domain: int) -> None:
+def test_a_keyboard_interrupt_ends_a_process_quietly(ros_domain: int) -> None:
     with ros_process("interrupted"):
         assert rclpy.ok()
         raise KeyboardInterrupt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segment node from its start to its end, in a process of its own for each test."""
+"""The segment node from start to end. Each test starts a process of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from graph import (
     DiagnosticStatus,
     Graph,
     Program,
-    Viewer,
+    SegmentClient,
     array_of,
     header,
     image_message,
@@ -71,124 +71,129 @@ def segmenting(graph: Graph, log: Path, model: Path, **parameters: Any) -> Itera
 
 
 def ends_quietly(program: Program, signal_number: int, *, again: bool = False) -> None:
-    """Check that a signal, or several (Ctrl-C on a launch gives two), ends it, and that nothing but INFO was said."""
+    """Check that a signal ends the node, and that it has logged nothing above INFO.
+
+    With ``again``, signals are sent until it ends: Ctrl-C on a launch sends two.
+    """
     if again:
         program.send(signal_number)
         while not program.has_ended(0.02):
             program.send(signal_number)
-    assert program.end(signal_number) == 0, program.said
-    assert [line for line in program.said.splitlines() if "[INFO]" not in line] == []
+    assert program.end(signal_number) == 0, program.output
+    assert [line for line in program.output.splitlines() if "[INFO]" not in line] == []
 
 
 def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, tmp_path: Path) -> None:
     absent = tmp_path / "absent.safetensors"
 
-    def give(path: Path) -> Any:
+    def set_model(path: Path) -> Any:
         value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(path))
         request = SetParameters.Request(parameters=[Parameter(name="model", value=value)])
-        return graph.ask(SetParameters, "segmenter/set_parameters", request).results[0]
+        return graph.call(SetParameters, "segmenter/set_parameters", request).results[0]
 
     with running(node_command("segment_node", model=absent, **lossless("camera")), tmp_path / "log") as program:
         lifecycle = graph.lifecycle()
         assert lifecycle.state() == "unconfigured"
-        seen = graph.diagnosis("segmenter", lambda status, values: status.level == DiagnosticStatus.WARN)
+        seen = graph.wait_for_status("segmenter", lambda status, values: status.level == DiagnosticStatus.WARN)
         assert seen["message"] == "the node is unconfigured: configure and activate it"
 
         with pytest.raises(LifecycleError, match="failed to configure, and is unconfigured"):
             lifecycle.configure()
-        assert f"no weights file {absent}" in program.said
-        graph.diagnosis("segmenter", lambda status, values: f"no weights file {absent}" in values["last error"])
+        assert f"no weights file {absent}" in program.output
+        graph.wait_for_status("segmenter", lambda status, values: f"no weights file {absent}" in values["last error"])
 
-        assert give(model).successful
+        assert set_model(model).successful
         lifecycle.configure()
         assert lifecycle.state() == "inactive"
-        refused = give(model)
-        assert not refused.successful
-        assert refused.reason == "model is read when the node is configured: clean up, set it, configure again."
-        assert not graph.ask(Trigger, "segmenter/reset").success
+        rejected = set_model(model)
+        assert not rejected.successful
+        assert rejected.reason == "model is read when the node is configured: clean up, set it, configure again."
+        assert not graph.call(Trigger, "segmenter/reset").success
 
         lifecycle.activate()
-        seen = graph.diagnosis("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.WARN)
+        seen = graph.wait_for_status("segmenter: camera", lambda status, values: status.level == DiagnosticStatus.WARN)
         assert seen["message"] == "no image yet on /camera/image_raw"
-        seen = graph.diagnosis("segmenter", lambda status, values: status.level == DiagnosticStatus.OK)
+        seen = graph.wait_for_status("segmenter", lambda status, values: status.level == DiagnosticStatus.OK)
         precision = Segmenter(model).precision
         assert (seen["message"], seen["model"], seen["precision"]) == ("segmenting on cpu", model.stem, precision)
-        viewer = Viewer(graph)
-        viewer.see(image_message(moving_images(1)[0], SECOND))
+        client = SegmentClient(graph)
+        client.segment(image_message(moving_images(1)[0], SECOND))
 
         lifecycle.deactivate()
         graph.until(lambda: not graph.node.count_subscribers("camera/image_raw"), "end of the subscription")
         lifecycle.activate()
         graph.until(lambda: graph.node.count_subscribers("camera/image_raw"), "subscription")
-        assert viewer.see(image_message(moving_images(1)[0], 2 * SECOND))[1].reason == Reset.FIRST
+        assert client.segment(image_message(moving_images(1)[0], 2 * SECOND))[1].reason == Reset.FIRST
 
         lifecycle.deactivate()
         lifecycle.cleanup()
         assert lifecycle.state() == "unconfigured"
         graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")
-        assert give(model).successful
+        assert set_model(model).successful
         lifecycle.configure()
 
 
-def test_qos_that_keeps_an_end_out_is_named_with_its_parameter(graph: Graph, model: Path, tmp_path: Path) -> None:
+def test_incompatible_qos_is_named_with_the_parameter_that_mends_it(graph: Graph, model: Path, tmp_path: Path) -> None:
     parameter, mask = "qos_overrides./camera/image_raw.subscription.reliability", "/camera/segmentation/mask"
     with segmenting(graph, tmp_path / "log", model, **{parameter: "reliable"}) as program:
         graph.node.create_publisher(
             Image, "camera/image_raw", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         )
         problem = f"incompatible QoS policy reliability: start the node with {parameter}:=best_effort"
-        seen = graph.diagnosis("segmenter: camera", lambda status, values: "QoS" in status.message)
+        seen = graph.wait_for_status("segmenter: camera", lambda status, values: "QoS" in status.message)
         assert seen["message"] == f"no image yet on /camera/image_raw ({problem})"
-        assert problem in program.said
+        assert problem in program.output
 
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         graph.node.create_subscription(Image, mask, lambda message: None, latched)
         override = f"qos_overrides.{mask}.publisher.durability:=transient_local"
         problem = f"incompatible QoS policy durability: start the node with {override}"
-        graph.until(lambda: f"a subscriber of {mask} gets nothing: {problem}" in program.said, "warning")
+        graph.until(lambda: f"a subscriber of {mask} gets nothing: {problem}" in program.output, "warning")
 
 
-def test_wrong_qos_of_the_images_is_named_and_leaves_it_inactive(graph: Graph, model: Path, tmp_path: Path) -> None:
+def test_a_wrong_qos_override_of_the_images_is_named_and_leaves_the_node_inactive(
+    graph: Graph, model: Path, tmp_path: Path
+) -> None:
     parameters = {"qos_overrides./camera/image_raw.subscription.reliability": "sometimes"}
     with running(node_command("segment_node", model=model, **parameters), tmp_path / "log") as program:
         lifecycle = graph.lifecycle()
         lifecycle.configure()
         with pytest.raises(LifecycleError, match="failed to activate, and is inactive"):
             lifecycle.activate()
-        assert "cannot be activated: Unexpected QoS override for policy `reliability`: `sometimes`" in program.said
+        assert "cannot be activated: Unexpected QoS override for policy `reliability`: `sometimes`" in program.output
 
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_in_the_midst_of_work_ends_it_quietly(
+def test_a_signal_during_work_ends_the_node_quietly(
     graph: Graph, model: Path, tmp_path: Path, signal_number: int, again: bool
 ) -> None:
     with segmenting(graph, tmp_path / "log", model) as program:
-        viewer = Viewer(graph)
+        client = SegmentClient(graph)
         for index, image in enumerate(moving_images(20)):
-            viewer.publish(image_message(image, SECOND + index * PERIOD))
-        graph.until(lambda: viewer.masks, "first mask")
+            client.publish(image_message(image, SECOND + index * PERIOD))
+        graph.until(lambda: client.masks, "first mask")
         ends_quietly(program, signal_number, again=again)
 
 
-def test_state_is_asked_for_again_when_an_answer_gets_lost(
+def test_the_state_is_requested_again_when_a_response_is_lost(
     graph: Graph, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(node_command("segment_node", model=model), tmp_path / "log"):
         lifecycle = graph.lifecycle()
-        spin, questions = graph.executor.spin_until_future_complete, []
+        spin, futures = graph.executor.spin_until_future_complete, []
 
         def lose_the_first(future: Any, timeout_s: float) -> None:
-            questions.append(future)
-            if len(questions) > 1:
+            futures.append(future)
+            if len(futures) > 1:
                 spin(future, timeout_s)
 
         monkeypatch.setattr(graph.executor, "spin_until_future_complete", lose_the_first)
         assert lifecycle.state() == "unconfigured"
-        assert len(questions) > 1
+        assert len(futures) > 1
 
 
-def test_signal_ends_it_quietly_before_there_is_work(graph: Graph, model: Path, tmp_path: Path) -> None:
+def test_a_signal_before_activation_ends_the_node_quietly(graph: Graph, model: Path, tmp_path: Path) -> None:
     with ExitStack() as ends:
         programs = {}
         for state, number in product(("unconfigured", "inactive"), (signal.SIGINT, signal.SIGTERM)):
@@ -218,7 +223,7 @@ segment_node.main()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_it_quietly_while_it_is_configured(
+def test_a_signal_during_configuration_ends_the_node_quietly(
     graph: Graph, model: Path, tmp_path: Path, signal_number: int
 ) -> None:
     command = [*PYTHON, "-c", SLOW, "--ros-args", "-p", f"model:={model}"]
@@ -227,38 +232,38 @@ def test_signal_ends_it_quietly_while_it_is_configured(
         client = graph.node.create_client(ChangeState, "/segmenter/change_state")
         assert client.wait_for_service()
         client.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
-        graph.until(lambda: "warming up" in program.said, "warm-up")
+        graph.until(lambda: "warming up" in program.output, "warm-up")
         ends_quietly(program, signal_number)
 
 
-def test_wrong_parameter_ends_it_with_a_message(graph: Graph, tmp_path: Path) -> None:
+def test_a_wrong_parameter_ends_the_node_with_a_message(graph: Graph, tmp_path: Path) -> None:
     program = Program(node_command("segment_node", transport="theora"), tmp_path / "log")
-    assert program.end(by=None) == 2
-    assert program.said == "segment_node: transport is 'theora'. Give one of raw, compressed.\n"
+    assert program.wait() == 2
+    assert program.output == "segment_node: transport is 'theora'. Give one of raw, compressed.\n"
 
 
 def test_compressed_images_give_the_same_masks(graph: Graph, model: Path, tmp_path: Path) -> None:
     stream = Segmenter(model).stream()
     with segmenting(graph, tmp_path / "log", model, transport="compressed", **lossless("camera")):
-        viewer = Viewer(graph, image_type=CompressedImage)
-        viewer.publish(CompressedImage(header=header(SECOND), format="jpeg", data=b"no JPEG"))
-        # What a newer image replaces in the queue before any was taken from it, nobody counts.
-        graph.diagnosis("segmenter: camera", lambda status, values: values["dropped: malformed"] == "1")
+        client = SegmentClient(graph, image_type=CompressedImage)
+        client.publish(CompressedImage(header=header(SECOND), format="jpeg", data=b"no JPEG"))
+        # Wait: an image that is replaced in the queue before the first one was received is not counted.
+        graph.wait_for_status("segmenter: camera", lambda status, values: values["dropped: malformed"] == "1")
         for index, image in enumerate(moving_images(3)):
             png = cv2.imencode(".png", image)[1].tobytes()
             stamp_ns = 2 * SECOND + index * PERIOD
             message = CompressedImage(header=header(stamp_ns), format="bgr8; png compressed bgr8", data=png)
-            mask, timing = viewer.see(message)
+            mask, timing = client.segment(message)
             np.testing.assert_array_equal(array_of(mask), stream.segment(image, stamp_ns, FRAME_ID).mask)
             assert mask.header == message.header
             assert timing.dropped == 1
 
 
-def test_the_profile_of_fast_dds_is_one(
+def test_fast_dds_accepts_the_profile(
     ros_domain: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PROFILES_VARIABLE, str(resource("fastdds_large_images.xml")))
     with open_graph() as graph, segmenting(graph, tmp_path / "log", model, **lossless("camera")) as program:
-        mask, _ = Viewer(graph).see(image_message(np.zeros((1080, 1920, 3), np.uint8), SECOND))
+        mask, _ = SegmentClient(graph).segment(image_message(np.zeros((1080, 1920, 3), np.uint8), SECOND))
         assert (mask.width, mask.height) == (1920, 1080)
-        assert "XMLPARSER" not in program.said  # by which Fast DDS begins what is wrong with a profile
+        assert "XMLPARSER" not in program.output  # the category of Fast DDS's errors about a profile

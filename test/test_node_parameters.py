@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters: one set of defaults, and for each wrong value a message that says what to give."""
+"""Parameters: the defaults are declared once, and every wrong value gets a message that says what to give."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from netwarp_ros.resources import resource
 pytestmark = [pytest.mark.ros, pytest.mark.usefixtures("ros_domain")]
 
 
-@pytest.mark.parametrize("kind", [*PARAMETERS, ReplayParameters])
-def test_declared_defaults_are_those_of_the_dataclass(kind: type) -> None:
+@pytest.mark.parametrize("group", [*PARAMETERS, ReplayParameters])
+def test_declared_defaults_are_those_of_the_dataclass(group: type) -> None:
     with open_graph() as graph:
-        declare(graph.node, kind)
-        assert read(graph.node, kind) == kind()
+        declare(graph.node, group)
+        assert read(graph.node, group) == group()
 
 
 def test_the_file_of_parameters_holds_the_defaults() -> None:
@@ -33,7 +33,7 @@ def test_the_file_of_parameters_holds_the_defaults() -> None:
     assert list(file) == ["/**"]
     values = file["/**"]["ros__parameters"]
     values["cameras"] = tuple(values["cameras"])
-    assert values == {field.name: field.default for kind in PARAMETERS for field in dataclasses.fields(kind)}
+    assert values == {field.name: field.default for group in PARAMETERS for field in dataclasses.fields(group)}
 
 
 def test_arguments_of_the_launch_file_are_parameters_and_have_no_defaults_of_their_own() -> None:
@@ -48,7 +48,7 @@ def test_arguments_of_the_launch_file_are_parameters_and_have_no_defaults_of_the
     assert 'DeclareLaunchArgument(name, default_value="",' in launch_file.read_text()
 
 
-def test_given_values_override_defaults_with_types_and_ranges_told() -> None:
+def test_given_values_override_defaults_and_descriptors_have_types_and_ranges() -> None:
     given = (
         "-p",
         "cameras:=[front, left/wide]",
@@ -64,32 +64,32 @@ def test_given_values_override_defaults_with_types_and_ranges_told() -> None:
         assert read(graph.node, SegmentParameters) == SegmentParameters(
             cameras=("front", "left/wide"), max_gap=2.5, host_only=True, input_height=240
         )
-        told = {
+        descriptors = {
             name: graph.node.describe_parameter(name)
             for name in ("cameras", "transport", "max_gap", "input_height", "host_only")
         }
-        assert told["cameras"].type == ParameterType.PARAMETER_STRING_ARRAY
+        assert descriptors["cameras"].type == ParameterType.PARAMETER_STRING_ARRAY
         fixed = "read when the node is configured"
-        assert told["transport"].additional_constraints == f"one of raw, compressed; {fixed}"
-        assert told["input_height"].additional_constraints == fixed
-        assert told["max_gap"].additional_constraints == "taken at once"
-        gap, height = told["max_gap"].floating_point_range[0], told["input_height"].integer_range[0]
+        assert descriptors["transport"].additional_constraints == f"one of raw, compressed; {fixed}"
+        assert descriptors["input_height"].additional_constraints == fixed
+        assert descriptors["max_gap"].additional_constraints == "taken at once"
+        gap, height = descriptors["max_gap"].floating_point_range[0], descriptors["input_height"].integer_range[0]
         assert (gap.from_value, gap.to_value) == (0.001, 3600.0)
         assert (height.from_value, height.to_value) == (0, 4320)
-        assert all(descriptor.description for descriptor in told.values())
-        assert not any(descriptor.read_only for descriptor in told.values())
+        assert all(descriptor.description for descriptor in descriptors.values())
+        assert not any(descriptor.read_only for descriptor in descriptors.values())
 
 
-def test_every_parameter_tells_its_range_and_when_it_is_read() -> None:
+def test_every_descriptor_has_the_range_and_says_when_the_parameter_is_read() -> None:
     with open_graph() as graph:
-        for kind in PARAMETERS:
-            declare(graph.node, kind)
-            for field in dataclasses.fields(kind):
-                told = graph.node.describe_parameter(field.name)
-                assert told.description and not told.read_only
-                assert told.additional_constraints.endswith(("read when the node is configured", "taken at once"))
-                assert bool(told.floating_point_range) == (type(field.default) is float)
-                assert bool(told.integer_range) == (type(field.default) is int)
+        for group in PARAMETERS:
+            declare(graph.node, group)
+            for field in dataclasses.fields(group):
+                descriptor = graph.node.describe_parameter(field.name)
+                assert descriptor.description and not descriptor.read_only
+                assert descriptor.additional_constraints.endswith(("read when the node is configured", "taken at once"))
+                assert bool(descriptor.floating_point_range) == (type(field.default) is float)
+                assert bool(descriptor.integer_range) == (type(field.default) is int)
 
 
 def test_parameters_of_the_replay_node_are_read_only() -> None:

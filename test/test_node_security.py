@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the segment node needs to be allowed: topics and services under SROS 2, and where it writes files."""
+"""Permissions of the segment node: its topics and services under SROS 2, and the files it writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from graph import SECOND, Graph, Viewer, image_message, moving_images, node_command, open_graph, running, tiny_model
+from graph import (
+    SECOND,
+    Graph,
+    SegmentClient,
+    image_message,
+    moving_images,
+    node_command,
+    open_graph,
+    running,
+    tiny_model,
+)
 
 from netwarp_ros.resources import resource
 
@@ -18,19 +28,19 @@ RARE = {
     ("topics", "publish"): {"/camera/segmentation/label_info"},
     ("services", "reply"): set(),
 }
-"""What the policy allows for other settings than the defaults, or where other packages are installed."""
+"""Names that the policy allows and a node with default parameters and without vision_msgs does not use."""
 
 
 def allowed() -> dict[tuple[str, str], set[str]]:
-    """Return the names in the policy by kind and permission."""
+    """Return the names in the policy, by kind and permission."""
     (profile,) = ElementTree.parse(resource("sros2_policy.xml")).getroot().findall("enclaves/enclave/profiles/profile")
     assert profile.attrib == {"ns": "/", "node": "segmenter"}
-    found = {}
+    names = {}
     for rules in profile:
         ((permission, value),) = rules.attrib.items()
         assert value == "ALLOW"
-        found[rules.tag, permission] = {(name.text or "").strip() for name in rules}
-    return found
+        names[rules.tag, permission] = {(name.text or "").strip() for name in rules}
+    return names
 
 
 def offered(graph: Graph) -> dict[tuple[str, str], set[str]]:
@@ -67,10 +77,10 @@ def test_the_node_does_what_the_policy_allows_and_writes_nothing_but_its_log(
         lifecycle = graph.lifecycle()
         lifecycle.configure()
         lifecycle.activate()
-        Viewer(graph).see(image_message(moving_images(1)[0], SECOND))
-        permitted, done = allowed(), offered(graph)
+        SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))
+        permitted, used = allowed(), offered(graph)
         assert {rule: names - RARE[rule] for rule, names in permitted.items()} == {
-            rule: names - RARE[rule] for rule, names in done.items()
+            rule: names - RARE[rule] for rule, names in used.items()
         }
         assert all(RARE[rule] <= permitted[rule] for rule in RARE)
         assert graph.node.get_client_names_and_types_by_node("segmenter", "/") == []

@@ -23,7 +23,7 @@ from graph import (
     SECOND,
     Graph,
     Program,
-    Viewer,
+    SegmentClient,
     array_of,
     image_message,
     lossless,
@@ -49,7 +49,7 @@ def view_command(*arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A segment node of two cameras in a namespace."""
+    """A segment node with two cameras, in a namespace."""
     folder = tmp_path_factory.mktemp("segment_node")
     model = tiny_model(folder / "tiny.safetensors")
     qos = lossless(FRONT.removeprefix("/"), REAR.removeprefix("/"))
@@ -71,7 +71,7 @@ def graph(program: Program) -> Iterator[Graph]:
 
 
 class Page:
-    """What `netwarp view` answers, while a stream of states is open."""
+    """A client of `netwarp view`, as a page is, with an open stream of states."""
 
     def __init__(self, graph: Graph, address: str) -> None:
         self._graph, self._host = graph, address.removeprefix("http://")
@@ -79,14 +79,14 @@ class Page:
         self._stream.request("GET", "/states")
         self._states = self._stream.getresponse()
 
-    def until(self, holds: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
-        """Wait for states, by the cameras' names, of which something holds."""
+    def until(self, condition: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+        """Wait for states, by the cameras' names, that meet a condition."""
 
-        def found() -> dict[str, Any] | None:
+        def matching() -> dict[str, Any] | None:
             states = self.next()
-            return states if states and holds(states) else None
+            return states if states and condition(states) else None
 
-        return self._graph.until(found, what)
+        return self._graph.until(matching, what)
 
     def next(self) -> dict[str, Any]:
         """Return the next states."""
@@ -104,13 +104,15 @@ class Page:
 
 
 def address_of(graph: Graph, program: Program) -> str:
-    return graph.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", program.said), "address")[0]
+    return graph.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", program.output), "address")[0]
 
 
-def test_a_page_tells_what_the_node_tells(graph: Graph, tmp_path: Path) -> None:
+def test_the_page_gets_the_state_of_every_camera(graph: Graph, tmp_path: Path) -> None:
     with running(view_command("--namespace", "robot"), tmp_path / "log") as program:
         page = Page(graph, address_of(graph, program))
-        states = page.until(lambda found: len(found) == 2 and all(s["about"] for s in found.values()), "both cameras")
+        states = page.until(
+            lambda states: len(states) == 2 and all(state["about"] for state in states.values()), "both cameras"
+        )
         assert set(states) == {FRONT, REAR}
         front = states[FRONT]
         assert (front["node"], front["about"]["state"], front["level"]) == ("/robot/segmenter", "inactive", "WARN")
@@ -118,14 +120,16 @@ def test_a_page_tells_what_the_node_tells(graph: Graph, tmp_path: Path) -> None:
         assert (front["picture"], front["silence"], front["frames"]) == (0, None, [])
 
         graph.lifecycle("/robot/segmenter").activate()
-        overlays = graph.hear(Image, "robot/front/segmentation/overlay")
-        viewer, image = Viewer(graph, "robot/front"), moving_images(1)[0]
+        overlays = graph.subscribe(Image, "robot/front/segmentation/overlay")
+        client, image = SegmentClient(graph, "robot/front"), moving_images(1)[0]
         stamps = count(SECOND, SECOND // 10)
-        # The first few may come before the page has subscribed to overlays.
-        graph.until(lambda: viewer.see(image_message(image, next(stamps))) and page.next()[FRONT]["picture"], "picture")
+        # The page may not have subscribed to overlays before the first images.
+        graph.until(
+            lambda: client.segment(image_message(image, next(stamps))) and page.next()[FRONT]["picture"], "picture"
+        )
         expected = [
             [*(getattr(timing, f"{stage}_ms") for stage in (*STAGES, "total", "age")), timing.reason == "first frame"]
-            for timing in viewer.timings
+            for timing in client.timings
         ]
 
         def complete(states: dict[str, Any]) -> bool:
@@ -150,10 +154,10 @@ def test_a_page_tells_what_the_node_tells(graph: Graph, tmp_path: Path) -> None:
         graph.until(lambda: graph.node.count_subscribers(topic) == 1, "end of the page's subscription")
 
 
-def test_named_cameras_are_shown_before_they_are_there(graph: Graph, tmp_path: Path) -> None:
+def test_named_cameras_are_shown_before_they_exist(graph: Graph, tmp_path: Path) -> None:
     with running(view_command("--namespace", "robot", "rear", "/elsewhere/wide"), tmp_path / "log") as program:
         page = Page(graph, address_of(graph, program))
-        states = page.until(lambda found: found[REAR]["node"], "node of the rear camera")
+        states = page.until(lambda states: states[REAR]["node"], "node of the rear camera")
         assert set(states) == {REAR, "/elsewhere/wide"}
         wide = states["/elsewhere/wide"]
         assert (wide["node"], wide["level"]) == ("", "ERROR")
@@ -162,20 +166,20 @@ def test_named_cameras_are_shown_before_they_are_there(graph: Graph, tmp_path: P
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: apt-get install chromium")
-def test_chromium_shows_what_comes_until_the_end(graph: Graph, tmp_path: Path) -> None:
+def test_chromium_shows_the_cameras_until_the_view_ends(graph: Graph, tmp_path: Path) -> None:
     graph.lifecycle("/robot/segmenter").activate()
     program = Program(view_command("--namespace", "robot"), tmp_path / "log")
-    viewer, image = Viewer(graph, "robot/front"), moving_images(1)[0]
+    client, image = SegmentClient(graph, "robot/front"), moving_images(1)[0]
     stamps = count(SECOND, SECOND // 10)
     with Browser(tmp_path / "profile") as browser:
         browser.open(address_of(graph, program))
         browser.until(
             "document.querySelector('article img[src]')?.naturalWidth === 64",
-            lambda: viewer.see(image_message(image, next(stamps))),
+            lambda: client.segment(image_message(image, next(stamps))),
         )
-        browser.until(  # diagnostics come once a second
+        browser.until(  # diagnostics are published once a second
             "document.querySelector('article').innerText.includes('segmenting')",
-            lambda: viewer.see(image_message(image, next(stamps))),
+            lambda: client.segment(image_message(image, next(stamps))),
         )
         browser.until("document.querySelectorAll('article').length === 2")
         browser.until("document.querySelector('[data-figure=dropped] b').textContent === '0'")
@@ -190,12 +194,12 @@ def test_chromium_shows_what_comes_until_the_end(graph: Graph, tmp_path: Path) -
         assert "no image yet on /robot/rear/image_raw" in rear
         browser.screenshot(tmp_path / "page.png")
         picture = cv2.imread(str(tmp_path / "page.png")).astype(int)
-        network = np.abs(picture - (43, 154, 240)).sum(axis=2) < 6  # the bar, in the network's colour
+        network = np.abs(picture - (43, 154, 240)).sum(axis=2) < 6  # the bar, in the network's color
         assert network.any(axis=1).sum() > 10
         assert browser.complaints == []
 
         status = program.end(signal.SIGINT)
-        assert (status, program.said.count("\n")) == (0, 1), program.said
+        assert (status, program.output.count("\n")) == (0, 1), program.output
         browser.until("document.getElementById('link').textContent === 'connection lost, trying again'")
 
 
@@ -207,8 +211,8 @@ def test_chromium_shows_what_comes_until_the_end(graph: Graph, tmp_path: Path) -
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1, port 0: "),
     ],
 )
-def test_what_cannot_be_shown_is_named(ros_domain: int, tmp_path: Path, arguments: list[str], problem: str) -> None:
+def test_wrong_arguments_are_named(ros_domain: int, tmp_path: Path, arguments: list[str], problem: str) -> None:
     program = Program(view_command(*arguments), tmp_path / "log")
-    assert program.end(by=None) == 2
-    assert program.said.startswith("netwarp view: ") and program.said.count("\n") == 1
-    assert problem in program.said
+    assert program.wait() == 2
+    assert program.output.startswith("netwarp view: ") and program.output.count("\n") == 1
+    assert problem in program.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The replay node, in a process of its own: what was recorded comes out, all of it, in its order."""
+"""The replay node, in a process of its own: it publishes all images of a recording, in order."""
 
 from __future__ import annotations
 
@@ -62,59 +62,59 @@ def bag(images: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-def replaying(log: Path, camera: str = "camera", **parameters: Any) -> AbstractContextManager[Program]:
-    """Run a replay node from whose queue no image is lost, be it before both ends know each other."""
+def replay(log: Path, camera: str = "camera", **parameters: Any) -> AbstractContextManager[Program]:
+    """Run a replay node whose queue loses no image, even before both ends have discovered each other."""
     return running(node_command("replay_node", camera=camera, **parameters, **lossless(camera)), log)
 
 
-def played(graph: Graph, log: Path, camera: str, count: int, **parameters: Any) -> list[Image]:
-    """Replay to the end, and return what came."""
-    with replaying(log, camera, **parameters) as program:
-        heard = graph.hear(Image, f"{camera}/image_raw")
-        graph.until(lambda: len(heard) >= count, f"{count} images")
-        assert program.end(by=None) == 0
-    assert len(heard) == count
-    return heard
+def replayed(graph: Graph, log: Path, camera: str, count: int, **parameters: Any) -> list[Image]:
+    """Replay to the end, and return the received images."""
+    with replay(log, camera, **parameters) as program:
+        received = graph.subscribe(Image, f"{camera}/image_raw")
+        graph.until(lambda: len(received) >= count, f"{count} images")
+        assert program.wait() == 0
+    assert len(received) == count
+    return received
 
 
-def test_bag_comes_out_as_recorded(graph: Graph, bag: Path, images: list[np.ndarray], tmp_path: Path) -> None:
-    heard = played(graph, tmp_path / "log", "camera", COUNT, path=bag, stamp="recorded")
-    for index, (message, image) in enumerate(zip(heard, images, strict=True)):
+def test_a_bag_is_published_as_recorded(graph: Graph, bag: Path, images: list[np.ndarray], tmp_path: Path) -> None:
+    received = replayed(graph, tmp_path / "log", "camera", COUNT, path=bag, stamp="recorded")
+    for index, (message, image) in enumerate(zip(received, images, strict=True)):
         assert message.header == header(100 * SECOND + index**2 * 1000, "camera_optical_frame")
         np.testing.assert_array_equal(to_bgr(message), image)
 
 
-def test_folder_comes_out_at_a_rate_as_the_camera_that_is_wanted(
+def test_a_folder_is_published_at_the_given_rate_as_the_given_camera(
     graph: Graph, folder: Path, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     parameters = {"path": folder, "frame_id": "left", "rate": 100.0, "stamp": "recorded"}
-    heard = played(graph, tmp_path / "log", "left/wide", COUNT, **parameters)
-    for index, (message, image) in enumerate(zip(heard, images, strict=True)):
+    received = replayed(graph, tmp_path / "log", "left/wide", COUNT, **parameters)
+    for index, (message, image) in enumerate(zip(received, images, strict=True)):
         assert message.header == header(index * SECOND // 100, "left")
         np.testing.assert_array_equal(to_bgr(message), image)
 
 
-def test_video_comes_out_with_the_stamps_of_its_container(graph: Graph, tmp_path: Path) -> None:
+def test_a_video_is_published_with_the_stamps_of_its_container(graph: Graph, tmp_path: Path) -> None:
     video = tmp_path / "drive.mp4"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 20.0, SIZE)
     for image in moving_images(COUNT):
         writer.write(image)
     writer.release()
-    heard = played(graph, tmp_path / "log", "camera", COUNT, path=video, stamp="recorded")
-    for message, frame in zip(heard, open_frames(video), strict=True):
+    received = replayed(graph, tmp_path / "log", "camera", COUNT, path=video, stamp="recorded")
+    for message, frame in zip(received, open_frames(video), strict=True):
         assert message.header == header(frame.stamp_ns, "camera_optical_frame")
         np.testing.assert_array_equal(to_bgr(message), frame.image)
 
 
-def test_loop_goes_on_with_new_stamps_until_told_to_stop(graph: Graph, folder: Path, tmp_path: Path) -> None:
-    with replaying(tmp_path / "log", path=folder, rate=50.0, loop="true") as program:
-        heard = graph.hear(Image, "camera/image_raw")
-        graph.until(lambda: len(heard) > 2 * COUNT, "third round")
+def test_loop_repeats_with_new_stamps_until_a_signal(graph: Graph, folder: Path, tmp_path: Path) -> None:
+    with replay(tmp_path / "log", path=folder, rate=50.0, loop="true") as program:
+        received = graph.subscribe(Image, "camera/image_raw")
+        graph.until(lambda: len(received) > 2 * COUNT, "third round")
         assert program.end() == 0
-    stamps = [(message.header.stamp.sec, message.header.stamp.nanosec) for message in heard]
+    stamps = [(message.header.stamp.sec, message.header.stamp.nanosec) for message in received]
     assert stamps == sorted(set(stamps))
-    assert heard[0].data == heard[COUNT].data == heard[2 * COUNT].data
-    assert heard[0].data != heard[1].data
+    assert received[0].data == received[COUNT].data == received[2 * COUNT].data
+    assert received[0].data != received[1].data
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_loop_goes_on_with_new_stamps_until_told_to_stop(graph: Graph, folder: P
         ({"path": "/nowhere", "stamp": "later"}, "stamp is 'later'. Give one of now, recorded."),
     ],
 )
-def test_what_cannot_be_played_is_named(
+def test_unusable_recordings_are_named(
     ros_domain: int, tmp_path: Path, parameters: dict[str, str], problem: str
 ) -> None:
     program = Program(node_command("replay_node", **parameters), tmp_path / "log")
-    assert program.end(by=None) == 2
-    assert program.said == f"replay_node: {problem}\n"
+    assert program.wait() == 2
+    assert program.output == f"replay_node: {problem}\n"

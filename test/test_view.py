@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's server, by itself: what it answers, to whom, and that nothing queues up."""
+"""The page's server by itself: its responses, the hosts it answers for, and that nothing queues up."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from netwarp_ros.view import serving
 from netwarp_ros.view.server import FILES, _stream
 
 
-class Still:
-    """A source that is told how things stand."""
+class FakeSource:
+    """A source whose states the test sets."""
 
     def __init__(self) -> None:
         self.open, self.pages, self.states = True, 0, [{"name": "/front"}]
@@ -47,12 +47,12 @@ class Still:
 
 
 @pytest.fixture
-def source() -> Still:
-    return Still()
+def source() -> FakeSource:
+    return FakeSource()
 
 
 @pytest.fixture
-def port(source: Still) -> Iterator[int]:
+def port(source: FakeSource) -> Iterator[int]:
     with serving(source, "127.0.0.1", 0) as address:
         yield int(address.rpartition(":")[2])
         source.open = False
@@ -77,7 +77,7 @@ def test_the_page_may_load_nothing_from_elsewhere(port: int, path: str) -> None:
     assert not re.search(r"https?://|@import|\bstyle=|\bon\w+=", text)
 
 
-def test_pictures_are_of_cameras_that_there_are(port: int) -> None:
+def test_only_existing_cameras_have_pictures(port: int) -> None:
     answer = ask(port, "/picture?camera=%2Ffront&number=3")
     assert (answer.status, answer.read(), answer.headers["Content-Type"]) == (200, b"a picture", "image/jpeg")
     assert answer.headers["Cache-Control"] == "no-store"
@@ -107,12 +107,12 @@ def test_only_this_machines_names_are_answered_to(port: int, name: str, status: 
     assert {ask(port, path, host=name).status for path in ("/", "/picture?camera=/front")} == {status}
 
 
-def test_on_an_open_address_every_name_is_answered_to(source: Still) -> None:
+def test_on_an_open_address_every_name_is_answered_to(source: FakeSource) -> None:
     with serving(source, "0.0.0.0", 0) as address:
         assert ask(int(address.rpartition(":")[2]), "/", host="robot.example").status == 200
 
 
-def test_states_go_on_until_the_source_is_closed(source: Still, port: int) -> None:
+def test_states_go_on_until_the_source_is_closed(source: FakeSource, port: int) -> None:
     answer = ask(port, "/states")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
     assert json.loads(answer.readline().removeprefix(b"data: ")) == [{"name": "/front"}]
@@ -122,24 +122,26 @@ def test_states_go_on_until_the_source_is_closed(source: Still, port: int) -> No
     assert source.pages == 0
 
 
-def test_a_slow_browser_is_told_how_things_stand_by_then(source: Still) -> None:
-    async def told() -> list[str]:
+def test_a_slow_browser_gets_the_current_states(source: FakeSource) -> None:
+    async def messages() -> list[str]:
         stream = _stream(source)
         first = await anext(stream)
-        for count in range(1000):  # while the browser has not taken that
+        for count in range(1000):  # before the browser has received the first
             source.states = [{"name": "/front", "picture": count}]
         second = await anext(stream)
         source.open = False
         return [first, second, *[rest async for rest in stream]]
 
-    assert [json.loads(message.removeprefix("data: ")) for message in asyncio.run(told())] == [
+    assert [json.loads(message.removeprefix("data: ")) for message in asyncio.run(messages())] == [
         [{"name": "/front"}],
         [{"name": "/front", "picture": 999}],
     ]
 
 
-def test_a_browser_that_takes_nothing_is_cut_in_the_end(source: Still, capfd: pytest.CaptureFixture[str]) -> None:
-    source.states = [{"name": "/front" * 4_000_000}]  # more than lies on the way
+def test_the_connection_of_a_browser_that_does_not_read_is_cut_at_the_end(
+    source: FakeSource, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source.states = [{"name": "/front" * 4_000_000}]  # more than the socket buffers hold
     with serving(source, "127.0.0.1", 0) as address:
         connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
         connection.request("GET", "/states")
@@ -150,7 +152,7 @@ def test_a_browser_that_takes_nothing_is_cut_in_the_end(source: Still, capfd: py
     connection.close()
 
 
-def test_a_port_in_use_is_named(source: Still) -> None:
+def test_a_port_in_use_is_named(source: FakeSource) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with (

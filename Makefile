@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
 PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
-COLCON := colcon --log-base log/colcon-test
+COLCON := colcon --log-level error --log-base log/colcon-test
 
 .PHONY: demo test test-ros test-avx2 colcon-test lint setup clean
 
@@ -27,7 +27,8 @@ test-avx2: setup  ## all tests, with PyTorch, oneDNN and our operator limited to
 colcon-test: setup  ## all tests through colcon, in a build and an installation of their own
 	@$(IN_ENV) $(COLCON) build --base-paths . --build-base build/colcon-test --install-base install/colcon-test \
 	    --cmake-args -G Ninja -DBUILD_TESTING=ON "-DPython3_EXECUTABLE=$$NETWARP_VENV/bin/python"
-	@$(IN_ENV) $(COLCON) test --base-paths . --build-base build/colcon-test --install-base install/colcon-test
+	@$(IN_ENV) $(COLCON) test --base-paths . --build-base build/colcon-test --install-base install/colcon-test \
+	    --event-handlers console_direct+
 	@$(IN_ENV) colcon test-result --test-result-base build/colcon-test --verbose
 
 lint: setup  ## style and types

@@ -52,8 +52,8 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["benchmark", "model", "--frames", "2", "--passes", "1", "--input-height", "36", "--json", str(file)])
     assert not end.value.code
-    report = json.loads(file.read_text())
-    assert report["frames"] == 1 and report["settings"]["model"] == DEFAULT_MODEL
-    assert report["stages_ms"]["host"]["flow"] == 0 < report["stages_ms"]["netwarp"]["flow"]  # the host has no flow
-    host, video = (report["stages_ms"][name]["total"] for name in ("host", "netwarp"))
-    assert report["overhead"] == pytest.approx(100 * (video / host - 1))
+    written = json.loads(file.read_text())
+    assert written["frames"] == 1 and written["settings"]["model"] == DEFAULT_MODEL
+    assert written["stages_ms"]["host"]["flow"] == 0 < written["stages_ms"]["netwarp"]["flow"]  # the host has no flow
+    host, video = (written["stages_ms"][name]["total"] for name in ("host", "netwarp"))
+    assert written["overhead"] == pytest.approx(100 * (video / host - 1))

@@ -119,28 +119,30 @@ def test_invalid_loads_are_refused(option: str, capsys: pytest.CaptureFixture[st
     assert f"{name} {'are' if name == 'nodes' else 'is'} '{value}': give " in capsys.readouterr().err
 
 
+# Four processes start ROS and PyTorch: 20 s on two cores, and minutes on a slow machine that has other work to do.
 @pytest.mark.ros
+@pytest.mark.timeout(600)
 def test_nodes_under_load(tmp_path: Path, ros_domain: int, capsys: pytest.CaptureFixture[str]) -> None:
     from graph import tiny_model
 
     model, file = tiny_model(tmp_path / "tiny.safetensors"), tmp_path / "node.json"
     what = ["--model", str(model), "--nodes", "netwarp,plain", "--json", str(file)]
-    load = ["--cameras", "1", "--sizes", "64x48", "--rates", "10", "--seconds", "1", "--no-peak"]
+    load = ["--cameras", "1", "--sizes", "64x48", "--rates", "10", "--seconds", "3", "--no-peak"]
     with pytest.raises(SystemExit) as end:
         cli.main(["benchmark", "node", *what, *load])
     assert not end.value.code
 
-    report = json.loads(file.read_text())
-    assert report["settings"]["model"] == str(model)
-    assert report["environment"]["rmw"].startswith("rmw_")
-    assert [run["system"] for run in report["runs"]] == ["netwarp", "plain"]
-    for run in report["runs"]:
+    written = json.loads(file.read_text())
+    assert written["settings"]["model"] == str(model)
+    assert written["environment"]["rmw"].startswith("rmw_")
+    assert [run["system"] for run in written["runs"]] == ["netwarp", "plain"]
+    for run in written["runs"]:
         assert (run["cameras"], run["width"], run["height"], run["rate"], run["peak"]) == (1, 64, 48, 10, False)
-        assert 1 <= run["sent"] <= 11
+        assert 1 <= run["sent"] <= 31
         assert run["dropped"] == max(0, 100 * (1 - run["masks"] / run["sent"]))
         assert run["masks"] >= 1 and run["cpu"] > 0 and run["memory_mb"] > 50
         stages = {name: values["p50"] for name, values in run["stages_ms"].items()}
         assert (stages["flow"] > 0) == (stages["wait"] > 0) == (run["system"] == "netwarp")
         assert 0 < stages["network"] < stages["total"] < stages["age"]
         assert 0 < stages["own"] < stages["total"]
-    assert len(capsys.readouterr().out.splitlines()) == 2 + len(report["runs"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(written["runs"])

@@ -46,9 +46,9 @@ def test_the_command_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit) as end:
         cli.main(["benchmark", "ops", "--no-compiled", "--json", str(file)])
     assert not end.value.code
-    report = json.loads(file.read_text())
-    assert report["environment"]["torch"] == torch.__version__
-    first = report["results"][0]
+    written = json.loads(file.read_text())
+    assert written["environment"]["torch"] == torch.__version__
+    first = written["results"][0]
     assert first["shape"] == [1, 8, 9, 12] and first["dtype"] == "float32" and first["implementation"] == "copy"
     assert set(first) >= {"time_ms", "vs_copy", "vs_grid_sample", "bytes", "gb_s"}
     assert first["gb_s"] == pytest.approx(first["bytes"] / first["time_ms"] / 1e6)

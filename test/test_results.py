@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as JSON: nothing that JSON cannot hold, and matrices that come back as they were."""
+"""Results written as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def record(name: str = "f0", **changes: Any) -> FrameRecord:
     return FrameRecord(name=name, camera="", stamp_ns=7, stages_ms={"flow": 1.00049, "network": 2.0}, **changes)
 
 
-def report(records: list[FrameRecord], host: Scores | None = None) -> EvaluationResults:
+def results(records: list[FrameRecord], host: Scores | None = None) -> EvaluationResults:
     return EvaluationResults(
         **scores(),
         frames=len(records),
@@ -53,14 +53,14 @@ def report(records: list[FrameRecord], host: Scores | None = None) -> Evaluation
     )
 
 
-def test_a_report_as_json_has_no_nan(tmp_path: Path) -> None:
+def test_results_as_json_have_no_nan(tmp_path: Path) -> None:
     counts = np.array([[0, 5], [7, 0]], np.int32)
     records = [
         record("f0", reason="first frame", confusion=counts, trimap={2: counts}),
         record("f1", consistency=counts, unmasked=counts, disagreement=3.5, wait_ms=1.0, age_ms=4.0, host_miou=30.0),
     ]
     file = tmp_path / "deep" / "scores.json"
-    write_json(file, {**report(records, Scores(**scores(miou=40.0))).to_json(), "settings": {"model": "small"}})
+    write_json(file, {**results(records, Scores(**scores(miou=40.0))).to_json(), "settings": {"model": "small"}})
     plain = {
         "miou": 50,
         "iou": {"sky": None, "road": 50},
@@ -121,12 +121,12 @@ def test_a_report_as_json_has_no_nan(tmp_path: Path) -> None:
     }
 
 
-def test_a_report_without_frames_is_json_too(tmp_path: Path) -> None:
-    write_json(tmp_path / "scores.json", report([]).to_json())
+def test_results_without_frames_are_json_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "scores.json", results([]).to_json())
     assert json.loads((tmp_path / "scores.json").read_text())["per_frame"] == []
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "frames.csv"
     file.write_text("old")
     broken = [record("f0"), FrameRecord("f1", "", 0, {})]
@@ -140,7 +140,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     ]
 
 
-def test_matrices_come_back_as_they_were() -> None:
+def test_dense_undoes_sparse() -> None:
     counts = np.random.default_rng(0).integers(0, 3, (5, 5))
     np.testing.assert_array_equal(dense(json.loads(json.dumps(sparse(counts))), 5), counts)
     np.testing.assert_array_equal(dense([], 5), np.zeros((5, 5)))

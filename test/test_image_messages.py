@@ -160,8 +160,8 @@ def test_pixels_are_those_of_rosbags_image(encoding: str) -> None:
     assert np.abs(decoded.astype(int) - expected).max() <= tolerance
 
 
-# CRC-32 of the images that cv_bridge 1.16.2 with OpenCV 4.6 decodes from the same samples. The tests cannot run cv_bridge
-# itself: PyPI does not have it, and distributions build it against another NumPy.
+# CRC-32 of the images that cv_bridge 1.16.2 with OpenCV 4.6 decodes from the same samples. The tests cannot run it:
+# PyPI does not have it, and distributions build it against another NumPy.
 CV_BRIDGE = {
     "bayer_bggr16": 0x7590C834,
     "bayer_bggr8": 0x3CBA5675,

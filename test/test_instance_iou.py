@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instance IoU: numbers worked out by hand, and those of Cityscapes' own evaluation on files made here."""
+"""Instance IoU: numbers worked out by hand, and comparison with Cityscapes' own scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def score(
 
 
 def test_a_small_object_counts_as_much_as_a_large_one() -> None:
-    """Class 1 has an object of six pixels, found, and one of two, missed; one pixel is wrongly taken for it."""
+    """Class 1 has an object of six pixels, found, and one of two, missed; and one false positive."""
     label = [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
     instances = [1, 1, 1, 1, 1, 1, 2, 2, 0, 0]
     prediction = [1, 1, 1, 1, 1, 1, 0, 0, 1, 0]
@@ -39,22 +39,21 @@ def test_a_small_object_counts_as_much_as_a_large_one() -> None:
     np.testing.assert_allclose(score(prediction, label, instances, {1: 10.0}).iou()[1], 100 * 10 / 21)
 
 
-def test_objects_are_told_apart_within_their_class() -> None:
+def test_objects_of_different_classes_may_share_a_number() -> None:
     metric = score([1, 0, 2, 2], [1, 1, 2, 2], [7, 7, 7, 7])
     np.testing.assert_allclose(metric.iou(), [np.nan, 50, 100])
     assert metric.miou() == 75
 
 
-def test_groups_are_neither_found_nor_missed_but_void_and_other_classes_count() -> None:
+def test_false_positives_on_groups_count_but_not_those_on_void() -> None:
     label = [1, 1, 1, VOID, 2, 1]
     instances = [1, 1, 0, 5, 0, 0]
     prediction = [1, 1, 0, 1, 1, 1]
-    # One object of two pixels, found; of the predictions of class 1 outside it, one is on void, one on class 2 and one
-    # on a group.
+    # One object of two pixels, found. Outside it, class 1 is predicted on void, on class 2, and on a group of class 1.
     np.testing.assert_allclose(score(prediction, label, instances).iou(), [np.nan, 200 / 3, np.nan])
 
 
-def test_all_frames_are_one_sum() -> None:
+def test_the_sums_are_over_all_frames() -> None:
     metric = InstanceIoU(K, VOID)
     for found, size in ((1, 2), (0, 6)):
         metric.update(np.full((1, size), found), np.ones((1, size), int), np.ones((1, size), int))
@@ -67,7 +66,7 @@ def test_a_class_with_a_size_that_is_only_predicted_scores_0() -> None:
     assert metric.miou() == 50
 
 
-def test_before_any_object_there_is_no_score() -> None:
+def test_the_score_is_nan_before_the_first_object() -> None:
     assert np.isnan(InstanceIoU(K, VOID).iou()).all() and math.isnan(InstanceIoU(K, VOID).miou())
     assert math.isnan(score([0, 1], [0, 0], [0, 0]).miou())
 
@@ -80,19 +79,19 @@ def test_before_any_object_there_is_no_score() -> None:
         (np.full((2, 2), -1), "instances holds -1: give numbers > 0 for objects"),
     ],
 )
-def test_instances_that_do_not_fit_are_refused(instances: np.ndarray, message: str) -> None:
+def test_bad_instances_are_rejected(instances: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InstanceIoU(K, VOID).update(np.zeros((2, 2), int), np.zeros((2, 2), int), instances)
 
 
 @pytest.mark.parametrize("sizes", [{3: 1.0}, {1: 0.0}])
-def test_sizes_are_of_classes_and_above_zero(sizes: dict[int, float]) -> None:
+def test_bad_sizes_are_rejected(sizes: dict[int, float]) -> None:
     with pytest.raises(ValueError, match="give pixels > 0, for classes 0 to 2"):
         InstanceIoU(K, VOID, sizes)
 
 
 def scene(rng: np.random.Generator, height: int = 60, width: int = 90) -> tuple[np.ndarray, np.ndarray]:
-    """Random rectangles of every id that Cityscapes has, one upon another: label ids and instance ids."""
+    """Return label ids and instance ids of random rectangles of every id of Cityscapes, over one another."""
     ids = np.full((height, width), 7, np.uint8)
     instances = np.full((height, width), 7, np.uint16)
     for number in range(150):
@@ -101,13 +100,13 @@ def scene(rng: np.random.Generator, height: int = 60, width: int = 90) -> tuple[
         bottom, right = top + int(rng.integers(2, 30)), left + int(rng.integers(2, 30))
         area = np.s_[max(top, 0) : bottom, max(left, 0) : right]
         ids[area] = value
-        told_apart = value >= 24 and rng.random() < 0.8  # the others are a group
+        told_apart = value >= 24 and rng.random() < 0.8  # the rest are groups
         instances[area] = 1000 * value + number if told_apart else value
     return ids, instances
 
 
-def test_agrees_with_cityscapes_own_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # which numpy no longer has
+def test_scores_equal_those_of_cityscapes_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # which NumPy no longer has
     monkeypatch.setattr(args, "quiet", True)
     monkeypatch.setattr(args, "JSONOutput", False)
     rng = np.random.default_rng(0)
@@ -144,7 +143,7 @@ def test_agrees_with_cityscapes_own_evaluation(tmp_path: Path, monkeypatch: pyte
     assert np.flatnonzero(np.isfinite(instance_iou.iou())).tolist() == list(INSTANCE_SIZES)
 
 
-def test_the_sizes_are_those_of_cityscapes_own_evaluation() -> None:
+def test_sizes_equal_those_of_cityscapes_scripts() -> None:
     names = load_classes("cityscapes").names
     prescribed = args.avgClassSize
     assert {names[k]: size for k, size in INSTANCE_SIZES.items()} == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measures: numbers worked out by hand, agreement with plain loops, and what must hold for any input."""
+"""Metrics: numbers worked out by hand, comparison with plain loops, and properties of any input."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_iou_by_hand() -> None:
     assert matrix.counts.sum() == 6
 
 
-def test_one_matrix_over_all_frames_is_no_mean_over_frames() -> None:
+def test_iou_is_not_a_mean_over_frames() -> None:
     matrix = ConfusionMatrix(2, VOID)
     matrix.update(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8))  # by itself 100 %
     matrix.update(np.zeros((1, 3), np.uint8), np.ones((1, 3), np.uint8))  # by itself 0 %
     np.testing.assert_allclose(matrix.iou(), [25, 0])
 
 
-def test_only_where_it_is_true() -> None:
+def test_pixels_where_the_mask_is_false_do_not_count() -> None:
     matrix = ConfusionMatrix(K, VOID)
     matrix.update(np.array([[0, 77]]), np.array([[0, 88]]), where=np.array([[True, False]]))
     assert matrix.counts.tolist() == np.diag([1, 0, 0, 0]).tolist()
@@ -83,7 +83,7 @@ def test_iou_equals_its_definition_by_sets(pair: tuple[np.ndarray, np.ndarray]) 
 
 
 @given(pairs)
-def test_a_perfect_prediction_has_100(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_perfect_prediction_scores_100(pair: tuple[np.ndarray, np.ndarray]) -> None:
     prediction, label = pair
     label = label.copy()
     label[0, 0] = 0
@@ -92,7 +92,7 @@ def test_a_perfect_prediction_has_100(pair: tuple[np.ndarray, np.ndarray]) -> No
 
 
 @given(pairs, st.permutations(range(K)), st.integers(0, 99))
-def test_neither_the_order_of_pixels_nor_the_names_of_classes_count(
+def test_iou_does_not_depend_on_the_order_of_pixels_or_the_ids_of_classes(
     pair: tuple[np.ndarray, np.ndarray], renamed: list[int], seed: int
 ) -> None:
     prediction, label = pair
@@ -107,7 +107,7 @@ def test_neither_the_order_of_pixels_nor_the_names_of_classes_count(
 
 
 @given(pairs)
-def test_frames_add_up(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_counts_of_frames_add_up(pair: tuple[np.ndarray, np.ndarray]) -> None:
     prediction, label = pair
     parts = ConfusionMatrix(K, VOID)
     for row in range(len(label)):
@@ -116,7 +116,7 @@ def test_frames_add_up(pair: tuple[np.ndarray, np.ndarray]) -> None:
     np.testing.assert_array_equal(parts.counts, matrix_of(prediction, label).counts)
 
 
-def test_iou_of_several_matrices_is_that_of_each() -> None:
+def test_iou_of_an_array_of_matrices() -> None:
     matrices = np.random.default_rng(0).integers(0, 9, (2, 5, K, K))
     matrices[0, 0, 1] = matrices[0, 0, :, 1] = 0
     scores = iou(matrices)
@@ -125,7 +125,7 @@ def test_iou_of_several_matrices_is_that_of_each() -> None:
         np.testing.assert_array_equal(scores[index], iou(matrices[index]))
 
 
-def test_before_any_pixel_there_is_no_score() -> None:
+def test_the_score_is_nan_before_the_first_pixel() -> None:
     matrix = ConfusionMatrix(K, VOID)
     assert np.isnan(matrix.iou()).all() and math.isnan(matrix.miou())
 
@@ -141,7 +141,7 @@ def test_before_any_pixel_there_is_no_score() -> None:
         (np.zeros((1, 1), int), np.full((1, 1), -1), "label holds the id -1"),
     ],
 )
-def test_what_does_not_fit_is_refused(prediction: np.ndarray, label: np.ndarray, message: str) -> None:
+def test_bad_class_ids_are_rejected(prediction: np.ndarray, label: np.ndarray, message: str) -> None:
     matrix = ConfusionMatrix(K, VOID)
     with pytest.raises(ValueError, match=message):
         matrix.update(prediction, label)
@@ -155,7 +155,7 @@ def test_where_must_be_a_mask_of_the_same_size() -> None:
             ConfusionMatrix(K, VOID).update(ids, ids, where=where)
 
 
-def test_void_is_no_class() -> None:
+def test_void_must_not_be_the_id_of_a_class() -> None:
     with pytest.raises(ValueError, match="void is 3, the id of a class: give an id that is not in 0 to 3"):
         ConfusionMatrix(4, 3)
     with pytest.raises(ValueError, match="num_classes is 0"):
@@ -176,7 +176,7 @@ def test_distance_by_hand() -> None:
         [4, 3, 2, 1, 1],
         [math.sqrt(17), math.sqrt(10), math.sqrt(5), math.sqrt(2), 1],
     ]
-    # The topmost pixel of class 1 has a neighbour of class 0 to its left.
+    # Both pixels of class 1 have a neighbour of class 0 to their left.
     np.testing.assert_allclose(boundary_distance(label), expected)
 
 
@@ -199,19 +199,21 @@ def test_distance_is_exact_on_a_large_map() -> None:
 
 
 def test_trimap_by_hand() -> None:
-    # A straight boundary between columns 3 and 4; the prediction has it between columns 2 and 3, and errs at column 7.
+    # The boundary is between columns 3 and 4; the prediction has it between 2 and 3, and is also wrong at column 7.
     label = np.repeat([[0, 0, 0, 0, 1, 1, 1, 1]], 3, axis=0).astype(np.uint8)
     prediction = np.repeat([[0, 0, 0, 1, 1, 1, 1, 0]], 3, axis=0).astype(np.uint8)
     trimap = TrimapIoU(K, VOID, widths=[4, 1, 2])
     trimap.update(prediction, label)
     scores = trimap.miou()
     assert list(scores) == [1, 2, 4]
-    assert scores[1] == pytest.approx((0 + 50) / 2)  # columns 3, 4: class 0 missed; class 1 right once, once too many
+    assert scores[1] == pytest.approx(
+        (0 + 50) / 2
+    )  # columns 3 and 4: class 0 is missed; class 1 has one true and one false positive
     assert scores[2] == pytest.approx((50 + 200 / 3) / 2)  # columns 2 to 5
     assert scores[4] == pytest.approx((300 / 5 + 300 / 5) / 2)  # all
 
 
-def test_an_outline_in_void_is_a_boundary_but_not_scored() -> None:
+def test_the_edge_of_void_is_a_boundary_but_void_is_not_scored() -> None:
     label = np.array([[0, 0, 0, VOID, 1, 1, 1]], np.uint8)
     prediction = np.array([[1, 0, 0, 2, 1, 0, 1]], np.uint8)
     trimap = TrimapIoU(K, VOID, widths=[1, 2])
@@ -221,7 +223,7 @@ def test_an_outline_in_void_is_a_boundary_but_not_scored() -> None:
 
 
 @given(pairs)
-def test_a_band_as_wide_as_the_image_is_all_of_it(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_trimap_as_wide_as_the_image_holds_all_pixels(pair: tuple[np.ndarray, np.ndarray]) -> None:
     prediction, label = pair
     trimap = TrimapIoU(K, VOID, widths=[100])
     trimap.update(prediction, label)
@@ -275,7 +277,7 @@ def test_warp_equals_a_plain_loop(case: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-def test_a_flow_that_leads_nowhere_is_outside(bad: float) -> None:
+def test_a_flow_that_is_not_finite_or_huge_is_outside(bad: float) -> None:
     flow = flow_of(0, 0, (2, 3))
     flow[1, 1, 0] = bad
     _, inside = warp_nearest(np.ones((2, 3), np.uint8), flow)
@@ -287,13 +289,13 @@ def test_a_flow_that_leads_nowhere_is_outside(bad: float) -> None:
 def test_consistency_by_hand() -> None:
     previous = np.array([[0, 0, 1, 1]], np.uint8)
     present = np.array([[0, 1, 1, 0]], np.uint8)
-    # All moved one pixel to the left; the last pixel of the present frame was not in the image before.
+    # All moved one pixel to the left; the last pixel of the present frame was outside the image before.
     consistency = TemporalConsistency(2)
     consistency.update(present, previous, flow_of(1, 0, (1, 4)))
     assert consistency.miou() == 100
     still = TemporalConsistency(2)
     still.update(present, previous, flow_of(0, 0, (1, 4)))
-    assert still.miou() == pytest.approx(100 / 3)  # of each class one pixel agrees, and two more have it once
+    assert still.miou() == pytest.approx(100 / 3)  # of each class one pixel agrees and two do not
     of_pair = still.update(present, previous, flow_of(0, 0, (1, 4)), where=np.array([[True, False, True, False]]))
     np.testing.assert_array_equal(of_pair, [[1, 0], [0, 1]])
     np.testing.assert_array_equal(still.matrix.counts, [[2, 1], [1, 2]])
@@ -304,12 +306,12 @@ def test_flicker_by_hand() -> None:
     present = np.array([[0, 0, 0, 1, 1, 1]], np.uint8)
     consistency = TemporalConsistency(3)
     consistency.update(present, previous, flow_of(0, 0, (1, 6)))
-    # One of the four pixels that are 0 in one of the two is not in both; one of the three that are 1.
+    # Of four pixels that have class 0 in either mask, one does not in both; of three with class 1, one.
     assert consistency.flicker() == pytest.approx([25, 100 / 3, math.nan], nan_ok=True)
 
 
 @given(shapes.flatmap(masks))
-def test_what_does_not_change_is_consistent(mask: np.ndarray) -> None:
+def test_a_mask_that_does_not_change_is_consistent(mask: np.ndarray) -> None:
     consistency = TemporalConsistency(K)
     consistency.update(mask, mask, flow_of(0, 0, mask.shape))
     assert consistency.miou() == 100
@@ -318,15 +320,15 @@ def test_what_does_not_change_is_consistent(mask: np.ndarray) -> None:
 def test_flows_that_lead_back_agree() -> None:
     shape = (5, 6)
     agree = flows_agree(flow_of(2, 0, shape), flow_of(-2, 0, shape))
-    assert agree.tolist() == [[True, True, True, True, False, False]] * 5  # the last two columns lead out
+    assert agree.tolist() == [[True, True, True, True, False, False]] * 5  # the last two columns lead out of the image
     assert not flows_agree(flow_of(1, 0, shape), flow_of(1, 0, shape)).any()
-    # |r + f|² = 0.49 is allowed for any flow; 0.81 only from |r|² + |f|² = 31 on.
+    # |r + f|² = 0.49 passes for any flow, 0.81 only if |r|² + |f|² is 31 or more.
     assert flows_agree(flow_of(0.7, 0, shape), flow_of(0, 0, shape))[:, :5].all()
     assert not flows_agree(flow_of(0.9, 0, shape), flow_of(0, 0, shape)).any()
 
 
-def test_what_was_hidden_is_found() -> None:
-    """A thing three pixels wide moves three to the right over a background at rest."""
+def test_flows_disagree_where_the_background_was_hidden() -> None:
+    """An object three pixels wide moves three pixels to the right over a background at rest."""
     reverse, forward = flow_of(0, 0, (4, 12)), flow_of(0, 0, (4, 12))
     forward[:, 2:5, 0] = 3
     reverse[:, 5:8, 0] = -3
@@ -337,14 +339,14 @@ def test_what_was_hidden_is_found() -> None:
 @pytest.mark.parametrize(
     "flow", [np.zeros((2, 3, 2)), np.zeros((3, 2, 2), np.float32), np.zeros((2, 2, 3), np.float32)]
 )
-def test_a_flow_of_another_form_is_refused(flow: np.ndarray) -> None:
+def test_a_flow_of_another_shape_or_type_is_rejected(flow: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"flow is .*: give \(2, 3, 2\) float32"):
         warp_nearest(np.zeros((2, 3), np.uint8), flow)
     with pytest.raises(ValueError, match=r"forward is .*: give \(2, 3, 2\) float32"):
         flows_agree(flow_of(0, 0, (2, 3)), flow)
 
 
-def test_ids_of_another_form_are_refused() -> None:
+def test_ids_of_another_type_are_rejected() -> None:
     with pytest.raises(ValueError, match="ids is .* int64: give"):
         warp_nearest(np.zeros((2, 3), np.int64), flow_of(0, 0, (2, 3)))
 
@@ -353,7 +355,7 @@ def test_ids_of_another_form_are_refused() -> None:
 
 
 def consistency_of(predictions: list[list[int]], labels: list[list[int]], *lengths: int) -> dict[int, float]:
-    """Of frames of one row each."""
+    """Return VC_n of frames of one row each."""
     video = VideoConsistency(VOID, lengths)
     for prediction, label in zip(predictions, labels, strict=True):
         video.update(np.array([prediction]), np.array([label]))
@@ -363,8 +365,8 @@ def consistency_of(predictions: list[list[int]], labels: list[list[int]], *lengt
 def test_video_consistency_by_hand() -> None:
     labels = [[0, 1, 1, 2, VOID], [0, 1, 1, 3, VOID], [0, 1, 2, 3, VOID], [0, 1, 2, 3, 0]]
     predictions = [[0, 1, 2, 2, 0], [0, 0, 1, 3, 0], [0, 1, 1, 3, 0], [0, 1, 2, 0, 0]]
-    # n = 2: pixels 0, 1, 2 are constant, 0 is right throughout; 0, 1, 3 of which 0, 3; 0, 1, 2, 3 of which 0, 1.
-    # n = 3: pixels 0, 1 of which 0; 0, 1, 3 of which 0.
+    # Pixels whose label stays the same, and those of them that are correct, window by window.
+    # n = 2: 0, 1, 2, and 0; 0, 1, 3, and 0, 3; 0, 1, 2, 3, and 0, 1. n = 3: 0, 1, and 0; 0, 1, 3, and 0.
     assert consistency_of(predictions, labels, 3, 2) == pytest.approx(
         {2: 100 * (1 / 3 + 2 / 3 + 2 / 4) / 3, 3: 100 * (1 / 2 + 1 / 3) / 2}
     )
@@ -374,22 +376,22 @@ def test_steady_but_wrong_is_not_consistent_with_the_labels() -> None:
     assert consistency_of([[1, 1]] * 3, [[0, 1]] * 3, 2) == {2: 50}
 
 
-def test_videos_that_come_by_turns_are_told_apart() -> None:
+def test_videos_whose_frames_alternate_are_scored_separately() -> None:
     rng = np.random.default_rng(0)
     recordings = {name: [rng.integers(0, 2, (2, 4, 5)) for _ in range(6)] for name in ("left", "right")}
-    by_turns, alone = VideoConsistency(VOID, [2, 3]), VideoConsistency(VOID, [2, 3])
+    alternating, alone = VideoConsistency(VOID, [2, 3]), VideoConsistency(VOID, [2, 3])
     for pair in zip(*recordings.values(), strict=True):
         for name, (prediction, label) in zip(recordings, pair, strict=True):
-            by_turns.update(prediction, label, name)
+            alternating.update(prediction, label, name)
     for recording in recordings.values():
         alone.restart()
         for prediction, label in recording:
             alone.update(prediction, label)
-    assert by_turns.score() == pytest.approx(alone.score())
-    by_turns.restart("left")
-    by_turns.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "left")
+    assert alternating.score() == pytest.approx(alone.score())
+    alternating.restart("left")
+    alternating.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "left")
     with pytest.raises(ValueError, match=r"\(9, 9\), but the previous frame is \(4, 5\)"):
-        by_turns.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "right")
+        alternating.update(np.zeros((9, 9), int), np.zeros((9, 9), int), "right")
 
 
 def test_no_window_spans_a_restart() -> None:
@@ -432,7 +434,7 @@ def test_lengths_must_be_above_one(lengths: list[int]) -> None:
         VideoConsistency(VOID, lengths)
 
 
-def test_a_frame_of_another_size_than_the_one_before_is_refused() -> None:
+def test_a_change_of_size_is_rejected() -> None:
     video = VideoConsistency(VOID, [2])
     video.update(np.zeros((2, 2), int), np.zeros((2, 2), int))
     with pytest.raises(ValueError, match=r"prediction is \(2, 3\), but the previous frame is \(2, 2\)"):

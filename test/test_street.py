@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic street: what it promises about repeatability, labels, flow and validity."""
+"""The synthetic street: repeatability, labels, flow and validity."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_rate_sets_the_time_of_a_frame(street: Street) -> None:
 
 
 @pytest.mark.parametrize("first", [24, 62])
-def test_flow_leads_to_what_was_seen_before(street: Street, first: int) -> None:
+def test_warping_along_the_flow_gives_the_present_frame(street: Street, first: int) -> None:
     previous = street.frame(first - 1)
     for index in range(first, first + 3):
         present = street.frame(index)
@@ -75,13 +75,13 @@ def test_flow_leads_to_what_was_seen_before(street: Street, first: int) -> None:
         warped = cv2.remap(previous.image, x, y, cv2.INTER_LINEAR).astype(int)
         error = np.abs(warped - present.image).mean(-1)
         unmoved = np.abs(previous.image.astype(int) - present.image).mean(-1)
-        assert np.median(error[present.valid]) < 4  # noise of 2.2 in each frame, and a changing exposure
+        assert np.median(error[present.valid]) < 4  # each frame has noise of 2.2 and its own exposure
         assert error[present.valid].mean() < 0.5 * unmoved[present.valid].mean()
         previous = present
 
 
-def test_flow_is_exact_to_a_small_part_of_a_pixel(street: Street) -> None:
-    """Shifting the flow by a quarter pixel either way makes the match worse, on every axis."""
+def test_flow_is_exact_to_less_than_a_quarter_pixel(street: Street) -> None:
+    """A shift of the flow by a quarter pixel, either way on either axis, makes the match worse."""
     previous, present = street.frame(63), street.frame(64)
     sure = present.valid & (cv2.erode(present.valid.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
 
@@ -96,7 +96,7 @@ def test_flow_is_exact_to_a_small_part_of_a_pixel(street: Street) -> None:
 
 
 def test_road_flow_is_that_of_a_plane(street: Street) -> None:
-    """Eight numbers, a homography, explain the road's flow to a hundredth of a pixel."""
+    """A homography explains the road's flow to a hundredth of a pixel."""
     frame = street.frame(30)
     road = frame.label == 3
     x, y = places(np.zeros_like(frame.flow))
@@ -106,10 +106,10 @@ def test_road_flow_is_that_of_a_plane(street: Street) -> None:
     homography, _ = cv2.findHomography(present, before)
     predicted = cv2.perspectiveTransform(present[:, None], homography)[:, 0]
     assert np.abs(predicted - before).max() < 0.01
-    assert before[:, 1].mean() < present[:, 1].mean()  # the road ahead comes nearer
+    assert before[:, 1].mean() < present[:, 1].mean()  # the road ahead comes closer
 
 
-def test_invalid_where_the_scene_was_out_of_view_or_hidden(street: Street) -> None:
+def test_flow_is_invalid_where_a_surface_was_hidden_or_out_of_view(street: Street) -> None:
     frame = street.frame(41)
     x, y = places(frame.flow)
     outside = (x < 0) | (x > WIDTH - 1) | (y < 0) | (y > HEIGHT - 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether several cameras' frames are faster through the network together than one after the other.
+"""Is a batch of frames from several cameras faster than the same frames one by one?
 
-``python studies/batching.py`` prints the ratios that docs/benchmarks.md has. The batch and the single frames take
-turns, so that whatever disturbs the machine disturbs both; of all rounds, the median ratio counts.
+``python studies/batching.py`` prints the ratios in docs/benchmarks.md. Batch and single frames alternate, so that other
+load on the machine slows both down alike; the median ratio of all rounds is printed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from netwarp_ros.segmenter import Segmenter
 
 
 @torch.inference_mode()
-def main(rounds: Annotated[int, typer.Option(help="Of each batch.", min=1)] = 20) -> None:
-    """Time each shipped host on batches at its input height, beside the same frames one by one."""
+def main(rounds: Annotated[int, typer.Option(help="Rounds for each batch.", min=1)] = 20) -> None:
+    """Time each shipped host on batches of frames, and on the same frames one by one, at its input height."""
     print("| model | cameras | one by one, ms a frame | together | ratio |\n|---|---|---|---|---|")
     for name in shipped_models():
         segmenter = Segmenter(name)
@@ -41,8 +41,8 @@ def main(rounds: Annotated[int, typer.Option(help="Of each batch.", min=1)] = 20
                 alone.append(middle - start)
                 together.append(perf_counter() - middle)
             ratio = statistics.median(b / a for a, b in zip(alone, together, strict=True))
-            one, all_ = (1e3 * statistics.median(times) / cameras for times in (alone, together))
-            print(f"| {name} | {cameras} | {one:.1f} | {all_:.1f} | {ratio:.2f} |")
+            one_by_one, batch = (1e3 * statistics.median(times) / cameras for times in (alone, together))
+            print(f"| {name} | {cameras} | {one_by_one:.1f} | {batch:.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-validation over drives: a recipe trained without each drive in turn, and judged on the labelled frames of it.
+"""Cross-validation over the drives of CamVid: train a recipe without each drive in turn, and score it on that drive.
 
-``python studies/cross_validation.py config/training/swiftnet_lite0_camvid.yaml`` prints the scores that
-docs/models.md has. Frames of one drive resemble each other whichever of them were trained on, so that only a drive
-that was left out whole says how a model does on new ones. A run that was stopped goes on where it was.
+``python studies/cross_validation.py config/training/swiftnet_lite0_camvid.yaml`` prints the scores in docs/models.md.
+Frames of a drive resemble one another, so only a drive that is left out as a whole shows how a model does on new
+drives. A run that was stopped continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from netwarp_ros.training.data import open_sources
 from netwarp_ros.training.trainer import train, validate
 
 DRIVES = ("0001TP", "0006R0", "0016E5")
-"""The drives of CamVid's training split; a frame's name starts with that of its drive."""
+"""Drives of CamVid's training split. The name of a frame starts with that of its drive."""
 
 
 def fold(recipe: TrainingConfig, drive: str, steps: int, average: float) -> TrainingConfig:
-    """Return the recipe without a drive, which it is validated on instead."""
+    """Return a recipe that leaves out a drive and is validated on it."""
     pattern = (f"{drive}_*",)
     camvid = [source for source in recipe.data if isinstance(source, CamVidConfig)]
     others = [source for source in recipe.data if source not in camvid]
@@ -41,11 +41,13 @@ def fold(recipe: TrainingConfig, drive: str, steps: int, average: float) -> Trai
 
 def main(
     recipe: Path,
-    drives: Annotated[list[str] | None, typer.Option("--drive", help="Leave out this one; again for more.")] = None,
-    steps: Annotated[int, typer.Option(help="Of each training.", min=1)] = 600,
-    average: Annotated[float, typer.Option(help="Decay of the moving average, shorter with fewer steps.")] = 0.99,
+    drives: Annotated[
+        list[str] | None, typer.Option("--drive", help="Drive to leave out; may be given more than once.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each training.", min=1)] = 600,
+    average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.", min=0, max=1)] = 0.99,
 ) -> None:
-    """Train a recipe without each drive of CamVid in turn, and judge it on that drive."""
+    """Train a recipe without each drive of CamVid in turn, and score it on that drive."""
     config = load_config(recipe)
     scores = {}
     for drive in drives or DRIVES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the figures of ``netwarp benchmark ops`` and print them as the tables of docs/operator.md.
+"""Print the figures of ``netwarp benchmark ops`` as the tables of docs/operator.md, and plot them.
 
 ``python studies/report_ops.py OPS.json PLOT.svg``
 """
@@ -22,7 +22,7 @@ IMPLEMENTATIONS = {
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """Print a table of the times in ms for each direction and state of the memory, in Markdown."""
+    """Print a Markdown table of times in ms, and ratios to the copy, for each direction and state of the memory."""
     for direction, memory in dict.fromkeys((r["direction"], r["memory"]) for r in results):
         chosen = [r for r in results if (r["direction"], r["memory"]) == (direction, memory)]
         names = list(dict.fromkeys(r["implementation"] for r in chosen))
@@ -39,10 +39,10 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             print(f"| {case} |", " | ".join(cells), "|")
 
 
-def draw(report: dict[str, Any], plot: Path) -> None:
-    """Draw times relative to the copy's, forward, one group of bars per case."""
-    states = [state for state in ("fresh", "cold") if any(r["memory"] == state for r in report["results"])]
-    chosen = [r for r in report["results"] if r["direction"] == "forward" and r["memory"] == states[0]]
+def draw(benchmark: dict[str, Any], plot: Path) -> None:
+    """Plot the forward times relative to the copy, as a group of bars for each case."""
+    states = [state for state in ("fresh", "cold") if any(r["memory"] == state for r in benchmark["results"])]
+    chosen = [r for r in benchmark["results"] if r["direction"] == "forward" and r["memory"] == states[0]]
     groups: dict[str, dict[str, float]] = {}
     for result in chosen:
         shape = "×".join(map(str, result["shape"][1:]))
@@ -52,16 +52,16 @@ def draw(report: dict[str, Any], plot: Path) -> None:
     mpl.rcParams.update({"svg.hashsalt": "netwarp", "font.size": 8})
     axes = plt.figure(figsize=(11, 4.2), layout="constrained").add_subplot()
     width = 0.8 / len(IMPLEMENTATIONS)
-    for index, (implementation, colour) in enumerate(IMPLEMENTATIONS.items()):
+    for index, (implementation, color) in enumerate(IMPLEMENTATIONS.items()):
         positions = [group + (index - 1) * width for group in range(len(groups))]
         heights = [group.get(implementation, float("nan")) for group in groups.values()]
-        bars = axes.bar(positions, heights, width, label=implementation, color=colour)
+        bars = axes.bar(positions, heights, width, label=implementation, color=color)
         axes.bar_label(bars, fmt="%.3g", fontsize=6)
     axes.axhline(1, color="black", linewidth=0.8, label="copy of the previous features")
     axes.set_yscale("log")
     axes.set_ylabel("time, in copies")
     axes.set_xticks(range(len(groups)), list(groups), fontsize=6.5)
-    environment = report["environment"]
+    environment = benchmark["environment"]
     axes.set_title(f"{environment['device']}, {environment['threads']} threads, PyTorch {environment['torch']}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -69,6 +69,6 @@ def draw(report: dict[str, Any], plot: Path) -> None:
 
 
 if __name__ == "__main__":
-    figures = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print_tables(figures["results"])
-    draw(figures, Path(sys.argv[2]))
+    benchmark_json = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    print_tables(benchmark_json["results"])
+    draw(benchmark_json, Path(sys.argv[2]))

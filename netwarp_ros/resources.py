@@ -58,9 +58,8 @@ class Checked:
             if key not in names:
                 close = difflib.get_close_matches(str(key), names, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"give {', '.join(names)}"
-                raise PydanticCustomError(
-                    "unknown_key", "has the unknown key {key}: {hint}", {"key": key, "hint": hint}
-                )
+                values = {"key": textwrap.shorten(str(key), 80), "hint": hint}
+                raise PydanticCustomError("unknown_key", "has the unknown key {key}: {hint}", values)
         return content
 
 
@@ -83,12 +82,12 @@ def read_yaml(kind: type[T], path: str | Path) -> T:
 
 
 def parse(kind: type[T], content: Any, source: str) -> T:
-    """Make a dataclass of plain values.
+    """Check plain values and turn them into a dataclass.
 
     Args:
         kind: A subclass of `Checked`.
-        content: Mappings, lists and scalars, as YAML or JSON hold them.
-        source: Where they were read, for the error.
+        content: Mappings, lists and scalars, as a YAML or JSON file holds them.
+        source: The file that they come from, for the error.
 
     Raises:
         ValueError: A key is missing or unknown, or a value has a wrong type, is out of its range, or contradicts
@@ -101,7 +100,7 @@ def parse(kind: type[T], content: Any, source: str) -> T:
 
 
 def _sentence(error: ErrorDetails, content: Any, source: str) -> str:
-    """Say what is wrong in one line; pydantic's own text takes several, and names Python types."""
+    """Return one line for a user; pydantic's own text has several lines and describes Python objects."""
     key = _key(error, content)
     where = f"{source}: {key}" if key else source
     match error["type"]:
@@ -123,7 +122,7 @@ def _sentence(error: ErrorDetails, content: Any, source: str) -> str:
 def _key(error: ErrorDetails, content: Any) -> str:
     """Return the full key of an error, such as ``data[1].root``.
 
-    pydantic's path also names the member of a union that it tried, which is no key of the content.
+    Skip the parts of pydantic's path that are not keys of the content: the members of a union that it tried.
     """
     key = ""
     for place, part in enumerate(error["loc"], 1):

@@ -121,19 +121,19 @@ def test_worker_processes_load_the_same_batches(camvid: Path) -> None:
 
 def test_class_pixels_are_those_of_an_average_batch(camvid: Path) -> None:
     config = configure(CamVidConfig(root=str(camvid), per_batch=2), StreetConfig(seeds=1, frames=2))
-    opened = open_sources(config.data, config.augment)
-    pixels = class_pixels(opened, config.data)
-    street = np.mean([np.bincount(sample.label.ravel(), minlength=11) for sample in opened[1]], axis=0)
+    datasets = open_sources(config.data, config.augment)
+    pixels = class_pixels(datasets, config.data)
+    street = np.mean([np.bincount(sample.label.ravel(), minlength=11) for sample in datasets[1]], axis=0)
     expected = street + 2 * 64 * np.array([32, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(pixels, expected)
 
 
 def test_each_kind_of_source_opens_its_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
+    calls = []
     for name in ("CamVid", "Cityscapes", "ImageFolder", "BagDataset"):
         samples = StreetDataset(48, 32, range(1), frames=1)
         monkeypatch.setattr(
-            training_data, name, lambda *arguments, s=samples, n=name: opened.append((n, *arguments)) or s
+            training_data, name, lambda *arguments, s=samples, n=name: calls.append((n, *arguments)) or s
         )
     open_sources(
         (
@@ -144,7 +144,7 @@ def test_each_kind_of_source_opens_its_data_set(monkeypatch: pytest.MonkeyPatch)
         ),
         AugmentConfig(),
     )
-    assert [tuple(getattr(part, "name", part) for part in call) for call in opened] == [
+    assert [tuple(getattr(part, "name", part) for part in call) for call in calls] == [
         ("CamVid", "a", "val"),
         ("Cityscapes", "b", "train"),
         ("ImageFolder", "c", "d", "camvid"),
@@ -160,8 +160,8 @@ def test_sources_with_different_classes_are_refused(camvid: Path) -> None:
 
 def test_a_selection_is_by_name(camvid: Path) -> None:
     config = CamVidConfig(root=str(camvid), leave_out=("[12]",))
-    (opened,) = open_sources((config,), AugmentConfig())
-    assert [sample.name for sample in opened] == ["0", "3"]
+    (samples,) = open_sources((config,), AugmentConfig())
+    assert [sample.name for sample in samples] == ["0", "3"]
     drives = Selection(StreetDataset(48, 32, range(1), frames=3), ["street_0_*"], ["street_0_2[01]", "street_0_36"])
     assert [drives.name(index) for index in range(len(drives))] == ["street_0_12", "street_0_24"]
     assert [drives.frames_before(index) for index in range(len(drives))] == [12, 2]

@@ -7,8 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
 from netwarp_ros.recordings.bag_reader import BagReader, reading
@@ -69,7 +67,7 @@ class BagDataset(Samples):
         with reading(f"{self.path}: image {position} of {self.image_topic}"):
             image = to_writable_bgr(self._message(self.image_topic, stamp_ns, recorded_ns))
         if stamp_ns not in self._labels:
-            return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
+            return self.without_label(name, image)
         label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
         with reading(label_name):
             label = to_label(self._message(self.label_topic, stamp_ns, self._labels[stamp_ns]), image.shape[:2])

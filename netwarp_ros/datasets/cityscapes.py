@@ -106,7 +106,7 @@ class Cityscapes(Samples):
     def read(self, index: int, before: int = 0) -> Sample:
         image, name = read_image(self._image(index, before)), self.name(index, before)
         if before:
-            return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
+            return self.without_label(name, image)
         return Sample(name, image, _ID_TO_CLASS[read_label(self._labels[index], image.shape[:2])])
 
     def instances(self, index: int) -> np.ndarray:

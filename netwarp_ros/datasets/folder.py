@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
 from netwarp_ros.recordings.images import ImageFiles, LabelFolder, read_image, read_label
@@ -54,7 +52,7 @@ class ImageFolder(Samples):
         path = self._images[self._labelled[index] - before]
         image = read_image(path)
         if not self._label_of(path).is_file():
-            return Sample(path.stem, image, np.full(image.shape[:2], self.classes.void, np.uint8))
+            return self.without_label(path.stem, image)
         label = read_label(self._label_of(path), image.shape[:2])
         self.classes.check(label, str(self._label_of(path)))
         return Sample(path.stem, image, label)

@@ -96,6 +96,10 @@ class Samples(Sequence[Sample]):
         """
         return None
 
+    def without_label(self, name: str, image: np.ndarray) -> Sample:
+        """Return the sample of a frame without a label map: all pixels are void."""
+        return Sample(name, image, np.full(image.shape[:2], self.classes.void, np.uint8))
+
 
 class Selection(Samples):
     """Those labelled frames of a data set whose names match patterns (`fnmatch`).
@@ -216,7 +220,7 @@ class SampleFrames(FrameSource):
         super().__init__()
         self.samples, self.rate = samples, rate
         self._counts_before = [min(length - 1, samples.frames_before(index)) for index in range(len(samples))]
-        self._latest_labelled: dict[int, tuple[int, np.ndarray]] = {}
+        self._latest_labelled: tuple[int, int, np.ndarray] | None = None  # frame index, sample index, label map
 
     def __len__(self) -> int:
         return len(self._counts_before) + sum(self._counts_before)
@@ -229,19 +233,19 @@ class SampleFrames(FrameSource):
         for index, count in enumerate(self._counts_before):
             for before in range(count, -1, -1):
                 sample = self.samples.read(index, before)
-                self._latest_labelled = {} if before else {number: (index, sample.label)}
+                self._latest_labelled = None if before else (number, index, sample.label)
                 yield Frame(number, stamp_ns, sample.name, sample.image)
                 number, stamp_ns = number + 1, stamp_ns + stamp(1, self.rate)
             stamp_ns += 60 * 10**9
 
     def label(self, frame: Frame) -> np.ndarray | None:
         """Return the label map of the latest frame read; None if it is not the labelled one of its clip."""
-        return self._latest_labelled[frame.index][1] if frame.index in self._latest_labelled else None
+        if self._latest_labelled is None or self._latest_labelled[0] != frame.index:
+            return None
+        return self._latest_labelled[2]
 
     def instances(self, frame: Frame) -> np.ndarray | None:
         """Return the instance map of the latest frame read; None if it has none, or is not the labelled one."""
-        return (
-            self.samples.instances(self._latest_labelled[frame.index][0])
-            if frame.index in self._latest_labelled
-            else None
-        )
+        if self._latest_labelled is None or self._latest_labelled[0] != frame.index:
+            return None
+        return self.samples.instances(self._latest_labelled[1])

@@ -92,7 +92,7 @@ def read_image(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     """
     image = cv2.imread(str(path), flags)
     if image is None:
-        raise ValueError(f"{path} cannot be read as an image: mend or remove it")
+        raise ValueError(f"{path} cannot be read as an image: repair or remove it")
     return image
 
 

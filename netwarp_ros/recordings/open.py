@@ -82,10 +82,11 @@ def open_labels(
 
 
 def is_bag(path: Path) -> bool:
-    """Return whether a path is a rosbag2: a storage file, or a folder with ``metadata.yaml`` or such files."""
+    """Return whether a path is a rosbag2: a storage file, or a folder with ``metadata.yaml`` or with storage files."""
     if not path.is_dir():
         return path.suffix in BAG_SUFFIXES
     if (path / "metadata.yaml").is_file():
         return True
+    # A folder of images is not a bag, whatever else it holds.
     suffixes = {file.suffix.lower() for file in path.iterdir()}
     return not suffixes.isdisjoint(BAG_SUFFIXES) and suffixes.isdisjoint(IMAGE_SUFFIXES)

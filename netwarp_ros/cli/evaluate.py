@@ -61,13 +61,13 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Setup:
-    """The model, and how it is scored, on whatever data.
+    """The model and how it is scored: the same for one recording and for bags.
 
     Attributes:
-        scoring: How frames are taken, and what is scored.
-        model: The model as it was named.
+        scoring: How frames are segmented, and what is scored.
+        model: The options of the model.
         reading: How recordings are read.
-        segmenter: The model, loaded.
+        segmenter: The loaded model.
         classes: What the ids of labels and masks mean.
         widths: Of the trimap bands, in pixels.
         settings: All settings, for the JSON files.
@@ -86,12 +86,12 @@ class _Setup:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What an evaluation returned.
+    """The results of an evaluation, and what is written beside them.
 
     Attributes:
         results: Scores, times and records of all frames.
         damage: Notes on what could not be read or matched.
-        settings: Settings beside those of the setup.
+        settings: Settings in addition to those of the setup.
         inputs: Paths of what was read, by name.
         gallery: Frames for the report, if there is one.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How frames are taken, and what is scored."""
+    """How frames are segmented, and what is scored."""
 
     classes: Annotated[
         str | None,
@@ -129,7 +129,7 @@ class SliceOptions:
 
     @contextmanager
     def runner(self) -> Iterator[SliceRunner]:
-        """Provide what evaluates slices; connects to Ray if that is asked for."""
+        """Provide the function that evaluates slices, connected to Ray if --ray is given."""
         from netwarp_ros.evaluation.ray_runner import ray_cluster, run_on_ray
         from netwarp_ros.evaluation.slices import run_serially
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from netwarp_ros.recordings.frames import FrameSource
     from netwarp_ros.segmenter import Segmenter
 
+CITYSCAPES_RATE = 17.0
+"""Frames per second of the recordings that Cityscapes is taken from."""
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -62,7 +65,7 @@ class ModelOptions:
         """
         from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
 
-        return find_weights(self.model or DEFAULT_MODEL)
+        return find_weights(DEFAULT_MODEL if self.model is None else self.model)
 
     def segmenter(self, inference: Inference) -> Segmenter:
         """Load the model.
@@ -72,12 +75,11 @@ class ModelOptions:
             OSError: If the weights or the flow cannot be read.
         """
         from netwarp_ros.flow import open_flow
-        from netwarp_ros.models import DEFAULT_MODEL
         from netwarp_ros.segmenter import Segmenter
 
         estimator, _ = open_flow(self.flow)
         return Segmenter(
-            self.model or DEFAULT_MODEL,
+            self.weights(),
             flow=estimator,
             device=self.device,
             precision=self.precision,
@@ -116,7 +118,8 @@ class InferenceOptions:
         typer.Option(
             "--window",
             metavar="N",
-            help="Side in pixels of the windows that slide over each frame, in steps of 2/3 of it. 0: the whole frame.",
+            help="Side in pixels of the windows that slide over each frame, in steps of 2/3 of their side. 0: the "
+            "whole frame.",
         ),
     ] = 0
     scales: Annotated[
@@ -149,14 +152,16 @@ class RecordingOptions:
     rate: Annotated[
         float | None,
         typer.Option(
-            "--rate", help="Frames per second, instead of the recorded stamps. Images have 15.", show_default=False
+            "--rate",
+            help="Frames per second, instead of the recorded stamps. Default for images: 15.",
+            show_default=False,
         ),
     ] = None
     topics: Annotated[
         list[str] | None,
         typer.Option(
             "--topic",
-            help="Image topic, for a bag that has several. For several cameras, give it more than once.",
+            help="Image topic of a bag that has several; may be given more than once, for several cameras.",
             show_default=False,
         ),
     ] = None
@@ -200,8 +205,8 @@ class DataOptions:
         Path | None,
         typer.Option(
             "--labels",
-            help="A folder of label maps NAME.png, named like the images, or a bag. Without labels, only the scores "
-            "that need none.",
+            help="A folder of label maps NAME.png, named like the images, or a bag. Without labels there are "
+            "only the scores that need none.",
             show_default=False,
         ),
     ] = None
@@ -240,7 +245,7 @@ class DataOptions:
         from netwarp_ros.recordings.open import open_frames, open_labels
 
         if self.cityscapes and not (self.images or self.labels):
-            samples = SampleFrames(Cityscapes(self.cityscapes, self.split), self.clip, reading.rate or 17.0)
+            samples = SampleFrames(Cityscapes(self.cityscapes, self.split), self.clip, reading.rate or CITYSCAPES_RATE)
             inputs = {"labels": self.cityscapes / "gtFine" / self.split}
             return EvaluationData(samples, samples.label, samples.instances, INSTANCE_SIZES, inputs)
         if self.images and not self.cityscapes:

@@ -118,11 +118,11 @@ def test_instance_iou_with_object_numbers(segmenter: Segmenter) -> None:
 
 def test_a_stream_keeps_its_memory_and_stills_reset_it(segmenter: Segmenter) -> None:
     recording = frames(3)
-    kept, anew = masks_of(segmenter, recording), masks_of(segmenter, recording, stills=True)
-    assert any((kept[name] != anew[name]).any() for name in kept)
+    kept, stills = masks_of(segmenter, recording), masks_of(segmenter, recording, stills=True)
+    assert any((kept[name] != stills[name]).any() for name in kept)
     assert evaluate(recording, labels_from(kept), segmenter, CAMVID).miou == 100
-    assert evaluate(recording, labels_from(anew), segmenter, CAMVID).miou < 100
-    results = evaluate(recording, labels_from(anew), segmenter, CAMVID, stills=True)
+    assert evaluate(recording, labels_from(stills), segmenter, CAMVID).miou < 100
+    results = evaluate(recording, labels_from(stills), segmenter, CAMVID, stills=True)
     assert results.miou == 100 and math.isnan(results.tc)
     assert results.resets == {"request": 3}
 

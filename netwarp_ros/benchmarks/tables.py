@@ -32,7 +32,7 @@ KINDS = ("sweep", "flows", "models", "classes")
 ``flows``: flow methods (Table 2). ``models``: IoU, trimap IoU and runtime of models and their hosts (Tables 3 and 4).
 ``classes``: IoU by class (Table 5)."""
 
-WIDTH = 2
+TRIMAP_WIDTH = 2
 """Width of the trimap in pixels, as in the paper."""
 
 TIMED_FRAMES = 20
@@ -71,7 +71,7 @@ class RowEvaluator:
         options = {**self.options, "flow": estimator}
         segmenter = Segmenter(model, **options)
         classes, video = model.spec.classes, segmenter.uses_netwarp
-        scores = self.evaluate(segmenter, classes, flows=flows, host=host and video, widths=[WIDTH]).to_json()
+        scores = self.evaluate(segmenter, classes, flows=flows, host=host and video, widths=[TRIMAP_WIDTH]).to_json()
         del scores["per_frame"]
         timed = video and flows is None and len(self.images) > 1
         return {
@@ -259,7 +259,7 @@ def _line(kind: str, name: str, scores: Mapping[str, Any], timing: Mapping[str, 
     if kind == "classes":
         values = {**scores["iou"], "mean": scores["miou"]}
     else:
-        tiou = scores["tiou"][str(WIDTH)]
+        tiou = scores["tiou"][str(TRIMAP_WIDTH)]
         values = {"mIoU": scores["miou"], "tIoU": tiou, "iIoU": scores["miiou"], "TC": scores["tc"], **timing}
     texts = {column: "" if value is None else f"{value:.2f}" for column, value in values.items()}
     return {"variant" if kind == "sweep" else "model": name, **texts}

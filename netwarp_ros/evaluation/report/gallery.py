@@ -18,7 +18,7 @@ from netwarp_ros.evaluation.scoring import ScoredFrame
 STRETCH_S = 2.0
 """Length in s of the stretches that a recording is divided into. Each gives at most one best and one worst frame."""
 
-WIDTH = 480
+MAX_WIDTH = 480
 """Greatest width of a picture in pixels; wider images are scaled down."""
 
 
@@ -110,7 +110,7 @@ class FrameGallery:
 
 def _data_uri(image: np.ndarray) -> str:
     height, width = image.shape[:2]
-    if width > WIDTH:
-        image = cv2.resize(image, (WIDTH, round(height * WIDTH / width)), interpolation=cv2.INTER_AREA)
+    if width > MAX_WIDTH:
+        image = cv2.resize(image, (MAX_WIDTH, round(height * MAX_WIDTH / width)), interpolation=cv2.INTER_AREA)
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
     return "data:image/jpeg;base64," + b64encode(encoded.tobytes()).decode()

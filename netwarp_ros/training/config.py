@@ -93,7 +93,7 @@ class FolderConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BagConfig(SourceConfig):
-    """`netwarp_ros.datasets.bag.BagVideo`. ``classes`` is the name or the file of a class set."""
+    """`netwarp_ros.datasets.bag.BagDataset`. ``classes`` is the name or the file of a class set."""
 
     kind: Literal["bag"] = "bag"
     path: str

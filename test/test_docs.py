@@ -25,6 +25,7 @@ from netwarp_ros.training.config import (
 )
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def rows(document: str) -> dict[str, str]:
@@ -73,7 +74,14 @@ def test_the_32_classes_of_camvid_are_documented_with_their_colours() -> None:
     assert documented == COLORS
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = re.findall(r"(?:\$ |`|ROS=\w+ )make ([\w-]+)", document.read_text(encoding="utf-8"))
+        assert set(named) <= targets, document

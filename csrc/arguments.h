@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the operators require of their arguments, on any device. `netwarp_ros.ops` checks the same with better messages;
-// this is what keeps a direct call through torch.ops within bounds.
+// Checks of the operators' arguments, on any device. `netwarp_ros.ops` checks the same with better messages; these keep
+// direct calls through torch.ops within bounds.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -23,7 +23,7 @@ using torch::stable::Tensor;
 
 inline Strides strides_of(const Tensor& map) { return {map.stride(0), map.stride(1), map.stride(2), map.stride(3)}; }
 
-// Of a dense channels-last map.
+// The strides of a dense channels-last map.
 inline Strides dense_pixels(const Shape& shape) {
   return {shape.height * shape.width * shape.channels, 1, shape.width * shape.channels, shape.channels};
 }
@@ -56,19 +56,20 @@ inline void check_like(const Tensor& other, const Tensor& features, const char* 
 inline void check_flow(const Tensor& flow, const Tensor& features) {
   STD_TORCH_CHECK(flow.dim() == 4 && flow.size(0) == features.size(0) && flow.size(1) == 2 &&
                       flow.size(2) == features.size(2) && flow.size(3) == features.size(3),
-                  "flow must be (B, 2, H, W) of the features' B, H and W");
+                  "flow must be (B, 2, H, W), with B, H and W of the features");
   STD_TORCH_CHECK(flow.scalar_type() == ScalarType::Float, "flow must be float32");
   check_device(flow, features, "flow");
 }
 
 inline Tensor check_weight(const Tensor& weight, const Tensor& features) {
-  STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == features.size(1), "weights must be one for each channel");
+  STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == features.size(1),
+                  "weights must be (C,): one for each channel");
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weights must be float32");
   check_device(weight, features, "weights");
   return torch::stable::contiguous(weight);
 }
 
-// As PyTorch sees it: the steps of dimensions of size 1 do not matter, and a tensor can be both.
+// As in PyTorch: strides of dimensions of size 1 do not matter, and a tensor can be both channels-last and contiguous.
 inline bool is_channels_last(const Tensor& map) {
   int64_t expected = 1;
   for (int64_t dimension : {1, 3, 2, 0}) {
@@ -81,7 +82,7 @@ inline bool is_channels_last(const Tensor& map) {
   return true;
 }
 
-// The format of the result: channels-last where the features are that and not contiguous.
+// The format of the result: channels-last if the features are channels-last and not contiguous.
 inline MemoryFormat format_of(const Tensor& features) {
   return !features.is_contiguous() && is_channels_last(features) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }

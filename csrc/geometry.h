@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a displaced pixel is read: the operator's contract about borders and non-finite flow, on every device.
+// Where a displaced pixel is read. This is the operator's contract about borders and non-finite flow, on every device.
 //
-// The functions are static: the CPU kernels include this once for each instruction set, and the linker must not have
-// one copy serve them all.
+// The functions are static because the CPU kernels are compiled once per instruction set: the linker must not merge the
+// copies, or one instruction set's code would run for all.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,13 @@
 
 namespace netwarp {
 
-// On one axis: between cell `index` and the next, `fraction` of the way.
+// A position on one axis: `fraction` of the way from cell `index` to the next one.
 struct Place {
   int32_t index;
   float fraction;
 };
 
-// NaN is no displacement; displacements are bounded by the grid, so that the sum stays exact and finite.
+// NaN counts as no displacement. Displacements are clamped to the grid's size, so that the sum stays exact and finite.
 static NETWARP_DEVICE inline Place locate(int64_t position, float displacement, int64_t size) {
   const float bound = (float)size, last = (float)(size - 1);
   displacement = displacement == displacement ? displacement : 0.0f;
@@ -34,7 +34,7 @@ static NETWARP_DEVICE inline Place locate(int64_t position, float displacement, 
   return {index, place - (float)index};
 }
 
-// The displacement has a derivative where the place is not clamped; NaN compares false.
+// The derivative of the place by the displacement: 1, and 0 where the place is clamped or NaN (which compares false).
 static NETWARP_DEVICE inline float derivative(int64_t position, float displacement, int64_t size) {
   const float place = (float)position + displacement;
   return place >= 0.0f && place <= (float)(size - 1) ? 1.0f : 0.0f;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators that this library registers; docs/operator.md says what they compute.
+// Registers the operators with PyTorch; docs/operator.md says what they compute.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(netwarp_ros, library) {
   library.def("warp(Tensor features, Tensor flow) -> Tensor");
   library.def("warp_combine(Tensor present, Tensor previous, Tensor flow, Tensor w1, Tensor w2) -> Tensor");
-  // Gradients of sum(grad * weight * warp(features, flow)), with weight per channel or 1.
+  // Gradients of sum(grad * weight * warp(features, flow)), with a weight per channel; 1 if it is not given.
   library.def("warp_backward_features(Tensor grad, Tensor flow, Tensor? weight, bool deterministic) -> Tensor");
   library.def("warp_backward_flow(Tensor grad, Tensor features, Tensor flow, Tensor? weight) -> Tensor");
   // Gradients of warp_combine's w1 and w2.

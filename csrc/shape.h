@@ -5,12 +5,12 @@
 
 namespace netwarp {
 
-// Of feature maps (B, C, H, W).
+// Shape of feature maps (B, C, H, W).
 struct Shape {
   int64_t batch, channels, height, width;
 };
 
-// Steps between neighbours, in elements.
+// Distance between neighbours on each axis, in elements.
 struct Strides {
   int64_t batch, channel, row, column;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels. Compiled once for each instruction set, which the build names in NETWARP_ISA.
+// The CPU kernels. This file is compiled once for each instruction set, named by NETWARP_ISA.
 #include "kernels.h"
 
 #include "../geometry.h"
@@ -12,7 +12,7 @@ namespace {
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The flow of `count` pixels of a row, from column `x` on.
+// Reads the flow of `count` pixels of a row, starting at column `x`.
 inline void read_flow(const Flow& flow, int64_t b, int64_t y, int64_t x, int64_t count, float* u, float* v) {
   const float* from = flow.data + b * flow.strides.batch + y * flow.strides.row + x * flow.strides.column;
   for (int64_t i = 0; i < count; ++i) {
@@ -21,22 +21,23 @@ inline void read_flow(const Flow& flow, int64_t b, int64_t y, int64_t x, int64_t
   }
 }
 
-// ---- Planes: neighbouring pixels adjoin, so lanes are pixels, and every pixel reads two pairs of neighbours.
+// ---- Planes (contiguous maps): the lanes of a vector are pixels. Each reads two pairs of neighbours.
 
-// Pixels of a vector that lie close together are picked out of whole loads, which is many times faster than to load
-// them one by one. `rows` counts the rows of the image that their upper neighbours are spread over; 0: not close.
+// Where the pixels of one vector are read. If they are close together, pieces of rows are loaded and permuted, which is
+// many times faster than loading pixel by pixel. `rows` is the number of image rows that hold their upper neighbours,
+// or 0 if they are not close together.
 struct Group {
   int32_t base;
   int32_t rows;
 };
 
-constexpr int kMaxRows = 16;    // over more rows than there are lanes, loading them one by one is faster
+constexpr int kMaxRows = 16;    // with more rows than lanes, loading pixel by pixel is faster
 constexpr int kRowShift = 8;
-constexpr int64_t kPlanes = 4;  // channels that are gone through together
+constexpr int64_t kPlanes = 4;  // channels that are processed together
 
-// The pixels of a tile. `index` is the offset of the upper left neighbour in its plane or, in a group, that from the
-// group's base: columns, and rows << kRowShift. Every pixel has a right and a lower neighbour: in the last column the
-// pair is the one before it and the fraction is 1; rows likewise.
+// The pixels of a tile. `index` is the offset of the upper left neighbour in the plane; in a group it is columns and
+// rows << kRowShift from the group's base. `x` and `y` are the fractions. A place on the last column uses the last two
+// columns with fraction 1, so that every pixel has a right neighbour; rows likewise.
 struct Tile {
   alignas(64) int32_t index[kTile];
   alignas(64) float x[kTile];
@@ -44,7 +45,7 @@ struct Tile {
   Group group[kTile / kLanes];
 };
 
-// Makes a group of the pixels [at, at + kLanes) if they are close; `last` is the offset of the plane's last element.
+// Makes a group of kLanes pixels if they are close together. `last` is the offset of the plane's last element.
 inline Group make_group(const int32_t* left, const int32_t* top, int32_t* index, int64_t row_stride, int64_t last,
                         bool lower_row) {
   int32_t min_left = left[0], max_left = left[0], min_top = top[0], max_top = top[0];
@@ -55,7 +56,7 @@ inline Group make_group(const int32_t* left, const int32_t* top, int32_t* index,
     max_top = top[lane] > max_top ? top[lane] : max_top;
   }
   const int32_t rows = max_top - min_top + 1;
-  // The window over the last row must end within the plane.
+  // The window that is loaded in the last row must end within the plane.
   const int64_t wanted = min_top * row_stride + min_left;
   const int64_t base = min(wanted, last + 1 - kWindow - (rows - 1 + lower_row) * row_stride);
   const int64_t shift = wanted - base;
@@ -85,7 +86,7 @@ inline void fill(Tile& tile, const Forward& task, int64_t b, int64_t begin, int6
     p += count;
   }
   int64_t count = end - begin;
-  for (; count % kLanes; ++count) {  // what the last vector reads beyond the tile
+  for (; count % kLanes; ++count) {  // the last vector reads these, beyond the tile
     tile.index[count] = left[count] = top[count] = 0;
     tile.x[count] = tile.y[count] = 0;
   }
@@ -95,7 +96,7 @@ inline void fill(Tile& tile, const Forward& task, int64_t b, int64_t begin, int6
                                  : Group{0, 0};
 }
 
-// Rows of a single pixel hold no pairs.
+// Reads pairs of neighbours. In an image one pixel wide, which has no pairs, both are the same pixel.
 template <typename T>
 inline Pairs read(const T* base, Int index, bool pairs) {
   if (pairs) return gather_pairs(base, index);
@@ -104,7 +105,7 @@ inline Pairs read(const T* base, Int index, bool pairs) {
   return {single, single};
 }
 
-// What the channels of the pixels [i, i + kLanes) of a tile share.
+// What all channels share for the pixels [i, i + kLanes) of a tile.
 struct Samples {
   Group group;
   Int index, last_column, last_row;
@@ -118,7 +119,7 @@ inline Samples samples_at(const Tile& tile, int64_t i) {
           {rest_x * rest_y, x * rest_y, rest_x * y, x * y}};
 }
 
-// The values in one plane; `step` leads from a row to the one below.
+// Samples one plane; `step` is the distance from a row to the next one below.
 template <typename T>
 inline Vec sample(const Samples& at, const T* plane, int64_t step, bool pairs) {
   Pairs top, bottom;
@@ -137,7 +138,7 @@ inline Vec sample(const Samples& at, const T* plane, int64_t step, bool pairs) {
     top = read(plane, at.index, pairs);
     bottom = read(plane + step, at.index, pairs);
   }
-  // On the last column or row the other neighbour has weight 0, and must not matter even if it is infinite.
+  // At fraction 1 the other neighbour has weight 0. Replace it, because 0 times infinity is NaN.
   top.left = at.last_column ? top.right : top.left;
   bottom.left = at.last_column ? bottom.right : bottom.left;
   top = select(at.last_row, bottom, top);
@@ -147,7 +148,7 @@ inline Vec sample(const Samples& at, const T* plane, int64_t step, bool pairs) {
   return fma(at.weight[3], bottom.right, value);
 }
 
-// The pixels [begin, end) of the channels [first, last).
+// Warps the pixels [begin, end) of the channels [first, last).
 template <typename T, bool kCombine>
 inline void warp_tile(const Forward& task, const Tile& tile, int64_t b, int64_t begin, int64_t end, int64_t first,
                       int64_t last) {
@@ -189,17 +190,17 @@ void warp_planes(const Forward& task, int64_t begin, int64_t end) {
   finish_streams();
 }
 
-// ---- Pixels: channels adjoin, so lanes are channels, and every pixel reads four runs of channels.
+// ---- Pixels (channels-last maps): the lanes of a vector are channels. Each pixel reads four runs of channels.
 
 constexpr int64_t kRun = 128;  // pixels of a row whose corners are computed together
 
-// Upper left, upper right, lower left, lower right: places as offsets of pixels in the image, and weights.
+// Offsets in the image and weights of the upper left, upper right, lower left and lower right neighbours.
 struct Corners {
   int64_t offset[kRun][4];
   float weight[kRun][4];
 };
 
-// Where the gradient of the flow comes from: the fractions, and whether each axis has a derivative.
+// For the gradient of the flow: the fractions x and y, and the derivatives by u and v, 0 or 1.
 struct Slopes {
   float x[kRun], y[kRun], u[kRun], v[kRun];
 };
@@ -230,7 +231,7 @@ inline void fill(Corners& corners, Slopes* slopes, const Shape& shape, const Flo
   }
 }
 
-// Calls body(pixel, offset, weight, i) for the pixels of a row, where i counts within `slopes`.
+// Calls body(pixel, offset, weight, i) for the pixels of a row; i is the index in `slopes`.
 template <typename Body>
 inline __attribute__((always_inline)) void for_pixels(const Shape& shape, const Flow& flow, int64_t b, int64_t y,
                                                       int64_t row_stride, int64_t column_stride, Slopes* slopes,
@@ -272,7 +273,7 @@ void warp_pixels(const Forward& task, int64_t begin, int64_t end) {
   finish_streams();
 }
 
-// ---- Backward, over pixels
+// ---- Backward, for channels-last maps
 
 template <typename T>
 void backward_features(const Backward& task, int64_t begin, int64_t end) {
@@ -322,7 +323,7 @@ void backward_flow(const Backward& task, int64_t begin, int64_t end) {
                    along_x = fma(value, fma(y, (v3 - v2) - top, top), along_x);
                    along_y = fma(value, fma(x, (v3 - v1) - left, left), along_y);
                  });
-                 float* to = task.grad_flow + b * plane + pixel;  // u, then v a plane behind
+                 float* to = task.grad_flow + b * plane + pixel;  // v is one plane after u
                  to[0] = slopes.u[i] * sum(along_x);
                  to[plane] = slopes.v[i] * sum(along_y);
                });
@@ -339,7 +340,7 @@ void backward_weights(const Backward& task, int64_t begin, int64_t end) {
     for (int64_t row = 0; row < batch * height; ++row) {
       const int64_t b = row / height;
       const T* image = (const T*)task.features + b * height * width * channels;
-      Vec row1[kVectors] = {}, row2[kVectors] = {};  // summed by rows, so that few small terms meet a large sum
+      Vec row1[kVectors] = {}, row2[kVectors] = {};  // sums by row lose less precision than one long sum
       for_pixels(task.shape, task.flow, b, row % height, width * channels, channels, nullptr,
                  [&](int64_t pixel, const int64_t* offset, const float* weight, int64_t) {
                    const T* grad = (const T*)task.grad + pixel * channels;
@@ -366,9 +367,9 @@ void backward_weights(const Backward& task, int64_t begin, int64_t end) {
   }
 }
 
-// ---- By type
+// ---- Dispatch by type
 
-// Calls kernel(T{}) for the type of the elements.
+// Calls kernel(T{}) with the type of the elements.
 template <typename Kernel>
 inline void with_type(Element element, const Kernel& kernel) {
   switch (element) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CPU kernels take, and the sets of them that were compiled for different instructions.
+// Arguments of the CPU kernels, and the sets of kernels, one for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -27,11 +27,11 @@ struct Forward {
   const float* w1;
   const float* w2;
   void* out;      // dense
-  bool streamed;  // write it past the caches; then all runs of pixels (planes) or channels (pixels) are 64 bytes or more
-                  // and aligned to that
+  bool streamed;  // write `out` past the caches; then each run of pixels (planes) or channels (pixels) starts and ends
+                  // at a multiple of 64 bytes
 };
 
-// All maps are dense and channels-last; gradients are float32.
+// All feature maps are dense and channels-last. Gradients that are computed are float32.
 struct Backward {
   Shape shape;
   Element element;
@@ -39,18 +39,18 @@ struct Backward {
   const void* grad;
   const void* features;  // of the previous frame
   const void* present;
-  const float* weight;  // per channel, that `grad` is multiplied by; null for 1
-  float* grad_features;  // (B, H, W, C), zeros at first
+  const float* weight;  // per channel, factor of `grad`; null for 1
+  float* grad_features;  // (B, H, W, C), zeros before the call
   float* grad_flow;      // (B, 2, H, W)
   float* grad_w1;        // (C,)
   float* grad_w2;        // (C,)
 };
 
-// Each kernel does the work items [begin, end); which thread does which item does not change the result.
+// A kernel processes the work items [begin, end). How items are divided among threads does not change the result.
 struct Kernels {
-  // Neighbouring pixels adjoin. Items: for each image, for each tile of kTile of its pixels, each channel.
+  // For contiguous maps. Items: for each image, for each tile of kTile pixels, each channel.
   void (*warp_planes)(const Forward&, int64_t begin, int64_t end);
-  // Channels adjoin. Items: the rows of all images.
+  // For channels-last maps. Items: the rows of all images.
   void (*warp_pixels)(const Forward&, int64_t begin, int64_t end);
   // Items: for each image, each block of kChannelBlock channels.
   void (*backward_features)(const Backward&, int64_t begin, int64_t end);

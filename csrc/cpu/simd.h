@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of floats for the instructions that this translation unit is compiled for.
+// Vectors of floats, for the instruction set that this file is compiled for.
 //
-// Everything is in a namespace of the instruction set's name, and nothing here uses templates of the standard library:
-// the linker keeps one copy of an inline function, and must not keep the one that other processors cannot run.
+// Everything is in a namespace named after the instruction set, and no templates of the standard library are used: the
+// linker keeps one copy of an inline function, and that copy could use instructions that the processor lacks.
 //
-// A sum of products is rounded alike wherever it is written with `fma`, which is why layouts and remainders agree bit
-// for bit; the build turns off the compiler's own contraction.
+// All sums of products are written with `fma`, and the build turns off the compiler's own contraction. So results are
+// the same bit for bit in every memory layout and in incomplete vectors.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,7 @@ inline Bits widen(Short s) {
 #endif
 }
 
-// Keeps the lower half of each lane.
+// Returns the lower half of each lane.
 inline Short narrow(Bits b) {
 #if defined(__AVX512F__)
   return (Short)_mm512_cvtepi32_epi16((__m512i)b);
@@ -75,7 +75,7 @@ inline Short narrow(Bits b) {
 #endif
 }
 
-// Rounds to nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; NaN stays NaN.
 inline Short to_bfloat16(Vec v) {
   const Bits bits = (Bits)v;
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -84,7 +84,7 @@ inline Short to_bfloat16(Vec v) {
 
 inline Vec from_bfloat16(Short s) { return (Vec)(widen(s) << 16); }
 
-// A half's exponent counts from -15, a float's from -127; multiplying by 2^112 also makes subnormals normal.
+// The exponent's bias is 15 in a half and 127 in a float. Multiplying by 2^112 corrects it, also for subnormals.
 inline Vec from_half(Short s) {
 #if defined(__AVX512F__)
   return _mm512_cvtph_ps((__m256i)s);
@@ -107,9 +107,9 @@ inline Short to_half(Vec v) {
 #else
   const Bits bits = (Bits)v;
   const Bits sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-  // Normal: add half of the last place, ties to even, and move the exponent. A carry overflows into infinity by itself.
+  // Normal: add half of the last place, ties to even, and change the bias. A carry out of the largest half is infinity.
   const Bits normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  // Subnormal: the addition of 0.5 puts the last place of a half where that of the float is, and rounds.
+  // Subnormal: adding 0.5 aligns the last places of half and float, so that the addition rounds.
   const Bits subnormal = (Bits)((Vec)magnitude + broadcast(0.5f)) - 0x3f000000;
   Bits result = (magnitude < (113u << 23)) ? subnormal : normal;
   result = (magnitude >= (143u << 23)) ? (Bits{} + 0x7c00) : result;
@@ -118,7 +118,7 @@ inline Short to_half(Vec v) {
 #endif
 }
 
-// Loads and stores of all lanes, or of the first `count`, where the others read as 0.
+// Loads and stores of all lanes, or of the first `count`; a load sets the other lanes to 0.
 
 struct All {
   static constexpr int count = kLanes;
@@ -169,8 +169,8 @@ inline void store(Half* to, Vec v, Lanes lanes) {
   std::memcpy(to, &s, lanes.count * sizeof(uint16_t));
 }
 
-// Past the caches, where the processor has such stores: for results so large that nobody finds them there anyway. `to`
-// is aligned to a vector.
+// Stores past the caches, if the processor can: for results that are too large for the caches. `to` is aligned to the
+// vector's size.
 inline void stream(float* to, Vec v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, v);
@@ -193,7 +193,7 @@ inline void stream(T* to, Vec v) {
 #endif
 }
 
-// Before others read what was streamed.
+// Call this before other threads read what was streamed.
 inline void finish_streams() {
 #ifdef NETWARP_X86
   _mm_sfence();
@@ -217,7 +217,7 @@ inline __attribute__((always_inline)) void for_vectors(int64_t begin, int64_t en
   if (i < end) body(i, First{(int)(end - i)});
 }
 
-// Two neighbouring elements of a row for each lane: `left` at base + index, `right` behind it.
+// Two neighbouring elements of a row for each lane: `left` at base + index, `right` at base + index + 1.
 
 struct Pairs {
   Vec left, right;
@@ -257,15 +257,15 @@ inline Pairs gather_pairs(const T* base, Int index) {
   return split(gather_bits(base, index), base);
 }
 
-// The same where every index is within the kWindow elements from base on, all of which are read; of an index, only the
-// bits that count within the window matter. Only AVX-512 has the instructions for it.
+// Like gather_pairs, for indices within a window of kWindow elements at `base`. The whole window is read. Only the bits
+// of an index that address the window matter. Only AVX-512 has the instructions; without them kWindow is 0.
 #if defined(__AVX512F__)
 
 constexpr int kWindow = 32;
 
 inline Pairs permute_pairs(const float* base, Int index) {
   __m512 low = _mm512_loadu_ps(base), high = _mm512_loadu_ps(base + 16);
-  asm("" : "+v"(low), "+v"(high));  // or GCC loads both twice, once for each permutation
+  asm("" : "+v"(low), "+v"(high));  // keeps GCC from loading both once for each permutation
   return {_mm512_permutex2var_ps(low, (__m512i)index, high), _mm512_permutex2var_ps(low, (__m512i)(index + 1), high)};
 }
 

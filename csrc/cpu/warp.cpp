@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators on the CPU: which kernel does what, on as many threads as PyTorch is set to use.
+// The operators on the CPU: they choose a kernel and run it on PyTorch's threads.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -15,10 +15,10 @@ namespace netwarp::cpu {
 
 namespace {
 
-// How many work items of so many elements are worth a thread.
+// The least number of work items of so many elements that are worth a thread.
 int64_t grain(int64_t elements) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, elements)); }
 
-// The best kernels that this processor can run. ATEN_CPU_CAPABILITY holds them back, as it does PyTorch's own.
+// The fastest kernels that this processor can run. ATEN_CPU_CAPABILITY limits them, as it limits PyTorch's own.
 const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
 #ifdef NETWARP_X86
@@ -47,18 +47,18 @@ Element element_of(const Tensor& map) {
 
 Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), strides_of(flow)}; }
 
-// The kernel over planes takes any steps but between neighbours in a row.
+// warp_planes takes features of any strides, except that neighbours in a row must be adjacent.
 Tensor with_dense_rows(const Tensor& map) {
   return map.stride(3) == 1 || map.size(3) == 1 ? map : torch::stable::contiguous(map);
 }
 
-// ... and of the present features, which are read in the order of the result, none but between images and channels.
+// It reads the present features in the order of the result, so their pixels must be adjacent too, also between rows.
 Tensor with_dense_planes(const Tensor& map) {
   const bool dense = (map.stride(3) == 1 || map.size(3) == 1) && (map.stride(2) == map.size(3) || map.size(2) == 1);
   return dense ? map : torch::stable::contiguous(map);
 }
 
-// Whether a result is too large for the caches, and its runs of `run` elements are whole cache lines.
+// Whether to write a result past the caches: if it is too large for them, and `run` elements fill whole cache lines.
 bool is_streamed(const Tensor& out, int64_t run) {
   constexpr int64_t too_large = 32 << 20, line = 64;
   const int64_t size = static_cast<int64_t>(out.element_size());
@@ -66,7 +66,7 @@ bool is_streamed(const Tensor& out, int64_t run) {
   return aligned && out.numel() * size >= too_large;
 }
 
-// `task` holds what a combination needs beyond the warp.
+// `task` has the present features and the weights set for warp_combine, and is empty for warp.
 Tensor forward(const Tensor& features, const Tensor& flow, MemoryFormat format, Forward task) {
   const Shape shape = check_features(features);
   check_flow(flow, features);
@@ -116,7 +116,7 @@ Tensor warp_combine(const Tensor& present, const Tensor& previous, const Tensor&
   return forward(previous, flow, format, task);
 }
 
-// The backward kernels work on channels-last maps; others are brought to that first.
+// The backward kernels work on channels-last maps; other maps are converted first.
 
 Tensor backward_features(const Tensor& grad, const Tensor& flow, const std::optional<Tensor>& weight, bool) {
   const Shape shape = check_features(grad);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The gradients on CUDA, over channels-last maps; others are brought to that first. Sums are float32.
+// The gradients on CUDA. The kernels work on channels-last maps; other maps are converted first. Sums are float32.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
-constexpr int64_t kChunks = 256;  // that the pixels are divided into, to sum the gradients of the weights
+constexpr int64_t kChunks = 256;  // parts of the pixels that sum the weights' gradients separately
 
 template <typename T>
 struct Backward {
@@ -46,8 +46,8 @@ __device__ inline float scaled_grad(const Backward<T>& task, int64_t pixel, int6
   return task.weight ? grad * __ldg(task.weight + c) : grad;
 }
 
-// A warp has a pixel and its lanes go through the channels. Pixels whose flow leads to the same place add to the same
-// sums: atomically, in an order that differs from run to run.
+// A warp handles one pixel, its lanes the channels. Pixels whose flow leads to the same place add to the same sums with
+// atomics, so the order of the additions, and the rounding, differs from run to run.
 template <typename T>
 __global__ void scatter(Backward<T> task, float* sums) {
   const auto [batch, channels, height, width] = task.shape;
@@ -64,7 +64,7 @@ __global__ void scatter(Backward<T> task, float* sums) {
   }
 }
 
-// A thread has a channel of an image, and goes through the pixels in their order: slow, and always the same.
+// A thread handles one channel of an image, and adds its pixels in order: slow, but deterministic.
 template <typename T>
 __global__ void scatter_in_order(Backward<T> task, float* sums) {
   const auto [batch, channels, height, width] = task.shape;
@@ -80,7 +80,7 @@ __global__ void scatter_in_order(Backward<T> task, float* sums) {
   }
 }
 
-// A warp has a pixel; its lanes sum over the channels and then over each other. No atomics.
+// A warp handles one pixel; its lanes sum over the channels, then over the lanes. No atomics.
 template <typename T>
 __global__ void flow_gradient(Backward<T> task, float* out) {
   const auto [batch, channels, height, width] = task.shape;
@@ -105,13 +105,13 @@ __global__ void flow_gradient(Backward<T> task, float* out) {
     along_y += __shfl_down_sync(0xffffffff, along_y, lanes);
   }
   if (threadIdx.x == 0) {
-    float* to = out + at.b * plane + pixel;  // b images of two planes lead here, and u comes before v
+    float* to = out + at.b * plane + pixel;  // `pixel` counts b planes, of u alone; v is one plane after u
     to[0] = derivative(at.x, by.u, width) * along_x;
     to[plane] = derivative(at.y, by.v, height) * along_y;
   }
 }
 
-// A thread has a channel and a chunk of the pixels; `partial` is (2, chunks, C): w1, then w2.
+// A thread handles one channel of one chunk of pixels. `partial` is (2, chunks, C): the sums of w1, then those of w2.
 template <typename T>
 __global__ void weight_gradients(Backward<T> task, float* partial, int64_t chunk) {
   const auto [batch, channels, height, width] = task.shape;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA kernels share: element types, corners, and how a kernel is launched.
+// What the CUDA kernels share: element types, neighbours with their weights, and launches.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,8 +12,8 @@
 #include "../arguments.h"
 #include "../geometry.h"
 
-// A PyTorch without CUDA has no such function, nor any tensor that a kernel could be launched for. Weak, it does not
-// keep the library from being loaded there.
+// A CPU build of PyTorch lacks this function. The weak symbol lets the library be loaded there too. It is never called
+// there, because there are no CUDA tensors.
 #pragma weak aoti_torch_get_current_cuda_stream
 
 namespace netwarp::cuda {
@@ -26,7 +26,7 @@ __device__ inline void assign(float& to, float value) { to = value; }
 __device__ inline void assign(__half& to, float value) { to = __float2half_rn(value); }
 __device__ inline void assign(__nv_bfloat16& to, float value) { to = __float2bfloat16_rn(value); }
 
-// Neighbouring elements that are loaded and stored at once.
+// Adjacent elements that are loaded and stored by one instruction.
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T element[kCount];
@@ -49,7 +49,7 @@ __device__ inline Displacement read(const Flow& flow, int64_t b, int64_t y, int6
   return {__ldg(from), __ldg(from + flow.strides.channel)};
 }
 
-// Upper left, upper right, lower left, lower right: offsets within an image, and weights.
+// Offsets in the image and weights of the upper left, upper right, lower left and lower right neighbours.
 struct Corners {
   int64_t offset[4];
   float weight[4];
@@ -71,7 +71,7 @@ inline Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline dim3 grid_of(int64_t x, int64_t y = 1) {
-  STD_TORCH_CHECK(x < (int64_t{1} << 31) && y < (1 << 16), "the features are too large for a launch: split the batch");
+  STD_TORCH_CHECK(x < (int64_t{1} << 31) && y < (1 << 16), "the features are too large for a kernel: split the batch");
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
 }
 
@@ -82,7 +82,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Tensor& 
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "the warp operator's kernel was not launched: ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess, "the warp operator could not launch a kernel: ", cudaGetErrorString(error));
 }
 
 // Calls body(T{}) with the type of the elements.

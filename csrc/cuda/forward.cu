@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// warp and warp_combine on CUDA. Nothing is allocated but the result, and nothing waits for the device.
+// warp and warp_combine on CUDA. They allocate nothing but the result (and a copy of features in another layout), and
+// do not wait for the device.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -11,7 +12,7 @@ namespace netwarp::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int64_t kManyThreads = 1 << 18;  // beyond what a device runs at once, threads do more than one pixel each
+constexpr int64_t kManyThreads = 1 << 18;  // with more threads than this, each gets more than one pixel
 
 template <typename T>
 struct Forward {
@@ -26,8 +27,8 @@ struct Forward {
   T* out;
 };
 
-// Channels-last: a thread has kCount channels of kPixels neighbours in a row. Neighbours share two of their four
-// corners where the flow is smooth, and find them in the first-level cache. Threads of x go along the channels.
+// Channels-last: a thread computes kCount channels of kPixels neighbours in a row. In smooth flow, neighbouring pixels
+// read two of the same four pixels, which the second one finds in the L1 cache. threadIdx.x counts along the channels.
 template <typename T, bool kCombine, int kCount, int kPixels>
 __global__ void __launch_bounds__(kThreads) warp_pixels(Forward<T> task, unsigned runs) {
   using Values = Pack<T, kCount>;
@@ -73,8 +74,7 @@ __global__ void __launch_bounds__(kThreads) warp_pixels(Forward<T> task, unsigne
   }
 }
 
-// Contiguous, or any strides: a thread has a pixel, finds its corners once, and goes through `count` channels.
-// Neighbouring threads have neighbouring pixels.
+// Any strides: a thread computes `count` channels of one pixel; neighbouring threads compute neighbouring pixels.
 template <typename T, bool kCombine>
 __global__ void __launch_bounds__(kThreads) warp_planes(Forward<T> task, int64_t count) {
   const auto [batch, channels, height, width] = task.shape;

@@ -206,9 +206,8 @@ def test_trimap_by_hand() -> None:
     trimap.update(prediction, label)
     scores = trimap.miou()
     assert list(scores) == [1, 2, 4]
-    assert scores[1] == pytest.approx(
-        (0 + 50) / 2
-    )  # columns 3 and 4: class 0 is missed; class 1 has one true and one false positive
+    # Columns 3 and 4: class 0 is missed; class 1 has one true and one false positive.
+    assert scores[1] == pytest.approx((0 + 50) / 2)
     assert scores[2] == pytest.approx((50 + 200 / 3) / 2)  # columns 2 to 5
     assert scores[4] == pytest.approx((300 / 5 + 300 / 5) / 2)  # all
 

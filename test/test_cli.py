@@ -156,7 +156,7 @@ def test_plot_trimap_names_the_file_that_holds_no_results(
 ) -> None:
     (tmp_path / "bad.json").write_text(content)
     assert run("plot", "trimap", tmp_path / "bad.json", "-o", tmp_path / "figure.png") == 2
-    assert "bad.json has no trimap IoU (tiou): give what" in capsys.readouterr().err
+    assert "bad.json has no trimap IoU (tiou): give a file of `netwarp evaluate --json`" in capsys.readouterr().err
 
 
 def test_plot_trimap_refuses_two_files_of_the_same_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,9 @@ class ResultFiles:
     ] = None
     html_file: Annotated[
         Path | None,
-        typer.Option("--html", help="Write a report to this file: one page, complete in itself.", show_default=False),
+        typer.Option(
+            "--html", help="Write a report to this file, one page that needs no other file.", show_default=False
+        ),
     ] = None
 
     def make_folders(self) -> None:

@@ -34,7 +34,8 @@ def trimap(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULTS.json...", help="Files of `netwarp evaluate --json`; each names its curve by its own name."
+            metavar="RESULTS.json...",
+            help="Files of `netwarp evaluate --json`; the name of a file is the name of its curve.",
         ),
     ],
     output: FigureOption,

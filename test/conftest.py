@@ -34,11 +34,17 @@ def why_no_ros() -> str | None:
     return None
 
 
+ROS_TIMEOUT_S = 600
+"""Longest duration of a test marked `ros`. Each of its waits ends after `DEADLINE_S` of graph.py, which names it."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `ros` if there is no ROS 2."""
-    if reason := why_no_ros():
-        for item in items:
-            if item.get_closest_marker("ros"):
+    """Give the tests marked `ros` their timeout, and skip them if there is no ROS 2."""
+    reason = why_no_ros()
+    for item in items:
+        if item.get_closest_marker("ros"):
+            item.add_marker(pytest.mark.timeout(ROS_TIMEOUT_S))
+            if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Play a recording through a segment node, to its end: ros2 launch netwarp_ros replay.launch.py path:=drive.mcap."""
+"""Play a recording through a segment node: ros2 launch netwarp_ros replay.launch.py path:=drive.mcap."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-# Parameters of the replay node that can be given on the command line. They have no defaults here: what is not given is
-# as the node has it.
+# Parameters of the replay node that are launch arguments. Their defaults are the node's.
 PARAMETERS = {
     "topic": "Image topic of a bag that has several.",
     "rate": "Images per second. Default: as recorded.",
@@ -33,17 +32,17 @@ PARAMETERS = {
 }
 
 NEEDED = {"transport": "raw", "autostart": "true"}
-"""Arguments of the segment node's launch file without which no image would get to it."""
+"""Arguments of the segment node's launch file. With other values, no image would reach the node."""
 
 RECORDED = ("mask", "timing", "label_info")
-"""Topics that are recorded, of those under <camera>/segmentation."""
+"""The recorded topics under <camera>/segmentation."""
 
 REST_S = 2.0
-"""Time from the last image to the end, in which the last masks are made and recorded."""
+"""Seconds from the last image to the end, in which the last masks are published and recorded."""
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return what `ros2 launch` carries out."""
+    """Return the launch description."""
     segment = Path(get_package_share_directory("netwarp_ros"), "launch", "segment.launch.py")
     return LaunchDescription(
         [
@@ -52,15 +51,15 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "camera",
                 default_value="camera",
-                description="The camera to be, by the name that its topics begin with.",
+                description="Name of the camera, with which its topics begin.",
             ),
             DeclareLaunchArgument(
                 "record",
                 default_value="",
-                description=f"Bag to make of {', '.join(RECORDED)}, by `ros2 bag record`. Default: none.",
+                description=f"Bag in which `ros2 bag record` records {', '.join(RECORDED)}. Default: none.",
             ),
-            # The handlers come before the node whose transitions they are for.
-            OpaqueFunction(function=_await_node),
+            # The handlers must be registered before the node makes its transitions.
+            OpaqueFunction(function=_start_when_active),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(segment)),
                 launch_arguments=[("cameras", LaunchConfiguration("camera")), *NEEDED.items()],
@@ -69,8 +68,8 @@ def generate_launch_description() -> LaunchDescription:
     )
 
 
-def _await_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Record from the beginning, and play as soon as the segment node is active."""
+def _start_when_active(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Record from the beginning, and play when the segment node becomes active."""
     given = context.launch_configurations
     for name, value in NEEDED.items():
         if given.get(name, value) != value:
@@ -112,7 +111,7 @@ def _rate(text: str) -> float:
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """End with the recording, or with what is wrong with it; unless the replay ended because the launch does."""
+    """End the launch with the replay node, unless the launch is already ending."""
     if context.is_shutdown:
         return []
     if event.returncode:

@@ -14,10 +14,9 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-# Parameters of the node that can be given on the command line. They have no defaults here: what is not given is as the
-# file of parameters says.
+# Parameters of the node that are launch arguments. Their defaults are in the parameter file.
 PARAMETERS = {
-    "cameras": "Cameras, by the names that their topics begin with, separated by commas.",
+    "cameras": "Names of the cameras, with which their topics begin, separated by commas.",
     "transport": "raw or compressed.",
     "model": "Name of a shipped model (see `netwarp models`), or path of a .safetensors file.",
     "device": "PyTorch device: cpu, cuda or cuda:N.",
@@ -25,11 +24,11 @@ PARAMETERS = {
 }
 
 RESPAWN_DELAY_S = 2.0
-"""Time from the end of the node to its next start."""
+"""Seconds from the end of the node to its next start."""
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return what `ros2 launch` carries out."""
+    """Return the launch description."""
     params_file = Path(get_package_share_directory("netwarp_ros"), "config", "segmenter.yaml")
     return LaunchDescription(
         [
@@ -38,26 +37,26 @@ def generate_launch_description() -> LaunchDescription:
                 for name, text in PARAMETERS.items()
             ),
             DeclareLaunchArgument(
-                "params_file", default_value=str(params_file), description="YAML file of the node's parameters."
+                "params_file", default_value=str(params_file), description="YAML file with the node's parameters."
             ),
             DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics."),
             DeclareLaunchArgument(
                 "autostart",
                 default_value="true",
                 choices=["true", "false"],
-                description="Configure and activate the node; otherwise it waits for somebody to do so.",
+                description="Configure and activate the node; otherwise it stays unconfigured.",
             ),
             DeclareLaunchArgument(
                 "respawn",
                 default_value="false",
                 choices=["true", "false"],
-                description="Start the node again when it has ended; otherwise the launch ends with it.",
+                description="Restart the node when it ends; otherwise the launch ends with it.",
             ),
             DeclareLaunchArgument(
                 "log_level",
                 default_value="info",
                 choices=["debug", "info", "warn", "error", "fatal"],
-                description="Least severity that is logged.",
+                description="Lowest severity that is logged.",
             ),
             OpaqueFunction(function=_start),
         ]
@@ -98,5 +97,5 @@ def _activate(event: ProcessStarted, context: LaunchContext) -> list[LaunchDescr
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Without its node the launch has nothing to do; unless the node ended because the launch does."""
+    """End the launch with its node, unless the launch is already ending."""
     return [] if context.is_shutdown else [Shutdown(reason="the segment node has ended")]

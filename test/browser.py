@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A headless Chromium that tests ask for what it shows, by the DevTools protocol over a pair of pipes."""
+"""A headless Chromium for tests, controlled by the DevTools protocol over a pair of pipes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any
 
 DEADLINE_S = 60.0
+"""How long to wait for a response of Chromium, and for a condition on the page."""
 
 
 class Browser:
-    """One page; to be used in a ``with`` statement.
+    """One page. The browser ends with the ``with`` statement.
 
     Attributes:
-        complaints: What the page has written to its console, or has failed with.
+        complaints: Console messages, log entries and errors of the page.
     """
 
     def __init__(self, profile: Path, *, width: int = 1000, height: int = 1000, dark: bool = False) -> None:
@@ -31,7 +32,7 @@ class Browser:
         self._answers, answers = os.pipe()
 
         def place_pipes() -> None:
-            """Put them where Chromium looks for them."""
+            """Give the pipes the file descriptors that Chromium expects."""
             os.dup2(commands, 3)
             os.dup2(answers, 4)
 
@@ -67,17 +68,22 @@ class Browser:
         os.close(self._answers)
 
     def open(self, address: str) -> None:
-        """Go to a page."""
+        """Open the page at an address."""
         self._call("Page.navigate", url=address)
 
     def value(self, expression: str) -> Any:
-        """Return what a JavaScript expression gives, waiting for it where it is a promise."""
+        """Return the value of a JavaScript expression. If it is a promise, wait for its value."""
         result = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def until(self, expression: str, meanwhile: Callable[[], object] = lambda: None) -> Any:
-        """Wait until a JavaScript expression gives something that is true, and return it."""
+        """Wait until a JavaScript expression has a true value, and return that.
+
+        Args:
+            expression: The expression.
+            meanwhile: Called after each evaluation that is not true.
+        """
         deadline = monotonic() + DEADLINE_S
         while not (value := self.value(f"new Promise(done => setTimeout(() => done({expression}), 20))")):
             assert monotonic() < deadline, f"{expression} is not true within {DEADLINE_S:g} s; {self.complaints}"
@@ -85,7 +91,7 @@ class Browser:
         return value
 
     def screenshot(self, path: Path) -> None:
-        """Write what is shown as a PNG."""
+        """Write a screenshot of the page as a PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -103,7 +109,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._received:
-            assert select.select([self._answers], [], [], DEADLINE_S)[0], "Chromium says nothing"
+            assert select.select([self._answers], [], [], DEADLINE_S)[0], "Chromium does not respond"
             data = os.read(self._answers, 1 << 20)
             assert data, "Chromium has ended"
             self._received += data

@@ -88,22 +88,22 @@ def test_a_node_that_crashed_is_restarted(graph: Graph, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny.safetensors")
     program = ros2_launch(tmp_path / "log", "respawn:=true", f"model:={model}")
     try:
-        (first,) = pids(graph, program, 1)
+        (first,) = wait_for_pids(graph, program, 1)
         graph.until(lambda: "for /camera/image_raw" in program.output, "first configuration")
         os.kill(first, signal.SIGKILL)
-        assert len(pids(graph, program, 2)) == 2
+        assert len(wait_for_pids(graph, program, 2)) == 2
         graph.until(lambda: program.output.count("for /camera/image_raw") == 2, "second configuration")
         graph.until(lambda: program.output.count("[lifecycle-") >= 4, "second activation")
     finally:
         program.end(signal.SIGINT)
 
 
-def pids(graph: Graph, program: Program, count: int) -> list[int]:
+def wait_for_pids(graph: Graph, program: Program, count: int) -> list[int]:
     """Wait until so many segment nodes have been started, and return their process ids."""
 
     def started() -> list[int]:
-        found = re.findall(r"\[segment_node-\d+\]: process started with pid \[(\d+)\]", program.output)
-        return [int(pid) for pid in found] if len(found) == count else []
+        pids = re.findall(r"\[segment_node-\d+\]: process started with pid \[(\d+)\]", program.output)
+        return [int(pid) for pid in pids] if len(pids) == count else []
 
     return graph.until(started, f"{count} starts")
 

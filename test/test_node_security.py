@@ -72,7 +72,7 @@ def test_the_node_does_what_the_policy_allows_and_writes_nothing_but_its_log(
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     (work := tmp_path / "work").mkdir()
     monkeypatch.chdir(work)
-    with open_graph() as graph, running(node_command("segment_node", model=model), tmp_path / "said"):
+    with open_graph() as graph, running(node_command("segment_node", model=model), tmp_path / "log"):
         before = files(tmp_path)
         lifecycle = graph.lifecycle()
         lifecycle.configure()

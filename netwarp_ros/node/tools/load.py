@@ -255,7 +255,9 @@ class Bench:
             self._node.create_subscription(Image, f"{camera}/segmentation/mask", lambda _: None, newest, raw=True)
             on_timing, topic = partial(node.on_timing, index), f"{camera}/segmentation/timing"
             subscriptions.append(self._node.create_subscription(FrameTiming, topic, on_timing, QoSProfile(depth=1000)))
-        self.spin_until(lambda: all(each.get_publisher_count() for each in subscriptions), node, TIMEOUT_S)
+        self.spin_until(
+            lambda: all(subscription.get_publisher_count() for subscription in subscriptions), node, TIMEOUT_S
+        )
 
 
 def middleware() -> dict[str, str]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class sets: the names and colors behind the class ids of masks and label maps."""
+"""Class sets: the names and colors of class ids, and masks drawn in these colors (`ClassSet.overlay`).
+
+The class sets of this package are in ``config/classes/``.
+"""
 
 from __future__ import annotations
 

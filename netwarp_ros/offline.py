@@ -24,7 +24,7 @@ from netwarp_ros.flow import FlowFolder
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bag_writer import BagWriter
 from netwarp_ros.recordings.frames import Frame, FrameSource, read_ahead
-from netwarp_ros.recordings.images import read_image
+from netwarp_ros.recordings.image_files import read_image
 from netwarp_ros.recordings.messages import header, image_message, label_info, timing_message
 from netwarp_ros.recordings.video_writer import VideoWriter
 from netwarp_ros.segmenter import MemoryState, Result, Segmenter, Stream

@@ -21,7 +21,7 @@ import typer
 from netwarp_ros.classes import load_classes
 from netwarp_ros.flow import PRESETS, DisFlow, FlowEstimator, create_estimator
 from netwarp_ros.flow.dis import grey_pair
-from netwarp_ros.recordings.images import LabelFolder
+from netwarp_ros.recordings.image_files import LabelFolder
 from netwarp_ros.recordings.open import open_frames
 from netwarp_ros.street import Street
 

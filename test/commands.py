@@ -17,7 +17,7 @@ from torch import nn
 from netwarp_ros import cli
 from netwarp_ros.classes import load_classes
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
-from netwarp_ros.models import weights as weights_module
+from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.recordings.open import open_frames
 from netwarp_ros.segmenter import Segmenter
 
@@ -41,7 +41,7 @@ class SmallHost(nn.Sequential):
 
 def small_model(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a model file, and let models have its host for the rest of the test."""
-    monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
+    monkeypatch.setitem(HOSTS, "small", SmallHost)
     torch.manual_seed(0)
     network = build(SPEC).eval()
     nn.init.constant_(network.netwarps[0].w2, 0.5)

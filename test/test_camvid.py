@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from labelled import CAMVID, HEIGHT, WIDTH, label, picture, write
 
-from netwarp_ros.datasets.camvid import COLORS, VOID, CamVid, from_colors, usual_split
+from netwarp_ros.datasets.camvid import ORIGINAL_COLORS, VOID, CamVid, from_colors, usual_split
 from netwarp_ros.datasets.samples import clips
 
 
@@ -98,7 +98,7 @@ def test_the_layout_with_images_and_labels_in_each_split(tmp_path: Path) -> None
 
 def test_the_original_layout(tmp_path: Path) -> None:
     names = {"0001TP_006690": "train", "0001TP_008550": "test", "0016E5_07959": "val", "Seq05VD_f00000": "test"}
-    colors = list(COLORS)
+    colors = list(ORIGINAL_COLORS)
     for value, name in enumerate(names):
         write(tmp_path / "701_StillsRaw_full" / f"{name}.png", picture(value))
         colored = np.broadcast_to(np.uint8(colors[value][::-1]), (HEIGHT, WIDTH, 3))
@@ -106,7 +106,7 @@ def test_the_original_layout(tmp_path: Path) -> None:
     assert [sample.name for sample in CamVid(tmp_path)] == sorted(names)
     for split in ("train", "val", "test"):
         assert [sample.name for sample in CamVid(tmp_path, split)] == [name for name in names if names[name] == split]
-    assert CamVid(tmp_path, "train")[0].label.tolist() == label(COLORS[colors[0]][1]).tolist()
+    assert CamVid(tmp_path, "train")[0].label.tolist() == label(ORIGINAL_COLORS[colors[0]][1]).tolist()
 
 
 def test_the_usual_split_has_the_usual_sizes() -> None:
@@ -122,9 +122,9 @@ def test_the_usual_split_has_the_usual_sizes() -> None:
 
 
 def test_the_32_colors_become_11_classes() -> None:
-    assert len(COLORS) == 32
+    assert len(ORIGINAL_COLORS) == 32
     names: dict[int, set[str]] = {}
-    for name, value in COLORS.values():
+    for name, value in ORIGINAL_COLORS.values():
         names.setdefault(value, set()).add(name)
     assert names == {
         0: {"Sky"},
@@ -140,10 +140,10 @@ def test_the_32_colors_become_11_classes() -> None:
         10: {"Bicyclist", "MotorcycleScooter"},
         11: {"Void"},
     }
-    picture_of_all = np.uint8([list(COLORS)])[..., ::-1]
-    assert from_colors(picture_of_all, "").tolist() == [[value for _, value in COLORS.values()]]
+    picture_of_all = np.uint8([list(ORIGINAL_COLORS)])[..., ::-1]
+    assert from_colors(picture_of_all, "").tolist() == [[value for _, value in ORIGINAL_COLORS.values()]]
     for value, color in enumerate(CAMVID.palette.tolist()):  # the class set has CamVid's own colors
-        assert COLORS[tuple(color)][1] == value
+        assert ORIGINAL_COLORS[tuple(color)][1] == value
 
 
 def test_few_pixels_of_unknown_color_become_void_and_many_are_refused() -> None:

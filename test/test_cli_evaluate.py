@@ -19,7 +19,7 @@ from netwarp_ros.classes import ClassEntry, ClassSet, load_classes
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS
 from netwarp_ros.flow import write_flo
 from netwarp_ros.models import ModelSpec, build, save_model
-from netwarp_ros.models import weights as weights_module
+from netwarp_ros.models.hosts import HOSTS
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_evaluate_with_other_trimap_widths(tmp_path: Path, model: Path, images: 
 def test_a_model_with_its_own_classes_needs_no_class_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
-    monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
+    monkeypatch.setitem(HOSTS, "small", SmallHost)
     things = ClassSet("things", 255, (ClassEntry("near", (9, 8, 7)), ClassEntry("far", (1, 2, 3))))
     spec = ModelSpec("small", things, {"num_classes": 2}, input_height=48)
     model = save_model(tmp_path / "things.safetensors", build(spec), spec)
@@ -117,7 +117,7 @@ def test_a_model_with_its_own_classes_needs_no_class_file(
 
 
 def test_evaluate_on_cityscapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
-    monkeypatch.setitem(weights_module.HOSTS, "small", SmallHost)
+    monkeypatch.setitem(HOSTS, "small", SmallHost)
     torch.manual_seed(0)
     spec = ModelSpec("small", load_classes("cityscapes"), {"num_classes": 19}, input_height=48)
     network = build(spec).eval()

@@ -11,7 +11,7 @@ import pytest
 from commands import run, scores_of, small_model, without_times, write_images, write_labels
 
 from netwarp_ros.recordings.bag_writer import BagWriter
-from netwarp_ros.recordings.images import LabelFolder
+from netwarp_ros.recordings.image_files import LabelFolder
 from netwarp_ros.recordings.messages import header, image_message
 from netwarp_ros.recordings.open import open_frames
 

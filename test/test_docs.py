@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from netwarp_ros.datasets.camvid import COLORS
+from netwarp_ros.datasets.camvid import ORIGINAL_COLORS
 from netwarp_ros.evaluation.results import EvaluationResults
 from netwarp_ros.models import NetWarpSpec
 from netwarp_ros.training.config import (
@@ -71,7 +71,7 @@ def test_the_32_classes_of_camvid_are_documented_with_their_colours() -> None:
         if row := re.match(r"\| (\d+) \| \w+ \| (.*) \|", line):
             for name, *color in re.findall(r"(\w+) \((\d+) (\d+) (\d+)\)", row[2]):
                 documented[tuple(map(int, color))] = name, int(row[1])
-    assert documented == COLORS
+    assert documented == ORIGINAL_COLORS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

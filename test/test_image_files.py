@@ -11,7 +11,7 @@ import pytest
 from recorded import HEIGHT, WIDTH, noise, write_images
 
 from netwarp_ros.recordings.frames import Frame
-from netwarp_ros.recordings.images import ImageFiles, LabelFolder
+from netwarp_ros.recordings.image_files import ImageFiles, LabelFolder
 from netwarp_ros.recordings.open import open_frames
 
 # Images

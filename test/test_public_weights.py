@@ -17,8 +17,16 @@ from torch.nn import functional as F
 
 from netwarp_ros import cli
 from netwarp_ros.models import WeightsError, load_model
-from netwarp_ros.models import weights as weights_module
-from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
+from netwarp_ros.models.hosts import (
+    HOSTS,
+    DDRNet23Slim,
+    Dilation8,
+    Dilation10,
+    PlayData,
+    PSPNet50,
+    PSPNet101,
+    SwiftNetLite0,
+)
 from netwarp_ros.models.public_weights import load_public_weights, read_checkpoint
 
 State = dict[str, Tensor]
@@ -310,7 +318,7 @@ def run(*arguments: object) -> int:
 def test_convert_writes_a_model_and_prints_what_was_loaded(
     tmp_path: Path, frame: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(weights_module.HOSTS, "pspnet50", partial(PSPNet50, width=2))
+    monkeypatch.setitem(HOSTS, "pspnet50", partial(PSPNet50, width=2))
     trained = random_host(PSPNet50, 0, num_classes=19, auxiliary=True)
     torch.save({"state_dict": rename(trained.state_dict(), SEMSEG)}, tmp_path / "a.pth")
     out = tmp_path / "new" / "pspnet.safetensors"
@@ -325,7 +333,7 @@ def test_convert_writes_a_model_and_prints_what_was_loaded(
 
 
 def test_convert_accepts_caffes_pixel_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(weights_module.HOSTS, "dilation8", partial(Dilation8, width=2))
+    monkeypatch.setitem(HOSTS, "dilation8", partial(Dilation8, width=2))
     trained = random_host(Dilation8, 0, num_classes=11)
     save_file(rename(trained.state_dict(), [(r"fc8\.", "final.")]), tmp_path / "a.safetensors")
     out, mean = tmp_path / "dilation.safetensors", (110.7, 108.8, 105.4)

@@ -11,7 +11,7 @@ from recorded import image_message, noise, noise_frames, write_images, write_mes
 
 from netwarp_ros.recordings.bag_writer import write_bag
 from netwarp_ros.recordings.bags import BagFrames, BagLabels
-from netwarp_ros.recordings.images import ImageFiles, LabelFolder
+from netwarp_ros.recordings.image_files import ImageFiles, LabelFolder
 from netwarp_ros.recordings.open import is_bag, open_frames, open_labels
 from netwarp_ros.recordings.videos import VideoFile
 

@@ -82,7 +82,7 @@ def without_times(results: Sequence[SliceResults]) -> list[dict[str, Any]]:
 
 def test_recordings_are_cut_by_their_rate(bag: Path, slices: list[Slice], tmp_path: Path) -> None:
     assert cut_slices(SETTINGS, [bag]) == [Slice(bag, 0, 0, None)]
-    assert [(slice_.start, slice_.begin, slice_.end) for slice_ in slices] == [
+    assert [(slice_.read_from, slice_.score_from, slice_.end) for slice_ in slices] == [
         (0, 0, 3), (1, 3, 6), (4, 6, 9), (7, 9, None),
     ]  # fmt: skip
     assert [slice_.name for slice_ in slices[:2]] == ["drive-000000", "drive-000003"]
@@ -92,7 +92,7 @@ def test_recordings_are_cut_by_their_rate(bag: Path, slices: list[Slice], tmp_pa
     both = dataclasses.replace(SETTINGS, topics=["/image", "/label"], label_topics=[])
     # Ten frames a second of each camera.
     cut = cut_slices(both, [two], seconds=1, warm_up=3)
-    assert [(slice_.start, slice_.begin) for slice_ in cut] == [(0, 0), (14, 20)]
+    assert [(slice_.read_from, slice_.score_from) for slice_ in cut] == [(0, 0), (14, 20)]
 
 
 def test_slices_that_cannot_be_cut_are_refused(bag: Path, tmp_path: Path) -> None:

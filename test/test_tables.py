@@ -21,8 +21,8 @@ from netwarp_ros.benchmarks.tables import Row, compute_rows, first_images, markd
 from netwarp_ros.classes import load_classes
 from netwarp_ros.flow import write_flo
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
-from netwarp_ros.models.weights import HOSTS
-from netwarp_ros.recordings.images import ImageFiles
+from netwarp_ros.models.hosts import HOSTS
+from netwarp_ros.recordings.image_files import ImageFiles
 from netwarp_ros.training import trainer as training
 from netwarp_ros.training.config import TrainingConfig
 

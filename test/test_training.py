@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from netwarp_ros.classes import load_classes
 from netwarp_ros.datasets.camvid import CamVid
 from netwarp_ros.models import ModelSpec, NetWarpSpec, build, load_model, save_model
-from netwarp_ros.models.weights import HOSTS
+from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.training import trainer as training
 from netwarp_ros.training.config import OptimiserConfig, TrainingConfig, load_config
 from netwarp_ros.training.data import Batch, Batches, open_sources

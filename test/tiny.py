@@ -43,10 +43,10 @@ HOSTS = {"tiny": TinyHost, "tiny-plain": partial(TinyHost, random=False)}
 
 def main(config: Path) -> None:
     from netwarp_ros import cli
-    from netwarp_ros.models import weights
+    from netwarp_ros.models import hosts
     from netwarp_ros.training import trainer as training
 
-    weights.HOSTS.update(HOSTS)
+    hosts.HOSTS.update(HOSTS)
     step, states = training.train_step, []
 
     def train_step(state: training.TrainingState, batch: training.Batch) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from netwarp_ros.cli import bag, benchmark, compare, evaluate, models, plot, segment, table, view
+from netwarp_ros.cli import bag, benchmark, compare, convert, evaluate, models, plot, segment, table, train, view
 from netwarp_ros.environment import configure_libraries
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    segment.segment, evaluate.evaluate, compare.compare, table.table, bag.bag, models.train, models.convert, view.view,
+    segment.segment, evaluate.evaluate, compare.compare, table.table, bag.bag, train.train, convert.convert, view.view,
     models.models,
 ):  # fmt: skip
     app.command()(command)

@@ -31,7 +31,7 @@ def bag(
 ) -> None:
     """Make a rosbag2 of frames and their label maps: topics /CAMERA/image_raw and /CAMERA/labels."""
     from netwarp_ros.recordings.bag_writer import write_bag
-    from netwarp_ros.recordings.images import LabelFolder
+    from netwarp_ros.recordings.image_files import LabelFolder
     from netwarp_ros.recordings.open import open_frames
 
     source = open_frames(images, rate=rate)

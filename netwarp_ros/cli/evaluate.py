@@ -178,7 +178,7 @@ def _evaluate_recording(data: DataOptions, setup: _Setup, *, with_gallery: bool)
 
 def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[str], slicing: SliceOptions) -> _Outcome:
     """Evaluate bags in slices, and write the results of each bag to a file of its own."""
-    from netwarp_ros.evaluation.recordings import evaluate_recordings
+    from netwarp_ros.evaluation.many_recordings import evaluate_recordings
     from netwarp_ros.evaluation.slices import SliceSettings, cut_slices, recording_name
 
     if slicing.output is None:

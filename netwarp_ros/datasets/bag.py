@@ -9,7 +9,7 @@ from typing import Any
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
-from netwarp_ros.recordings.bag_reader import BagReader, reading
+from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
 from netwarp_ros.recordings.messages import deserialize, stamp_of
 
@@ -64,12 +64,12 @@ class BagDataset(Samples):
     def read(self, index: int, before: int = 0) -> Sample:
         position, name = self._labelled[index] - before, self.name(index, before)
         stamp_ns, recorded_ns = self._images[position]
-        with reading(f"{self.path}: image {position} of {self.image_topic}"):
+        with named_in_errors(f"{self.path}: image {position} of {self.image_topic}"):
             image = to_writable_bgr(self._message(self.image_topic, stamp_ns, recorded_ns))
         if stamp_ns not in self._labels:
             return self.without_label(name, image)
         label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
-        with reading(label_name):
+        with named_in_errors(label_name):
             label = to_label(self._message(self.label_topic, stamp_ns, self._labels[stamp_ns]), image.shape[:2])
         self.classes.check(label, label_name)
         return Sample(name, image, label)
@@ -90,7 +90,7 @@ def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
     with BagReader(path, _refuse) as bag:
         bag.check_image_topic(topic)
         for index, (_, message_type, recorded_ns, data) in enumerate(bag.messages([topic])):
-            with reading(f"{path}: message {index} of {topic}"):
+            with named_in_errors(f"{path}: message {index} of {topic}"):
                 message = deserialize(message_type, data)
             stamps.append((stamp_of(message, recorded_ns), recorded_ns))
     return stamps

@@ -2,7 +2,7 @@
 """CamVid with its usual eleven classes, in each of its usual folder layouts.
 
 Brostow, Fauqueur, Cipolla, "Semantic object classes in video", 2009; eleven classes as in SegNet (2015): 0 sky,
-1 building, 2 pole, 3 road, 4 pavement, 5 tree, 6 sign, 7 fence, 8 car, 9 pedestrian, 10 bicyclist, and 11 void.
+1 building, 2 pole, 3 road, 4 pavement, 5 tree, 6 sign, 7 fence, 8 car, 9 pedestrian, 10 bicyclist, and 11 void. Their names and colors are in ``config/classes/camvid.yaml``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.datasets.samples import Sample, Samples
-from netwarp_ros.recordings.images import read_image, read_label
+from netwarp_ros.recordings.image_files import read_image, read_label
 
 VOID = 11
 
 SPLITS = ("train", "val", "test")
 
-COLORS: dict[tuple[int, int, int], tuple[str, int]] = {
+ORIGINAL_COLORS: dict[tuple[int, int, int], tuple[str, int]] = {
     (128, 128, 128): ("Sky", 0),
     (192, 0, 128): ("Archway", 1),
     (0, 128, 64): ("Bridge", 1),
@@ -75,7 +75,7 @@ class CamVid(Samples):
       names of the images (`usual_split`).
 
     An image ``STEM.jpg`` or ``STEM.png`` has the label map ``STEM.png`` or ``STEM_L.png``. It holds class ids, or the
-    colors of the 32 classes (`COLORS`).
+    colors of the 32 classes (`ORIGINAL_COLORS`).
 
     CamVid was recorded at 30 Hz and labelled at 1 Hz, except for the validation images, which are a video at 15 Hz.
     Images whose numbers are at most two apart (``0016E5_07959``, ``0016E5_07961``) are therefore consecutive frames.
@@ -165,8 +165,8 @@ def _pack(rgb: np.ndarray) -> np.ndarray:
     return (red << 16) | (green << 8) | blue
 
 
-_PACKED = _pack(np.array(sorted(COLORS), np.uint8))
-_IDS = np.array([COLORS[color][1] for color in sorted(COLORS)], np.uint8)
+_PACKED = _pack(np.array(sorted(ORIGINAL_COLORS), np.uint8))
+_IDS = np.array([ORIGINAL_COLORS[color][1] for color in sorted(ORIGINAL_COLORS)], np.uint8)
 
 
 def _folders(root: Path, split: str | None) -> tuple[Path, Path]:

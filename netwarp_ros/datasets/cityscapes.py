@@ -15,7 +15,7 @@ import numpy as np
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.datasets.samples import Sample, Samples
-from netwarp_ros.recordings.images import read_image, read_label
+from netwarp_ros.recordings.image_files import read_image, read_label
 
 TRAIN_IDS = {
     7: 0,  # road

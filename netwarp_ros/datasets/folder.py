@@ -7,7 +7,7 @@ from pathlib import Path
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
-from netwarp_ros.recordings.images import ImageFiles, LabelFolder, read_image, read_label
+from netwarp_ros.recordings.image_files import ImageFiles, LabelFolder, read_image, read_label
 
 
 class ImageFolder(Samples):

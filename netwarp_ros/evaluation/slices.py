@@ -65,20 +65,20 @@ class Slice:
 
     Attributes:
         recording: Path of the recording.
-        start: First frame to read; those before ``begin`` are the warm-up.
-        begin: First frame to score.
+        read_from: First frame to read; those before ``score_from`` are the warm-up.
+        score_from: First frame to score.
         end: The frame after the last one; None if the slice reaches to the end of the recording.
     """
 
     recording: Path
-    start: int
-    begin: int
+    read_from: int
+    score_from: int
     end: int | None
 
     @property
     def name(self) -> str:
         """Name of the slice's file of results, without its ending."""
-        return f"{recording_name(self.recording)}-{self.begin:06d}"
+        return f"{recording_name(self.recording)}-{self.score_from:06d}"
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,13 @@ def evaluate_slice(settings: SliceSettings, slice_: Slice) -> dict[str, Any]:
         frames, labels = settings.open(slice_.recording)
         segmenter = Segmenter(**{**settings.segmenter, "flow": create_estimator(settings.segmenter["flow"])})
         results = score_frames(
-            frames.read(slice_.start, slice_.end), labels, segmenter, settings.classes,
-            stills=settings.stills, host=settings.host, widths=settings.widths, begin=slice_.begin,
+            frames.read(slice_.read_from, slice_.end), labels, segmenter, settings.classes,
+            stills=settings.stills, host=settings.host, widths=settings.widths, begin=slice_.score_from,
         )  # fmt: skip
     damage = list(frames.damage)
     if isinstance(labels, BagLabels):
         damage += labels.damage
-        if slice_.begin == 0 and slice_.end is None:
+        if slice_.score_from == 0 and slice_.end is None:
             damage += labels.unmatched()
     return {"part": results.to_json(), "damage": damage}
 
@@ -189,7 +189,7 @@ def evaluate_slices(
     files = {slice_: folder / f"{slice_.name}.json" for slice_ in slices}
     results: dict[Slice, dict[str, Any]] = {}
     origin_of = {
-        slice_: {"recording": origins[slice_.recording], "frames": [slice_.start, slice_.begin, slice_.end]}
+        slice_: {"recording": origins[slice_.recording], "frames": [slice_.read_from, slice_.score_from, slice_.end]}
         for slice_ in slices
     }
     for slice_, file in files.items():

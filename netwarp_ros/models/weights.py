@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,20 +23,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from netwarp_ros.classes import ClassSet, load_classes
-from netwarp_ros.models.hosts import DDRNet23Slim, Dilation8, Dilation10, PlayData, PSPNet50, PSPNet101, SwiftNetLite0
+from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.models.video_cnn import Blend, FlowGrid, Remember, VideoCNN, augment
 from netwarp_ros.resources import Checked, parse
-
-HOSTS: dict[str, Callable[..., nn.Module]] = {
-    "ddrnet23slim": DDRNet23Slim,
-    "dilation10": Dilation10,
-    "dilation8": Dilation8,
-    "playdata": PlayData,
-    "pspnet101": PSPNet101,
-    "pspnet50": PSPNet50,
-    "swiftnet_lite0": SwiftNetLite0,
-}
-"""The hosts that a `ModelSpec` can name."""
 
 DEFAULT_MODEL = "swiftnet-lite0-netwarp-camvid"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
@@ -79,7 +68,7 @@ class ModelSpec(Checked):
     """All that is needed to build a network and to prepare its input.
 
     Attributes:
-        host: A key of `HOSTS`.
+        host: A key of `netwarp_ros.models.hosts.HOSTS`.
         classes: The class set that the network was trained on.
         host_arguments: Keyword arguments of the host, including ``num_classes``.
         netwarp: Where NetWarp is inserted; None for an image CNN.

@@ -168,7 +168,7 @@ class BagReader:
 
 
 @contextmanager
-def reading(subject: str) -> Iterator[None]:
+def named_in_errors(subject: str) -> Iterator[None]:
     """Raise a ValueError of the body as "SUBJECT cannot be read: …"."""
     try:
         yield

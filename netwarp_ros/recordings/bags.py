@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from netwarp_ros.recordings.bag_reader import BagReader, reading
+from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
 from netwarp_ros.recordings.messages import IMAGE, deserialize, stamp_of
@@ -71,7 +71,7 @@ class BagFrames(FrameSource):
                 if index < begin:
                     continue
                 try:
-                    with reading(f"{self.path}: image {number} of {topic}"):
+                    with named_in_errors(f"{self.path}: image {number} of {topic}"):
                         message = deserialize(message_type, data)
                         image = to_writable_bgr(message)
                 except ValueError as error:
@@ -125,7 +125,7 @@ class BagLabels:
                     raise ValueError(f"{path}: {topic} is compressed; label maps must be sensor_msgs/Image with mono8")
             for index, (topic, message_type, recorded_ns, data) in enumerate(bag.messages(set(topics.values()))):
                 try:
-                    with reading(f"{self.path}: label map {index}, on {topic},"):
+                    with named_in_errors(f"{self.path}: label map {index}, on {topic},"):
                         stamp_ns = stamp_of(deserialize(message_type, data), recorded_ns)
                 except ValueError as error:
                     self.damage.append(str(error))
@@ -142,7 +142,7 @@ class BagLabels:
         if key not in self._compressed:
             return None
         self._requested.add(key)
-        with reading(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
+        with named_in_errors(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
             message = deserialize(IMAGE, zlib.decompress(self._compressed[key]))
             return to_label(message, frame.image.shape[:2])
 

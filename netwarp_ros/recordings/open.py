@@ -10,7 +10,7 @@ from pathlib import Path
 from netwarp_ros.recordings.bag_reader import BAG_SUFFIXES
 from netwarp_ros.recordings.bags import BagFrames, BagLabels
 from netwarp_ros.recordings.frames import DEFAULT_RATE, FrameSource
-from netwarp_ros.recordings.images import IMAGE_SUFFIXES, ImageFiles, LabelFolder
+from netwarp_ros.recordings.image_files import IMAGE_SUFFIXES, ImageFiles, LabelFolder
 from netwarp_ros.recordings.videos import VideoFile
 
 

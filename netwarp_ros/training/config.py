@@ -30,7 +30,7 @@ class ModelConfig(Checked):
     """The model to train: ``host`` with random weights, or the model ``initial``.
 
     Attributes:
-        host: A key of `netwarp_ros.models.weights.HOSTS`.
+        host: A key of `netwarp_ros.models.hosts.HOSTS`.
         initial: Name or file of a model to start from. A video CNN keeps its NetWarp.
         netwarp: NetWarp to insert into an image CNN; None leaves the model as it is.
         train_host: False freezes the host, its norm statistics included, so that only NetWarp is trained.

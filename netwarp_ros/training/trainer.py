@@ -28,7 +28,7 @@ from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import SampleFrames, Samples
 from netwarp_ros.metrics import ConfusionMatrix
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, save_model
-from netwarp_ros.models.weights import HOSTS
+from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training.config import OptimiserConfig, TrainingConfig, difference
 from netwarp_ros.training.data import Batch, Batches, class_pixels, data_loader, open_sources

@@ -79,8 +79,8 @@ class Result:
     Attributes:
         mask: ``(H, W)`` uint8 class ids at the image's size.
         stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
-            normalisation, network, argmax, transfer back). The flow is estimated while the network runs; its time is
-            not counted under ``network``.
+            normalisation, network, argmax, transfer back). The flow is estimated during the network's forward pass;
+            its time is not counted under ``network``.
         memory: Whether the memory was kept.
         reason: Why it was reset (a `Reset`); empty when it was kept.
     """

@@ -116,7 +116,7 @@ def test_label_maps_of_a_bag_are_found_by_stamp(tmp_path: Path) -> None:
     first, second = [labels(frame) for frame in open_frames(bag, leave_out=["/labels"])]
     assert first is None
     np.testing.assert_array_equal(second, label)
-    assert labels.unmatched() == [f"{bag}: 1 of the 2 label maps of /labels have the stamp of no image"]
+    assert labels.unmatched() == [f"{bag}: 1 of the 2 label maps of /labels match no image by stamp"]
     assert labels.damage == []
 
 

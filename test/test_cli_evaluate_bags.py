@@ -103,7 +103,7 @@ def test_several_cameras_and_damage(
     assert [record["camera"] for record in scores["per_frame"]] == ["/left/image_raw", "/right/image_raw"] * 3
     assert len(scores["damage"]) == 2
     assert "image 3 of /left/image_raw cannot be read: encoding is 'cmyk8'" in scores["damage"][0]
-    assert "1 of the 4 label maps of /left/labels have the stamp of no image" in scores["damage"][1]
+    assert "1 of the 4 label maps of /left/labels match no image by stamp" in scores["damage"][1]
     assert "2 notes on what was read" in capsys.readouterr().out
 
 

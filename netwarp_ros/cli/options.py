@@ -214,8 +214,8 @@ class DataOptions:
         list[str] | None,
         typer.Option(
             "--label-topic",
-            help="Topic of mono8 label maps in the bag of the labels or of the images; their stamps are those of the "
-            "images. Give one for each --topic, in the same order.",
+            help="Topic of mono8 label maps, in the bag given by --labels or else by --images. Each label map has the "
+            "stamp of its image. Give one topic for each --topic, in the same order.",
             show_default=False,
         ),
     ] = None

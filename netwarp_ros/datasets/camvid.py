@@ -2,7 +2,8 @@
 """CamVid with its usual eleven classes, in each of its usual folder layouts.
 
 Brostow, Fauqueur, Cipolla, "Semantic object classes in video", 2009; eleven classes as in SegNet (2015): 0 sky,
-1 building, 2 pole, 3 road, 4 pavement, 5 tree, 6 sign, 7 fence, 8 car, 9 pedestrian, 10 bicyclist, and 11 void. Their names and colors are in ``config/classes/camvid.yaml``.
+1 building, 2 pole, 3 road, 4 pavement, 5 tree, 6 sign, 7 fence, 8 car, 9 pedestrian, 10 bicyclist, and 11 void.
+Their names and colors are in ``config/classes/camvid.yaml``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from netwarp_ros.evaluation.results import dense, read_json
 from netwarp_ros.metrics import iou
 
 SMALLER_IS_BETTER = ("total_ms", "flicker")
-"""Measures, up to the dot, of which less is better."""
+"""Measures of which a smaller value is better; of ``flicker.CLASS``, the part before the dot."""
 
 _BATCH = 100
 """Number of draws computed at a time."""
@@ -68,7 +68,7 @@ class Observations:
         names: Their names.
         classes: Names of the classes.
         counts: Confusion matrices ``(N, K, K)`` by measure: ``iou``, ``tiou.WIDTH``, ``tc``, ``tc_unmasked``.
-        times: ``(N, 2)``: milliseconds, and the number of frames that they are the sum of.
+        times: ``(N, 2)``: total milliseconds, and the number of frames in that total.
     """
 
     names: Sequence[str]
@@ -160,14 +160,14 @@ def paired_bootstrap(
     differences: dict[str, list[np.ndarray]] = {}
     for start in range(0, draws, _BATCH):
         times_drawn = rng.multinomial(count, [1 / count] * count, size=min(_BATCH, draws - start)).astype(float)
-        before, after = (dict(_scores(observations, times_drawn)) for observations in (first, second))
-        for measure in before.keys() & after.keys():
-            differences.setdefault(measure, []).append(after[measure] - before[measure])
+        firsts, seconds = (dict(_scores(observations, times_drawn)) for observations in (first, second))
+        for measure in firsts.keys() & seconds.keys():
+            differences.setdefault(measure, []).append(seconds[measure] - firsts[measure])
     return {measure: np.concatenate(batches) for measure, batches in differences.items()}
 
 
 def select_gates(differences: Sequence[Difference], measures: Sequence[str]) -> list[Difference]:
-    """Return the differences in the measures of a gate; by default in ``miou``, or ``tc`` if there are no labels.
+    """Return the differences that the gate checks: ``measures``, by default ``miou``, or ``tc`` without labels.
 
     Raises:
         ValueError: If a measure was not compared.

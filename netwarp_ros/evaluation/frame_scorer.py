@@ -31,8 +31,8 @@ VIDEO_LENGTHS = (8, 16)
 def consistency_flow(present: np.ndarray, previous: np.ndarray) -> np.ndarray:
     """Estimate the flow that temporal consistency is measured along, by Farnebäck's method (SCIA 2003).
 
-    No segmenter of this package uses this flow. A network's consistency along the flow that it was given itself would
-    be too good. On CamVid's video this flow carries labels from frame to frame as well as DIS does.
+    No segmenter of this package uses this flow: measured along its own flow, a network would look too consistent. On
+    CamVid's video, this flow carries labels from frame to frame with the same accuracy as DIS.
 
     Args:
         present: ``(H, W)`` uint8, grey image of frame t.
@@ -206,5 +206,5 @@ class _SegmentedFrame:
 
 
 def _int32(counts: np.ndarray) -> np.ndarray:
-    """Halve the memory that the counts of a frame take; every frame has its record."""
+    """Halve the memory of the counts, which are kept for every frame."""
     return counts.astype(np.int32)

@@ -100,8 +100,8 @@ def score_frames(
         segmenter: The model to evaluate. It is warmed up at the size of the first frame.
         classes: The classes of labels and masks.
         stills: Reset the memory before each image, for pictures that are not a video. There is no temporal consistency.
-        realtime: Simulate the node: frames arrive at the rate of the recording, and a frame that arrives while another
-            one is processed waits, until a newer one of its camera replaces it. By default, every frame is processed.
+        realtime: Simulate the node. Frames arrive at the rate of the recording. A frame that arrives while another is
+            processed waits; a newer frame of the same camera replaces it. By default, every frame is processed.
         host: Also run the host on its own on the same frames, and score its masks.
         widths: Widths of the trimap in pixels.
         instances: Returns the object numbers of a labelled frame, as `InstanceIoU.update` takes them.

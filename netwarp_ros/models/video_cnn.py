@@ -24,8 +24,7 @@ FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
 Blend = Literal["netwarp", "concatenation"]
 Flow = Tensor | Callable[[], Tensor]
-"""A flow, or a function that estimates it. It is called after the host has run (on a GPU: launched) the first insertion
-layer."""
+"""A flow, or a function that returns it; called once the first insertion layer has run (on a GPU: was launched)."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -97,8 +96,8 @@ class VideoCNN(nn.Module):
             ``"first"``: that of the first insertion layer that runs; the result is resized for the others.
         remember: Which representation the memory holds: that from ``"before"`` the blend, as in the paper, or from
             ``"after"`` it (a recursive filter). With ``"before"`` and one insertion layer, frame t-2 has no effect on
-            frame t. With a second layer behind the first it has: the second layer's output at t-1 depends on the first
-            one's blend of t-1 and t-2. Each further layer in series adds one frame.
+            frame t. With two layers in series it has: the second layer's output at t-1 depends on the first one's blend
+            of t-1 and t-2. Each further layer in series adds one frame.
         blend: What follows an insertion layer: ``"netwarp"`` (`NetWarp`), or ``"concatenation"`` (`Concatenation`).
 
     Raises:
@@ -188,7 +187,7 @@ class VideoCNN(nn.Module):
 
     @torch.compiler.disable
     def _netwarp_hook(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
-        """Replace the output z_t of an insertion layer by its blend with the memory, and remember it."""
+        """Replace the output z_t of an insertion layer by its blend with the memory; remember z_t or the blend."""
         run, name = self._forward_pass, self.layers[index]
         if run is None:  # the host was called by itself
             return None

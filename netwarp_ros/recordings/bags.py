@@ -19,7 +19,7 @@ from netwarp_ros.recordings.messages import IMAGE, deserialize, stamp_of
 class BagFrames(FrameSource):
     """The images of one or more topics of a rosbag2, in the order of their recording.
 
-    Frames have the stamps of the message headers; a header without a stamp (0) gives the time of recording instead. An
+    Frames have the stamps of the message headers; if a stamp is 0, the frame has the time of recording. An
     image that cannot be read is noted as damage and left out; the index counts it all the same.
 
     Args:
@@ -151,6 +151,6 @@ class BagLabels:
         counts = Counter(topic for topic, _ in self._compressed)
         unmatched = Counter(topic for topic, _ in self._compressed.keys() - self._requested)
         return [
-            f"{self.path}: {unmatched[topic]} of the {counts[topic]} label maps of {topic} have the stamp of no image"
+            f"{self.path}: {unmatched[topic]} of the {counts[topic]} label maps of {topic} match no image by stamp"
             for topic in unmatched
         ]

@@ -275,7 +275,10 @@ def train_step(state: TrainingState, batch: Batch) -> float:
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:
-    """Return the learning rate of a step: a linear rise, a constant, and a fall to zero one step after the last."""
+    """Return the learning rate of a step. It rises linearly, stays constant, and falls.
+
+    It would reach zero one step after the last.
+    """
     rise = (step + 1) / config.warm_up if step < config.warm_up else 1.0
     fall_from = config.decay_from * config.steps
     fall = (config.steps - step) / (config.steps - fall_from) if step > fall_from else 1.0
@@ -294,7 +297,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 def validate(model: Model, data: Sequence[Samples], config: TrainingConfig) -> float:
     """Return the mean IoU over the labelled frames, in per cent.
 
-    The memory starts anew before each clip of ``config.clip.length`` frames; its last frame is the labelled one.
+    The memory is reset before each clip of ``config.clip.length`` frames; its last frame is the labelled one.
 
     Args:
         model: The caller must not use it afterwards.

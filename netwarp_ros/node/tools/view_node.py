@@ -198,7 +198,9 @@ class ViewNode(Node):
             if all(map(math.isfinite, times)):
                 with self._lock:
                     camera.last_timing_s = monotonic()
-                    camera.frames.append([round(ms, 1) for ms in times] + [int(timing.memory == FrameTiming.MEMORY_NEW)])
+                    camera.frames.append(
+                        [round(ms, 1) for ms in times] + [int(timing.memory == FrameTiming.MEMORY_NEW)]
+                    )
 
         with self._lock:
             self._cameras[camera.name] = camera

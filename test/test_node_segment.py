@@ -201,7 +201,7 @@ def test_every_damaged_image_is_counted_and_none_fails(graph: Graph) -> None:
     assert count["dropped: failed"] == count["in flight"] == 0
 
 
-def test_breaks_in_the_stream_start_the_memory_anew_and_say_why(graph: Graph) -> None:
+def test_breaks_in_the_stream_reset_the_memory_and_say_why(graph: Graph) -> None:
     small, large = moving_images(1)[0], np.tile(moving_images(1)[0], (2, 2, 1))
     steps = [
         (image_message(small, 10 * SECOND), Reset.FIRST),
@@ -229,7 +229,7 @@ def test_breaks_in_the_stream_start_the_memory_anew_and_say_why(graph: Graph) ->
     assert seen["dropped"] == "0"
 
 
-def test_reset_service_starts_the_memory_anew(graph: Graph, model: Path) -> None:
+def test_reset_service_resets_the_memory(graph: Graph, model: Path) -> None:
     images = moving_images(3)
     client = SegmentClient(graph)
     for index in range(2):

@@ -30,13 +30,13 @@ def read_flo(path: Path) -> np.ndarray:
     if content[:4] != _MAGIC:
         raise ValueError(f"{path} begins with {content[:4]!r}, not {_MAGIC!r}: give a file in Middlebury's .flo format")
     if len(content) < 12:
-        raise ValueError(f"{path} has {len(content)} bytes, less than its header of 12: write it anew")
+        raise ValueError(f"{path} has {len(content)} bytes, less than its header of 12: write it again")
     width, height = (int(side) for side in np.frombuffer(content, "<i4", 2, offset=4))
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         raise ValueError(f"{path} says {width}x{height} pixels: width and height must be 1 to {MAX_SIDE}")
     expected = 12 + 8 * width * height
     if len(content) != expected:
-        raise ValueError(f"{path} has {len(content)} bytes, but {width}x{height} pixels need {expected}: write it anew")
+        raise ValueError(f"{path} has {len(content)} bytes, but {width}x{height} pixels need {expected}: rewrite it")
     flow = np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
     unknown = np.count_nonzero(~(np.abs(flow) < _UNKNOWN).all(axis=2))  # nan is unknown too: it compares as False
     if unknown:

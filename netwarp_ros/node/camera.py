@@ -128,11 +128,13 @@ class Camera:
             self._node.destroy_publisher(self._publishers.pop())
 
     def reset(self) -> None:
-        """Start the memory anew with the next segmented frame."""
+        """Reset the memory before the next frame is segmented."""
         self._reset.set()
 
     def segment(self, received: ReceivedImage) -> None:
         """Segment one image, and publish the results under the image's header.
+
+        `netwarp_ros.segmenter.Stream.segment` returns the mask at the image's size.
 
         Raises:
             ImageError: If the image is malformed.

@@ -36,16 +36,16 @@ def _threshold(default: float, most: float, text: str) -> Any:
 class Thresholds:
     """Parameters of the node: the values at which a status becomes WARN or ERROR."""
 
-    stale_warn: float = _threshold(3.0, 3600.0, "Seconds without an image over which a camera is WARN")
-    stale_error: float = _threshold(10.0, 3600.0, "Seconds without an image over which a camera is ERROR")
-    rate_warn: float = _threshold(0.0, 1000.0, "Masks per second under which a camera is WARN")
-    rate_error: float = _threshold(0.0, 1000.0, "Masks per second under which a camera is ERROR")
-    latency_warn: float = _threshold(0.0, 3600.0, "Seconds from callback to mask (p95) over which a camera is WARN")
-    latency_error: float = _threshold(0.0, 3600.0, "Seconds from callback to mask (p95) over which a camera is ERROR")
-    age_warn: float = _threshold(0.0, 3600.0, "Seconds from stamp to mask (p95) over which a camera is WARN")
-    age_error: float = _threshold(0.0, 3600.0, "Seconds from stamp to mask (p95) over which a camera is ERROR")
-    gpu_memory_warn: float = _threshold(0.9, 1.0, "Fraction of the GPU's memory in use over which the node is WARN")
-    gpu_memory_error: float = _threshold(0.98, 1.0, "Fraction of the GPU's memory in use over which the node is ERROR")
+    stale_warn: float = _threshold(3.0, 3600.0, "Seconds without an image after which a camera is WARN")
+    stale_error: float = _threshold(10.0, 3600.0, "Seconds without an image after which a camera is ERROR")
+    rate_warn: float = _threshold(0.0, 1000.0, "Masks per second below which a camera is WARN")
+    rate_error: float = _threshold(0.0, 1000.0, "Masks per second below which a camera is ERROR")
+    latency_warn: float = _threshold(0.0, 3600.0, "Seconds from callback to mask (p95) above which a camera is WARN")
+    latency_error: float = _threshold(0.0, 3600.0, "Seconds from callback to mask (p95) above which a camera is ERROR")
+    age_warn: float = _threshold(0.0, 3600.0, "Seconds from stamp to mask (p95) above which a camera is WARN")
+    age_error: float = _threshold(0.0, 3600.0, "Seconds from stamp to mask (p95) above which a camera is ERROR")
+    gpu_memory_warn: float = _threshold(0.9, 1.0, "Fraction of the GPU's memory in use above which the node is WARN")
+    gpu_memory_error: float = _threshold(0.98, 1.0, "Fraction of the GPU's memory in use above which the node is ERROR")
 
 
 def camera_status(

@@ -38,7 +38,7 @@ class FrameCounts:
         received: Frames received.
         published: Frames whose mask was published.
         dropped: Frames dropped, by `DropReason`.
-        resets: How often the memory started anew, by reason.
+        resets: How often the memory was reset, by reason.
         latencies_ms: Image callback to mask published, of the latest `LATENCY_FRAMES` frames.
         ages_ms: Image stamp to mask published, of the same frames.
         last_error: What was wrong with the latest malformed or failed frame; empty if there was none.
@@ -91,7 +91,7 @@ class FrameCounter:
         Args:
             latency_ms: Image callback to mask published.
             age_ms: Image stamp to mask published.
-            reset: Why the memory started anew; empty if it was kept.
+            reset: Why the memory was reset; empty if it was kept.
         """
         with self._lock:
             self._counts.published += 1

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image messages from arrays. To decode messages, see `netwarp_ros.recordings.image_messages`."""
+"""Image messages from arrays.
+
+`netwarp_ros.recordings.image_messages` decodes messages. `netwarp_ros.segmenter` decides the size of the mask.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,10 @@ class SegmentParameters:
         0, "Height in pixels to which images are scaled for the network; 0: as trained.", limits=(0, 4320)
     )
     max_gap: float = parameter(
-        MAX_GAP, "Seconds between two images over which the memory starts anew.", limits=(0.001, 3600.0), live=True
+        MAX_GAP,
+        "The memory is reset if two images are more than this many seconds apart.",
+        limits=(0.001, 3600.0),
+        live=True,
     )
     host_only: bool = parameter(False, "Run the image CNN on each frame by itself, without memory and flow.")
     overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
@@ -239,7 +242,7 @@ class SegmentNode(LifecycleNode):
             camera.reset()
         response.success = self._worker is not None
         response.message = (
-            f"the memories of {', '.join(self._cameras)} start anew with their next frames"
+            f"the memories of {', '.join(self._cameras)} are reset with their next frames"
             if response.success
             else "the node is not active, and has no memory"
         )

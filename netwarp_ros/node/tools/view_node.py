@@ -50,7 +50,7 @@ class _Camera:
     Attributes:
         name: Resolved first part of its topics' names.
         node: Full name of the node that publishes its timings; empty if none does.
-        frames: For each of the latest frames: stages, total and age in ms, and 1 if the memory started anew, else 0.
+        frames: For each of the latest frames: stages, total and age in ms, and 1 if the memory was reset, else 0.
         last_timing_s: When the latest timing arrived, on the monotonic clock; None before the first.
         overlay_count: Number of overlays received.
         overlay: The newest overlay; None if there is none.

@@ -40,7 +40,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from netwarp_ros.node.lifecycle import LifecycleError
-from netwarp_ros.node.tools.load import PROFILES_VARIABLE
+from netwarp_ros.node.tools.load_test import PROFILES_VARIABLE
 from netwarp_ros.resources import resource
 from netwarp_ros.segmenter import Reset, Segmenter
 

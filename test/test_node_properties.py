@@ -36,7 +36,7 @@ from sensor_msgs.msg import Image
 from netwarp_ros.node.camera import Camera
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.segment_node import SegmentNode
-from netwarp_ros.node.tools.cameras import memory_mb
+from netwarp_ros.node.tools.load_cameras import memory_mb
 from netwarp_ros.segmenter import Segmenter, Stream
 
 pytestmark = pytest.mark.ros

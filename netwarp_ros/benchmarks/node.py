@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segment node under load, compared with its host alone and with a node as in tutorials.
 
-Here are the figures, the search for the peak rate, and the table. `netwarp_ros.node.tools.load` runs the nodes.
+Here are the figures, the search for the peak rate, and the table. `netwarp_ros.node.tools.load_test` runs the nodes.
 """
 
 from __future__ import annotations

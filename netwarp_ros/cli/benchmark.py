@@ -154,7 +154,7 @@ def node(
     from netwarp_ros.models.weights import DEFAULT_MODEL, find_weights
 
     try:
-        from netwarp_ros.node.tools.load import middleware
+        from netwarp_ros.node.tools.load_test import middleware
     except ImportError as error:
         raise ValueError(f"this needs ROS 2 and a workspace with netwarp_ros: source both ({error})") from error
     _make_folder(json_file)
@@ -209,7 +209,7 @@ def _ops_table(case: Case, results: Sequence[Result]) -> Table:
 def _run_nodes(loads: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[Run]:
     """Measure all nodes under all loads; a node that fails ends the command with exit status 1."""
     from netwarp_ros.node.process import NodeError
-    from netwarp_ros.node.tools.load import benchmark
+    from netwarp_ros.node.tools.load_test import benchmark
 
     runs = []
     with Console(stderr=True).status("starting the nodes") as status:

@@ -27,8 +27,8 @@ import torch
 
 from netwarp_ros.evaluation.provenance import environment, versions
 from netwarp_ros.models import DEFAULT_MODEL
-from netwarp_ros.node.tools.cameras import memory_mb
-from netwarp_ros.node.tools.load import Bench, NodeUnderTest
+from netwarp_ros.node.tools.load_cameras import memory_mb
+from netwarp_ros.node.tools.load_test import Bench, NodeUnderTest
 
 OVERLOAD = 1.5
 """Images sent, divided by the images that the node can serve."""

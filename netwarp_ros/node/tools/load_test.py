@@ -30,7 +30,7 @@ from netwarp_ros.benchmarks.node import Run, find_peak
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.lifecycle import LifecycleClient, LifecycleError
 from netwarp_ros.node.process import TIMEOUT_S, NodeError, NodeProcess, ros_process
-from netwarp_ros.node.tools.cameras import send_images
+from netwarp_ros.node.tools.load_cameras import send_images
 from netwarp_ros.recordings.messages import STAGES, stamp_of
 from netwarp_ros.resources import resource
 from netwarp_ros.timing import percentiles

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NetWarp: blend a layer's output with that of the previous frame, warped along the flow. And a baseline."""
+"""NetWarp: blend a layer's output with that of the previous frame, warped along the flow. And a baseline.
+
+`netwarp_ros.models.video_cnn` inserts them into a host.
+"""
 
 from __future__ import annotations
 

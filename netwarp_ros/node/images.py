@@ -2,6 +2,7 @@
 """Image messages from arrays.
 
 `netwarp_ros.recordings.image_messages` decodes messages. `netwarp_ros.segmenter` decides the size of the mask.
+`netwarp_ros.classes` draws the overlay.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 ``python studies/flow.py`` prints the table of errors and times in docs/benchmarks.md. With ``--video FOLDER``, which
 holds images/ and labels/ of adjacent frames, it prints the table of labels. "Warm" means that DIS starts from the flow
-of the pair before. Beside the package's estimators there are DIS at full resolution and the others of OpenCV's
+of the pair before. Besides the package's estimators, it runs DIS at full resolution and the others of OpenCV's
 contributed modules, except Dual TV-L1 and SimpleFlow, which take seconds.
 """
 

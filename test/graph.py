@@ -44,7 +44,7 @@ SIZE = (64, 48)
 """Width and height of the test images."""
 
 DEADLINE_S = 100.0
-"""How long to wait for a condition. Tests wait on conditions only, so a slow machine needs longer, and passes."""
+"""How long to wait for a condition. Tests wait on conditions only, so they pass on slow machines, only later."""
 
 FRAME_ID = "camera_optical_frame"
 SECOND = 10**9
@@ -83,7 +83,7 @@ class Graph:
         return publisher
 
     def call(self, service_type: Any, name: str, request: Any = None) -> Any:
-        """Call a service, and return its response. The request may be repeated, so that must do no harm."""
+        """Call a service, and return its response. The request may be sent twice; this must do no harm."""
         client = self.node.create_client(service_type, name)
         assert client.wait_for_service(DEADLINE_S), f"no service {name}"
 

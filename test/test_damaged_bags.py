@@ -219,5 +219,5 @@ def test_label_maps_of_a_damaged_bag(tmp_path: Path) -> None:
     labels = BagLabels(file, {"/c": "/labels"})
     assert labels(next(iter(open_frames(file, topics=["/c"])))) is not None
     assert any(f"{file} is damaged" in damage for damage in labels.damage)
-    with pytest.raises(ValueError, match="is damaged: .*; training needs a sound bag"):
+    with pytest.raises(ValueError, match="is damaged: .*; training needs an intact bag"):
         BagDataset(file, "/c", "/labels", load_classes("camvid"))

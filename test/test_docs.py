@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documents say of names and defaults is what the code has."""
+"""Names and defaults in the documents are those in the code."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_every_key_of_a_recipe_is_documented_with_its_default() -> None:
 
 
 def test_every_key_of_results_is_documented() -> None:
-    told = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("evaluation.md", "metrics.md"))
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("evaluation.md", "metrics.md"))
     keys = [field.name for field in fields(EvaluationResults) if field.name != "records"]
-    assert [key for key in (*keys, "per_frame", "damage", "settings", "inputs") if f"`{key}`" not in told] == []
+    assert [key for key in (*keys, "per_frame", "damage", "settings", "inputs") if f"`{key}`" not in text] == []
 
 
 def test_the_32_classes_of_camvid_are_documented_with_their_colours() -> None:
@@ -75,7 +75,7 @@ def test_the_32_classes_of_camvid_are_documented_with_their_colours() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_link_targets_exist(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
 

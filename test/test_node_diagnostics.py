@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statuses made of counts and of a device, without a ROS graph."""
+"""The statuses of cameras and of the node, without a ROS graph."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_failure_raises_the_level_once_and_stays_the_last_error() -> None:
     assert values(later)["last error"] == "boom"
 
 
-def test_a_qos_problem_explains_the_silence() -> None:
+def test_a_qos_problem_is_named_as_the_cause() -> None:
     nothing = FrameCounts(time=NOW, started=NOW)
     assert status_of(nothing, qos_problem="incompatible").message == f"no image yet on {TOPIC} (incompatible)"
     assert status_of(FRESH, qos_problem="incompatible").message == "segmenting"
@@ -175,7 +175,7 @@ def test_a_node_that_is_not_active_says_what_to_do(state: str, message: str) -> 
     assert values(status) == {"state": state, "last error": "cannot be configured: no weights"}
 
 
-def test_an_active_node_says_what_is_in_use() -> None:
+def test_an_active_node_names_what_it_uses() -> None:
     status = node_status("segmenter", "active", segmenter("cpu"), Thresholds())
     assert (status.level, status.message, status.hardware_id) == (OK, "segmenting on cpu", "cpu")
     assert values(status) == {
@@ -204,7 +204,7 @@ def test_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch, used: float, level: 
     assert seen["GPU memory in use (MB)"] == f"{8000 * used:.0f}"
 
 
-def test_a_gpu_that_does_not_answer_is_an_error_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_does_not_answer_gives_level_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(device: torch.device) -> None:
         raise RuntimeError("unspecified launch failure")
 

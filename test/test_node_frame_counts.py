@@ -37,7 +37,7 @@ def test_a_snapshot_does_not_change_afterwards() -> None:
     assert counter.snapshot().missed == 2
 
 
-def test_old_latencies_are_forgotten() -> None:
+def test_old_latencies_are_dropped() -> None:
     counter = FrameCounter()
     for index in range(LATENCY_FRAMES + 5):
         counter.count_published(float(index), float(-index), "")

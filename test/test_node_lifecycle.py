@@ -133,7 +133,7 @@ def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, t
         lifecycle.configure()
 
 
-def test_incompatible_qos_is_named_with_the_parameter_that_mends_it(graph: Graph, model: Path, tmp_path: Path) -> None:
+def test_incompatible_qos_is_named_with_the_parameter_that_fixes_it(graph: Graph, model: Path, tmp_path: Path) -> None:
     parameter, mask = "qos_overrides./camera/image_raw.subscription.reliability", "/camera/segmentation/mask"
     with segmenting(graph, tmp_path / "log", model, **{parameter: "reliable"}) as program:
         graph.node.create_publisher(

@@ -49,7 +49,7 @@ IMAGES = moving_images(8)
 
 
 def a_message(kind: str, number: int, stamp_ns: int) -> Image | bytes:
-    """Return an image message that is sound, or damaged in the named way."""
+    """Return an image message with the damage that ``kind`` names, if any."""
     message = image_message(IMAGES[number % len(IMAGES)], stamp_ns)
     match kind:
         case "other frame":
@@ -78,8 +78,8 @@ CHANGES = st.one_of(
 )
 SCHEDULES = st.lists(
     st.one_of(
-        st.lists(FRAMES, min_size=1, max_size=5),  # at once
-        st.integers(1, 5),  # times that the executor spins
+        st.lists(FRAMES, min_size=1, max_size=5),  # sent at once
+        st.integers(1, 5),  # spins of the executor
         st.just("wait"),
         CHANGES,
         st.sampled_from(("reset", "restart")),
@@ -100,7 +100,7 @@ class TwoCameraNode:
         self.deactivate()
 
     def activate(self) -> None:
-        if self.node._worker is not None:  # an example that failed has left it active
+        if self.node._worker is not None:  # a failed example left it active
             self.deactivate()
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
 

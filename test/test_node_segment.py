@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The masks, timings and counts of the segment node. All tests share one process, and activate it anew.
+"""The masks, timings and counts of the segment node. All tests share one process; each activates it.
 
 Frames are published one at a time. Not asserted: how long anything takes, and which frames are dropped under overload.
 """

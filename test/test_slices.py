@@ -50,7 +50,7 @@ def frames() -> Iterator[Frame]:
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A moving texture, with stripes at rest as labels, of which many must be predicted wrong."""
+    """A moving texture. Its labels are stripes at rest, so many pixels are predicted wrong."""
     label = np.repeat(np.arange(8, dtype=np.uint8) % 11, 4)[:, None].repeat(48, axis=1)
     path = tmp_path_factory.mktemp("recording") / "drive.mcap"
     write_bag(path, frames(), topic="/image", labels=lambda frame: label, label_topic="/label")
@@ -100,7 +100,7 @@ def test_slices_that_cannot_be_cut_are_refused(bag: Path, tmp_path: Path) -> Non
         cut_slices(SETTINGS, [bag], seconds=-1)
     other = tmp_path / "drive.mcap"
     other.symlink_to(bag)
-    with pytest.raises(ValueError, match="have the same name, which their results are kept by: rename one"):
+    with pytest.raises(ValueError, match="have the same name, and so would their results: rename one"):
         cut_slices(SETTINGS, [bag, other])
 
 
@@ -118,7 +118,7 @@ def test_one_slice_of_a_whole_recording_scores_as_evaluate_does(bag: Path, tmp_p
     assert sliced == alone
 
 
-def test_slices_take_every_frame_once_and_remember_those_before(bag: Path, serial: list[SliceResults]) -> None:
+def test_slices_score_every_frame_once_after_a_warm_up(bag: Path, serial: list[SliceResults]) -> None:
     records = [record for slice_results in serial for record in slice_results.results.records]
     assert [record.name for record in records] == [frame.name for frame in frames()]
     assert [record.name for record in records if record.reason or record.consistency is None] == ["000000"]
@@ -137,7 +137,7 @@ def test_a_camera_is_named_by_its_recording_too(bag: Path, serial: list[SliceRes
 # Files of results
 
 
-def test_a_stopped_run_goes_on_and_changed_input_is_evaluated_again(
+def test_a_stopped_run_resumes_and_changed_input_is_evaluated_again(
     bag: Path, slices: list[Slice], serial: list[SliceResults], tmp_path: Path
 ) -> None:
     evaluated: list[Slice] = []

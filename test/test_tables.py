@@ -236,9 +236,9 @@ def test_variants_of_any_key(tmp_path: Path, camvid: Path) -> None:
     assert plain.optimiser.steps == 3
     with pytest.raises(ValueError, match=r"model\.netwarp has the unknown key remembr: did you mean remember"):
         variants(file, [{"remembr": "after"}])
-    with pytest.raises(ValueError, match="data.root cannot be set: data is no section of the recipe"):
+    with pytest.raises(ValueError, match="data.root cannot be set: data is not a section of the recipe"):
         variants(file, [{"data.root": "x"}])
-    with pytest.raises(ValueError, match=r"recipe\.yaml has no model\.netwarp, which is what variants differ in"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml has no model\.netwarp, which variants change"):
         variants(recipe(tmp_path, camvid, model={"host": "tiny"}, optimiser={"steps": 3}), [])
 
 

@@ -78,7 +78,7 @@ def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[st
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
-def test_training_learns_to_tell_sky_from_road_and_writes_a_model(
+def test_training_learns_sky_and_road_and_writes_a_model(
     tmp_path: Path, camvid: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = [{"kind": "camvid", "root": str(camvid)}]
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, camvid: Pat
         training.train(configure(tmp_path, camvid, data=[{"kind": "camvid", "root": str(camvid), "per_batch": 3}]))
 
 
-def test_netwarp_is_trained_behind_a_frozen_host(tmp_path: Path, camvid: Path) -> None:
+def test_netwarp_is_trained_with_a_frozen_host(tmp_path: Path, camvid: Path) -> None:
     spec = ModelSpec("tiny", CAMVID, {"num_classes": 11}, mean=(0.5, 0.5, 0.5))
     torch.manual_seed(0)
     file = save_model(tmp_path / "host.safetensors", build(spec), spec, dtype=torch.float32)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_DROPPED_PERCENT = 5.0
-"""The peak is the highest rate at which a smaller percentage of the images is dropped."""
+"""The peak is the highest rate at which less than this percentage of images is dropped."""
 
 RATE_STEP = 1.25
 """Factor between the rates of the search for the peak, until one rate is served and the next one is not."""
 
 HALVINGS = 2
-"""How often the interval between those two rates is halved then."""
+"""How often the interval between those two rates is then halved."""
 
 LOWEST_RATE = 0.2
 """Lowest rate in Hz that the search tries."""
@@ -74,7 +74,7 @@ class Run:
 
 
 def find_peak(run_at: Callable[[float], Run], start: float) -> Run | None:
-    """Find the highest rate that is served, to 6 %.
+    """Find the highest served rate, accurate to 6 %.
 
     Args:
         run_at: Runs the node at a rate in Hz.

@@ -8,8 +8,8 @@ In half precision, the grid must have the type of the features on CUDA, so its c
 features are converted to float32 and the result back, because `grid_sample` returns NaN in bfloat16, and its gradient
 writes outside its memory (PyTorch 2.13).
 
-To allocate a large result takes longer than to compute it: the C library returns freed memory to the system, and new
-pages must be cleared. So all is timed in two states of the memory. On the CPU, ``fresh`` is PyTorch's default, and
+Allocating a large result takes longer than computing it: the C library returns freed memory to the system, and new
+pages must be cleared. So each is timed in two states of the memory. On the CPU, ``fresh`` is PyTorch's default, and
 ``kept`` tells glibc to keep freed memory. On CUDA, ``cold`` overwrites the L2 cache before each run, and ``warm`` does
 not.
 """

@@ -168,11 +168,11 @@ def variants(recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int = 
         steps: Steps of each training; 0 for those of the recipe.
 
     Raises:
-        ValueError: If the recipe, or what becomes of it, is not valid, or it has no NetWarp.
+        ValueError: If the recipe or a variant is not valid, or the recipe has no NetWarp.
     """
     base = load_config(recipe)
     if base.model.netwarp is None:
-        raise ValueError(f"{recipe} has no model.netwarp, which is what variants differ in: give a recipe with NetWarp")
+        raise ValueError(f"{recipe} has no model.netwarp, which variants change: give a recipe with NetWarp")
     layers = base.model.netwarp.layers
     if overrides:
         overrides = [{}, *overrides]
@@ -205,7 +205,7 @@ def _change(content: dict[str, Any], key: str, value: Any) -> None:
     for name in sections:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
-            raise ValueError(f"{key} cannot be set: {name} is no section of the recipe")
+            raise ValueError(f"{key} cannot be set: {name} is not a section of the recipe")
     section[last] = value
 
 
@@ -215,8 +215,8 @@ def compute_rows(kind: str, rows: Sequence[Row], file: Path | None, log: Callabl
     Args:
         kind: One of `KINDS`.
         rows: The rows.
-        file: JSON file that each result is written to as soon as it is there. A row that the file has, with the same
-            name and origin, is not computed again. Other rows stay in the file.
+        file: JSON file that each result is written to as soon as it is computed. A row in the file with the same
+            name and origin is not computed again. Other rows stay in the file.
         log: Called with a line before each row is computed.
 
     Raises:

@@ -21,7 +21,7 @@ class BagDataset(Samples):
     without a label map appear only in clips, before a labelled image.
 
     Args:
-        path: The bag's folder, or a ``.mcap`` or ``.db3`` file. The bag must be sound.
+        path: The bag's folder, or a ``.mcap`` or ``.db3`` file. The bag must be intact.
         image_topic: Topic of type ``sensor_msgs/Image`` or ``CompressedImage``.
         label_topic: Topic of type ``sensor_msgs/Image`` with class ids, encoding ``mono8``.
         classes: The classes of the ids.
@@ -97,4 +97,4 @@ def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
 
 
 def _refuse(damage: str) -> None:
-    raise ValueError(f"{damage}; training needs a sound bag")
+    raise ValueError(f"{damage}; training needs an intact bag")

@@ -117,7 +117,7 @@ class Cityscapes(Samples):
         return np.where(ids < 1000, np.uint16(0), ids)
 
     def _image(self, index: int, before: int = 0) -> Path:
-        """Return the path of the image of a labelled frame, or of the frame so many before it."""
+        """Return the path of an image: of a labelled frame, or ``before`` frames earlier."""
         label = self._labels[index]
         city, sequence, frame = _NAME.fullmatch(label.name).groups()  # type: ignore[union-attr]
         return self._images / label.parent.name / f"{city}_{sequence}_{int(frame) - before:06d}_leftImg8bit.png"

@@ -69,7 +69,7 @@ class FrameScorer:
         widths: Widths of the trimap in pixels.
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
         networks: Number of networks: 1, or 2 with the host.
-        max_gap: Two frames of a camera that are more seconds apart are not compared.
+        max_gap: Greatest time in s between two frames that are compared.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FrameScorer:
 
         Args:
             labelled: The frame. Temporal consistency compares it with the previous frame of its camera.
-            masks: ``(H, W)`` uint8 class ids by each network, the host's last.
+            masks: ``(H, W)`` uint8 class ids by each network, the host last.
             stills: Do not compare the frame with the next one.
 
         Returns:
@@ -134,13 +134,13 @@ class FrameScorer:
         }
 
     def remember(self, frame: Frame, masks: Sequence[np.ndarray]) -> _SegmentedFrame:
-        """Keep a frame and its masks, for the next frame of its camera to be compared with."""
+        """Keep a frame and its masks, to compare with the next frame of its camera."""
         present = _SegmentedFrame(frame.stamp_ns, cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), masks)
         self._previous[frame.camera] = present
         return present
 
     def totals(self) -> list[dict[str, np.ndarray]]:
-        """Return `NetworkCounters.totals` of each network, the host's last."""
+        """Return `NetworkCounters.totals` of each network, the host last."""
         return [counters.totals for counters in self._counters]
 
 
@@ -148,7 +148,7 @@ class NetworkCounters:
     """All measures of one network's masks.
 
     Attributes:
-        totals: The arrays that the measures count in, by name. Totals of disjoint frames may be added up.
+        totals: The arrays in which the measures count, by name. Totals of disjoint frames may be added up.
     """
 
     def __init__(self, classes: ClassSet, widths: Sequence[int], sizes: Mapping[int, float] | None) -> None:
@@ -200,7 +200,7 @@ class _SegmentedFrame:
     masks: Sequence[np.ndarray]
 
     def follows(self, previous: _SegmentedFrame, max_gap: float) -> bool:
-        """Tell whether the two frames have one size, and this one is later by at most ``max_gap`` seconds."""
+        """Tell whether both frames have the same size, and this one is later by at most ``max_gap`` seconds."""
         seconds = (self.stamp_ns - previous.stamp_ns) * 1e-9
         return self.grey.shape == previous.grey.shape and 0 < seconds <= max_gap
 

@@ -73,7 +73,7 @@ class FrameRecord:
         camera: Camera of the frame.
         stamp_ns: Stamp of the frame in ns.
         stages_ms: Duration of each stage of the segmenter.
-        reason: Why the memory was reset; empty if it was used.
+        reason: Why the memory was reset; empty if it was kept.
         wait_ms: Waiting time in the mailbox; 0 unless real time is simulated.
         age_ms: Time from the stamp to the mask; nan unless real time is simulated.
         disagreement: Per cent of the pixels to which the host gives another class; nan without the host.
@@ -216,7 +216,7 @@ class PartialResults:
 
     Attributes:
         records: Scores and timings of each frame.
-        totals: For each network, the host's last: the arrays that its measures count in, by name. Totals of disjoint
+        totals: For each network, the host last: the arrays in which its measures count, by name. Totals of disjoint
             frames may be added up.
         resets: How often the memory was reset, by reason.
         dropped: By camera, the number of frames that a newer one replaced.

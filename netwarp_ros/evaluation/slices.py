@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings cut into slices, which are evaluated one by one.
 
-The result of a slice depends on nothing but the slice: each has a segmenter of its own, runs on one thread, and reads
-some frames before its first one to fill the memory. So the scores are the same in whichever process and order slices
-are evaluated.
+The result of a slice depends on the slice alone: each has a segmenter of its own, runs on one thread, and reads
+some frames before its first one to fill the memory. So scores do not depend on the process and the order in which
+slices are evaluated.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def cut_slices(
     for recording in recordings:
         other = by_name.setdefault(recording_name(recording), recording)
         if other is not recording:
-            raise ValueError(f"{other} and {recording} have the same name, which their results are kept by: rename one")
+            raise ValueError(f"{other} and {recording} have the same name, and so would their results: rename one")
         frames, _ = settings.open(recording)
         cameras, count = len(frames.cameras), len(frames)
         length = max(1, round(seconds * frames.rate * cameras)) if seconds else max(1, count)

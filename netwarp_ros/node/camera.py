@@ -40,7 +40,7 @@ COMPATIBLE = {
     "subscription": {"reliability": "best_effort", "durability": "volatile"},
     "publisher": {"reliability": "reliable", "durability": "transient_local"},
 }
-"""For our end of a topic, the values of QoS policies that match every other end."""
+"""For the node's end of a topic: the QoS policies that match any other end."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Camera:
 
 
 def _qos_problem(topic: str, entity: str, event: Any) -> str:
-    """Say which QoS policy keeps a publisher and a subscription apart, and how to match them."""
+    """Return which QoS policy of a topic is incompatible, and how to change it."""
     policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
     if policy not in COMPATIBLE[entity]:
         return f"incompatible QoS policy {policy}: change it at the other end"

@@ -57,7 +57,7 @@ def camera_status(
         name: Name of the status.
         camera: Name of the camera.
         topic: Its image topic.
-        history: Its counts at the previous messages and now: two at least. Frames that failed or were malformed since
+        history: Its counts at the previous messages and now: at least two. Frames that failed or were malformed since
             the previous message raise the level. Rates are measured over the whole history.
         thresholds: Values at which the level rises.
         qos_problem: Why the QoS of an image publisher does not match; empty if all match.
@@ -185,7 +185,7 @@ def _gpu(device: torch.device, thresholds: Thresholds) -> tuple[Finding, dict[st
     try:
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
-    except RuntimeError as error:  # after some errors, every call of CUDA fails
+    except RuntimeError as error:  # after some errors, every CUDA call fails
         return (ERROR, f"CUDA does not answer: {error}"), {}
     used = 1 - free / total
     level = _level(used, thresholds.gpu_memory_warn, thresholds.gpu_memory_error)

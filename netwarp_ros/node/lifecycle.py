@@ -3,7 +3,7 @@
 
 ``python -m netwarp_ros.node.lifecycle NODE`` configures and activates a node. The launch file runs it as a new process
 for every start of the node: a process that knew the node before a crash keeps sending to the dead one until the
-middleware gives it up (20 s with Fast DDS), and those requests are lost.
+middleware drops it (20 s with Fast DDS), and those requests are lost.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def executing(node: Node) -> Iterator[Executor]:
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     # A signal wakes the executor just before it shuts the context down. Without this timer, an idle executor could see
-    # the context still valid and wait again, for ever.
+    # the context still valid and wait again, forever.
     node.create_timer(HEARTBEAT_S, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
     try:
         yield executor

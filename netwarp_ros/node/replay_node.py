@@ -83,7 +83,7 @@ class ReplayNode(Node):
     def play(self, executor: Executor) -> None:
         """Wait for the subscribers, then publish the recording once, or with ``loop`` until a signal."""
         topic, subscribers = self._publisher.topic_name, self.settings.subscribers
-        self.get_logger().info(f"{self.settings.path} is published on {topic} once that has {subscribers} subscribers")
+        self.get_logger().info(f"{self.settings.path} is published on {topic} once it has {subscribers} subscribers")
         while self._publisher.get_subscription_count() < subscribers:
             executor.spin_once(timeout_sec=POLL_S)
         count = self._play_once(executor)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lifecycle node: images of any number of cameras in, masks and timings out.
 
-The executor's thread only receives images. One worker thread decodes, segments and publishes. A mailbox with one slot
-for each camera lies between the two.
+The executor's thread only receives images. One worker thread decodes, segments and publishes. They share a mailbox
+with one slot for each camera.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rosbag2 recordings opened for reading, damaged ones too: their topics and serialized messages, without ROS.
 
-`rosbags` reads sound bags. If it fails, on opening a bag or in its middle, `netwarp_ros.recordings.bag_salvage` reads
+`rosbags` reads intact bags. If it fails, on opening a bag or later, `netwarp_ros.recordings.bag_salvage` reads
 what is left of the files.
 """
 
@@ -30,7 +30,7 @@ class Topic:
 
     Attributes:
         message_type: For instance ``sensor_msgs/msg/Image``.
-        count: Number of messages; in a damaged bag the number before the damage, if the metadata tell it.
+        count: Number of messages; in a damaged bag the number before the damage, if the metadata has it.
     """
 
     message_type: str
@@ -89,7 +89,7 @@ class BagReader:
                 self._on_damage(f"{self.path}: {lost} of the {count} messages of {topic} are lost")
 
     def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
-        """Read the messages of a topic that were recorded at one time. The bag must be sound."""
+        """Read the messages of a topic that were recorded at one time. The bag must be intact."""
         assert self._reader is not None
         return self._read(self._reader, [topic], recorded_ns, recorded_ns + 1)
 
@@ -177,13 +177,13 @@ def named_in_errors(subject: str) -> Iterator[None]:
 
 
 def _files(bag: Path) -> list[Path]:
-    """Return the storage files in a bag's folder, number 10 after number 9."""
+    """Return the storage files in a bag's folder, sorted by number."""
     files = [path for path in bag.iterdir() if path.suffix in BAG_SUFFIXES]
     return sorted(files, key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
 
 
 def _declared_counts(bag: Path) -> dict[str, int]:
-    """Return the number of messages of each topic according to the bag's metadata; empty if they cannot be read."""
+    """Return the number of messages of each topic according to the bag's metadata; empty if it cannot be read."""
     try:
         metadata = yaml.safe_load((bag / "metadata.yaml").read_text(encoding="utf-8"))
         topics = metadata["rosbag2_bagfile_information"]["topics_with_message_count"]

@@ -53,7 +53,7 @@ def salvage(file: Path, on_damage: Callable[[str], None]) -> Iterator[RecordedMe
         if not message.data.startswith(_ZSTD_MAGIC):
             yield message
             continue
-        # Only the metadata, which may be lost, would say that each message is compressed by itself.
+        # Only the metadata says that each message is compressed by itself, and it may be lost.
         try:
             yield message._replace(data=zstd.decompress(message.data))
         except zstd.ZstdError as error:
@@ -118,7 +118,7 @@ class _Record(NamedTuple):
 
 
 def _records(file: BinaryIO, size: int) -> Iterator[_Record]:
-    """Read records from the present position of a file or chunk of so many bytes, up to the first incomplete one."""
+    """Read records from the current position of a file or chunk of ``size`` bytes, up to the first incomplete one."""
     while header := file.read(_RECORD_HEADER.size):
         opcode, length = _RECORD_HEADER.unpack(header.ljust(_RECORD_HEADER.size, b"\xff"))
         start = file.tell() - len(header)
@@ -131,14 +131,14 @@ def _unpack(record: _Record) -> Iterator[_Record]:
     """Return the whole records inside a chunk, or else the record itself if it is whole.
 
     Raises:
-        Exception: Of many kinds, if the chunk is damaged. A chunk that is only cut short is not: its beginning is read.
+        Exception: Of many kinds, if the chunk is damaged. If it is only cut short, its beginning is read.
     """
     if record.opcode != _CHUNK:
         return iter([record] if record.is_whole else [])
     _, _, size, checksum = struct.unpack_from("<QQQI", record.content)
     compression, end = _string(record.content, 28)
     data = record.content[end + 8 :]
-    if compression:  # both decompressors turn the beginning of the input into the beginning of the output
+    if compression:  # both decompressors can decode the beginning of cut data
         data = (zstd.ZstdDecompressor() if compression == "zstd" else LZ4FrameDecompressor()).decompress(data)
     if record.is_whole and (len(data) != size or (checksum and crc32(data) != checksum)):
         raise ValueError("size or checksum of the content is not the one it claims")

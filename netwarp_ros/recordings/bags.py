@@ -20,7 +20,7 @@ class BagFrames(FrameSource):
     """The images of one or more topics of a rosbag2, in the order of their recording.
 
     Frames have the stamps of the message headers; if a stamp is 0, the frame has the time of recording. An
-    image that cannot be read is noted as damage and left out; the index counts it all the same.
+    image that cannot be read is noted as damage and left out; the index still counts it.
 
     Args:
         path: The bag's folder, or a ``.mcap`` or ``.db3`` file.
@@ -147,7 +147,7 @@ class BagLabels:
             return to_label(message, frame.image.shape[:2])
 
     def unmatched(self) -> list[str]:
-        """Return one sentence for each topic with label maps that no frame has asked for: how many they are."""
+        """Return one sentence for each topic that has unmatched label maps: their number."""
         counts = Counter(topic for topic, _ in self._compressed)
         unmatched = Counter(topic for topic, _ in self._compressed.keys() - self._requested)
         return [

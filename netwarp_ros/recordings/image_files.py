@@ -32,7 +32,7 @@ class ImageFiles(FrameSource):
         by_stem: dict[str, Path] = {}
         for path in self.paths:
             if path.stem in by_stem:
-                raise ValueError(f"{by_stem[path.stem]} and {path} have the same name but for the ending: rename one")
+                raise ValueError(f"{by_stem[path.stem]} and {path} have the same stem: rename one")
             by_stem[path.stem] = path
 
     @classmethod
@@ -68,7 +68,7 @@ class LabelFolder:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no folder {self.folder}: give one of label maps NAME.png")
+            raise FileNotFoundError(f"no folder {self.folder}: give one with label maps NAME.png")
         if not any(self.folder.glob("*.png")):
             raise FileNotFoundError(f"{self.folder} holds no label map NAME.png, named like the images")
 

@@ -107,7 +107,7 @@ def to_label(message: Any, size: tuple[int, ...]) -> np.ndarray:
         The label map, ``(H, W)`` uint8, a copy.
 
     Raises:
-        ImageError: If encoding or size is another one, or height, step and data do not fit together.
+        ImageError: If encoding or size is different, or height, step and data do not fit together.
     """
     encoding = getattr(message, "encoding", "compressed")
     if encoding not in ("mono8", "8UC1"):

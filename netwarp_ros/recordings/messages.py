@@ -85,7 +85,7 @@ def deserialize(message_type: str, data: bytes) -> Any:
         The message. Its image data are a read-only view of ``data``.
 
     Raises:
-        ValueError: If the type is another one, or the data are not such a message (`ImageError`).
+        ValueError: If the type is different, or the data are not such a message (`ImageError`).
     """
     if message_type not in IMAGES:
         raise ValueError(f"its type is {message_type}, not one of {' and '.join(IMAGES)}")

@@ -3,12 +3,12 @@
 //   name; node (empty: none); level (OK, WARN, ERROR, STALE) and message of its diagnostics;
 //   about, values: the values of the node's and of the camera's status on /diagnostics;
 //   silence: seconds since the latest mask, null before the first; picture: the newest picture's number, 0: none;
-//   frames: for each of the latest frames a list: STAGES, total and age in ms, and 1 if the memory started anew, else 0.
+//   frames: for each of the latest frames a list: STAGES, total and age in ms, and 1 if the memory was reset, else 0.
 "use strict";
 
 const STAGES = ["wait", "decode", "prepare", "flow", "network", "publish"];
 const RESET = STAGES.length + 2;
-const SILENT_S = 2; // without a mask, after which the page says so
+const SILENT_S = 2; // without a mask until the page says so
 const COLUMNS = 120; // frames in a timeline
 
 const cards = new Map();
@@ -140,7 +140,7 @@ class Card {
   }
 }
 
-// Draws one column for each frame, newest at the right, with its stages stacked and a mark if the memory started anew.
+// Draws one column for each frame, newest at the right, with its stages stacked and a mark if the memory was reset.
 function drawTimeline(canvas, frames) {
   const scale = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];

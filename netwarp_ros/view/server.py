@@ -108,7 +108,7 @@ def serving(source: Source, host: str, port: int) -> Iterator[str]:
 
 
 def make_app(source: Source, hosts: Sequence[str]) -> Starlette:
-    """Return the application, which only answers requests to read.
+    """Return the application, which answers only GET and HEAD.
 
     Args:
         source: Provides what is shown.

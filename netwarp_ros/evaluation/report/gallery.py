@@ -41,8 +41,8 @@ class Picture:
 class FrameGallery:
     """Keeps the best and the worst frames of an evaluation.
 
-    The measure is the frame's mean IoU or, without labels, its temporal consistency. If the host is run, it is what
-    NetWarp gains over the host.
+    The measure is the frame's mean IoU or, without labels, its temporal consistency. If the host is run, it is
+    NetWarp's gain over the host.
 
     Args:
         classes: Names and colors of the classes.

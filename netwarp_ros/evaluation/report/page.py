@@ -45,7 +45,7 @@ def write_page(
         path: The ``.html`` file.
         results: Results of the evaluation.
         classes: Names and colors of the classes.
-        gallery: Has seen every frame.
+        gallery: Holds the pictures.
         context: The other keys of `netwarp evaluate --json`: ``settings``, ``inputs``, ``environment``, ``damage``.
     """
     import jinja2

@@ -2,7 +2,7 @@
 """The demonstration: ``python -m netwarp_ros.node.tools.demo`` sends a street clip through the ROS graph.
 
 It writes the clip as a bag. A replay node publishes the bag over DDS and a segment node segments it, each in a process
-of its own; this process records the masks. Every frame must come out, or be counted as dropped.
+of its own; this process records the masks. Every frame must get a mask or be counted as dropped.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(
     frames: Annotated[int, typer.Option(help="Length of the clip.", min=2)] = 120,
     rate: Annotated[float, typer.Option(help="Frames per second.", min=1.0, max=240.0)] = 10.0,
 ) -> None:
-    """Send a street clip through the ROS graph, and leave summary.json, overlay.mp4 and overlay.png."""
+    """Send a street clip through the ROS graph; write summary.json, overlay.mp4 and overlay.png."""
     classes = load_classes(CLASSES)
     classes.check_names(read_spec(find_weights(model)).classes, f"model {model}")
     out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
     """Play the bag through a segment node, and record its results.
 
     Raises:
-        NodeError: If a process fails, or a frame neither comes out nor is counted as dropped.
+        NodeError: If a process fails, or a frame neither gets a mask nor is counted as dropped.
     """
     # A namespace of its own, so that two demonstrations on one machine do not mix.
     namespace = f"/demo_{os.getpid()}"
@@ -190,7 +190,7 @@ class Recorder:
         """Receive messages until a condition holds.
 
         Raises:
-            NodeError: If it does not hold, and no mask has arrived for `TIMEOUT_S`.
+            NodeError: If no mask arrives for `TIMEOUT_S` before it holds.
         """
         count, deadline = -1, 0.0
         while not done():
@@ -202,7 +202,7 @@ class Recorder:
             meanwhile()
 
     def close(self) -> None:
-        """Leave the graph."""
+        """Destroy the node."""
         self.executor.shutdown()
         self.node.destroy_node()
 
@@ -224,7 +224,7 @@ def draw(
     """Compare the masks with the labels, and write overlay.mp4 of all frames and overlay.png of the middle one.
 
     Returns:
-        The confusion matrix of the frames that came out.
+        The confusion matrix of the frames with a mask.
     """
     confusion = ConfusionMatrix(len(classes), classes.void)
     frames = open_frames(bag)

@@ -31,12 +31,12 @@ ACK_TIMEOUT = Duration(seconds=2)
 
 @dataclass(frozen=True)
 class SentImages:
-    """The images that cameras published during a measurement, and what the node used meanwhile.
+    """The images that cameras published during a measurement, and the node's CPU and memory.
 
     Attributes:
-        begin_ns: Begin of the measurement, on the clock of the stamps.
+        begin_ns: Start of the measurement, on the clock of the stamps.
         end_ns: End of the measurement.
-        count: Images published in between, by all cameras together.
+        count: Images published during it, by all cameras together.
         last_stamps_ns: Stamp of each camera's last image.
         cpu: CPU cores that the node's process kept busy on average.
         memory_mb: Resident memory of the node's process at the end, in 10^6 bytes.

@@ -54,7 +54,7 @@ WARM_UP_S = 2.0
 """Seconds for which the cameras publish before the measurement."""
 
 SILENCE_S = 2.0
-"""Seconds without a result after which none is expected: the last image of a camera may have been lost."""
+"""Seconds without a result after which the wait ends: the last image of a camera may have been lost."""
 
 
 class NodeUnderTest:
@@ -104,7 +104,7 @@ class NodeUnderTest:
 
 
 class Bench:
-    """Puts nodes under load. A context manager, which ends the nodes.
+    """Context manager: puts nodes under load, and ends them at exit.
 
     Its ROS domain is limited to this machine, whatever the environment says. Fast DDS gets shared memory for large
     images, unless the environment names another profile.
@@ -224,7 +224,7 @@ class Bench:
         """Receive messages until a condition holds.
 
         Raises:
-            NodeError: If the node ends before, or after the timeout.
+            NodeError: If the node ends first, or on timeout.
             KeyboardInterrupt: If a signal ends ROS.
         """
         deadline = time.monotonic() + timeout_s
@@ -251,7 +251,7 @@ class Bench:
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         subscriptions = []
         for index, camera in enumerate(node.cameras):
-            # The masks are received, as by any user of them, and discarded.
+            # Receive the masks as a user would, and discard them.
             self._node.create_subscription(Image, f"{camera}/segmentation/mask", lambda _: None, newest, raw=True)
             on_timing, topic = partial(node.on_timing, index), f"{camera}/segmentation/timing"
             subscriptions.append(self._node.create_subscription(FrameTiming, topic, on_timing, QoSProfile(depth=1000)))
@@ -278,7 +278,7 @@ def benchmark(
     peak: bool = True,
     **parameters: Any,
 ) -> Iterator[Run]:
-    """Put nodes under load. They take turns at each rate, so that other work on the machine disturbs all alike.
+    """Put nodes under load. They alternate at each rate, so that other load on the machine slows all down alike.
 
     Args:
         systems: Keys of `SYSTEMS`.
@@ -297,7 +297,7 @@ def benchmark(
         NodeError: If a node ends, or cannot be configured.
     """
     if unknown := set(systems) - set(SYSTEMS):
-        raise ValueError(f"nodes are {', '.join(sorted(unknown))!r}: give some of {', '.join(SYSTEMS)}")
+        raise ValueError(f"unknown nodes {', '.join(sorted(unknown))!r}: give some of {', '.join(SYSTEMS)}")
     for number, size in ((number, size) for number in cameras for size in sizes):
         with Bench() as bench:
             runs: dict[str, list[Run]] = {system: [] for system in systems}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node as tutorials write it, with which `netwarp benchmark node` compares the segment node.
+"""A node as in tutorials. `netwarp benchmark node` compares the segment node with it.
 
 Its callback decodes the image, runs the network and publishes the mask; up to ten images wait in the queue. Network,
 precision and messages are those of the segment node with ``host_only``, so only the nodes differ.

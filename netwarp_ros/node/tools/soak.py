@@ -9,8 +9,7 @@ cameras. Then the cameras fire together, at 1.5 times the rate that the node can
 
 The bound on a mask's age: cameras are served in turn, and the newest image of each is taken. Each of N cameras sends an
 image every N/1.5 S, so an image waits at most N/1.5 S, and its mask follows one S later: after N/1.5 + 1 service times,
-if all service times are equal. For one camera this is 1.67, and 2.5 allows half as much again. The same allowance for N
-cameras is 1.5 * (N/1.5 + 1) = N + 1.5 service times.
+if all service times are equal. The bound is 1.5 times that: 1.5 * (N/1.5 + 1) = N + 1.5 service times.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def memory_growth(memory: list[tuple[float, float]]) -> float:
     The first tenth is warm-up.
 
     Args:
-        memory: Time in s and memory, in their order.
+        memory: Time in s and memory, in order of time.
     """
     tenth = math.ceil(len(memory) / 10)
     sizes = [size for _, size in memory]

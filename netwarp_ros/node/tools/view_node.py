@@ -55,7 +55,7 @@ class _Camera:
         overlay_count: Number of overlays received.
         overlay: The newest overlay; None if there is none.
         subscription: Subscription to the overlays; None while no page is open.
-        jpeg: The newest encoded overlay, after the `overlay_count` at which it was the newest.
+        jpeg: The `overlay_count` of the newest encoded overlay, and its JPEG.
     """
 
     name: str
@@ -241,7 +241,7 @@ def view(cameras: Sequence[str], namespace: str, host: str, port: int) -> None:
         port: Port to listen on; 0: any free port.
 
     Raises:
-        SystemExit: With status 2, if a name is not valid or the host and port cannot be listened on.
+        SystemExit: With status 2, if a name is not valid, or host and port cannot be opened.
     """
     with ros_process("netwarp view"):
         node = ViewNode(cameras, namespace)

@@ -107,7 +107,7 @@ class VideoConsistency:
         self._runs: dict[str, _PixelRuns] = {}
 
     def restart(self, video: str = "") -> None:
-        """Begin the windows of a video anew: call this after a gap, or after a frame without a label."""
+        """Restart the windows of a video. Call this after a gap, or after a frame without a label."""
         self._runs.pop(video, None)
 
     def update(self, prediction: np.ndarray, label: np.ndarray, video: str = "") -> None:

@@ -116,7 +116,8 @@ def test_invalid_loads_are_refused(option: str, capsys: pytest.CaptureFixture[st
         cli.main(["benchmark", "node", option])
     assert end.value.code == 2
     name, value = option.removeprefix("--").split("=")
-    assert f"{name} {'are' if name == 'nodes' else 'is'} '{value}': give " in capsys.readouterr().err
+    subject = "unknown nodes" if name == "nodes" else f"{name} is"
+    assert f"{subject} '{value}': give " in capsys.readouterr().err
 
 
 # Four processes start ROS and PyTorch: 20 s on two cores, and minutes on a slow machine that has other work to do.

@@ -32,7 +32,7 @@ class ImageFiles(FrameSource):
         by_stem: dict[str, Path] = {}
         for path in self.paths:
             if path.stem in by_stem:
-                raise ValueError(f"{by_stem[path.stem]} and {path} have the same stem: rename one")
+                raise ValueError(f"{by_stem[path.stem]} and {path} differ only in their ending: rename one")
             by_stem[path.stem] = path
 
     @classmethod

@@ -63,7 +63,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_images_with_the_same_stem_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.bmp and .*a\.png have the same stem"):
+    with pytest.raises(ValueError, match=r"a\.bmp and .*a\.png differ only in their ending"):
         open_frames(write_images(tmp_path, "a.png", "a.bmp"))
 
 

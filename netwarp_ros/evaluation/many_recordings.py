@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from netwarp_ros.evaluation.provenance import describe_input
-from netwarp_ros.evaluation.results import EvaluationResults, write_json
-from netwarp_ros.evaluation.scoring import PartialResults, summarise
+from netwarp_ros.evaluation.results import EvaluationResults, PartialResults, write_json
+from netwarp_ros.evaluation.scoring import summarise
 from netwarp_ros.evaluation.slices import (
     Slice,
     SliceResults,

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from labelled import CAMVID, HEIGHT, WIDTH, label, picture, write
+from PIL import Image
 
 from netwarp_ros.datasets.camvid import ORIGINAL_COLORS, VOID, CamVid, from_colors, usual_split
 from netwarp_ros.datasets.samples import clips
@@ -146,6 +147,21 @@ def test_the_32_colors_become_11_classes() -> None:
         assert ORIGINAL_COLORS[tuple(color)][1] == value
 
 
+def test_indices_of_an_indexed_label_map_are_ids_unless_its_palette_has_camvids_colors(tmp_path: Path) -> None:
+    ids = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 12
+    colors = np.uint8([*list(ORIGINAL_COLORS)[:12]])
+    other = np.uint8([[0, 0, 0], [128, 0, 0], *[[value, 7, 9] for value in range(10)]])  # begins with Void, Building
+    expected = {"ids": ids, "colors": np.uint8([ORIGINAL_COLORS[tuple(color)][1] for color in colors.tolist()])[ids]}
+    for name, palette in (("ids", other), ("colors", colors)):
+        write_pair(tmp_path, name, image_of(), None)
+        image = Image.fromarray(ids)
+        image.putpalette(palette.tobytes())
+        image.save(tmp_path / "labels" / f"{name}.png")
+    assert {sample.name: sample.label.tolist() for sample in CamVid(tmp_path)} == {
+        name: label.tolist() for name, label in expected.items()
+    }
+
+
 def test_few_pixels_of_unknown_color_become_void_and_many_are_refused() -> None:
     colored = np.broadcast_to(np.uint8([128, 128, 128]), (10, 20, 3)).copy()
     colored[0, 0] = 26, 26, 26
@@ -155,6 +171,15 @@ def test_few_pixels_of_unknown_color_become_void_and_many_are_refused() -> None:
     colored[0, :3] = 77, 26, 1
     with pytest.raises(ValueError, match=r"a\.png holds the RGB color \(1, 26, 77\), which is not one of"):
         from_colors(colored, "a.png")
+
+
+def test_images_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+    for number in (10, 8, 9):
+        write_pair(tmp_path, f"a_{number}", image_of(), label(0))
+    camvid = CamVid(tmp_path)
+    assert [(camvid.name(index), camvid.frames_before(index)) for index in range(3)] == [
+        ("a_8", 0), ("a_9", 1), ("a_10", 2),
+    ]  # fmt: skip
 
 
 def test_numbers_in_names_tell_which_frames_are_consecutive(tmp_path: Path) -> None:

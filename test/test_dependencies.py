@@ -22,6 +22,7 @@ MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "backports.zstd": "backports.zstd",
     "cv2": "opencv-contrib-python-headless",
     "torch.utils.tensorboard": "tensorboard",

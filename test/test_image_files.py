@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from recorded import HEIGHT, WIDTH, noise, write_images
 
 from netwarp_ros.recordings.frames import Frame
@@ -30,6 +33,34 @@ def test_a_folder_gives_its_images_sorted_by_name_at_the_given_rate(tmp_path: Pa
     ]
     np.testing.assert_array_equal(frames[1].image, noise(0))
     assert [frame.name for frame in recording] == ["a", "b", "c"]  # a second time
+
+
+def test_numbers_in_names_are_sorted_as_numbers(tmp_path: Path) -> None:
+    names = [f"frame_{index}" for index in range(12)]
+    recording = open_frames(write_images(tmp_path, *(f"{name}.png" for name in reversed(names))))
+    assert [frame.name for frame in recording] == names
+    assert recording.damage == []
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["a_2.png", "a_02.png", "a_1.png"], "a_02.png is read before a_2.png"),
+        (["1.25.png", "1.5.png"], "1.5.png is read before 1.25.png"),  # 1.5 s may be later than 1.25 s
+    ],
+)
+def test_names_that_leave_the_order_open_are_noted(tmp_path: Path, names: list[str], order: str) -> None:
+    recording = open_frames(write_images(tmp_path, *names))
+    assert recording.damage == [
+        f"{tmp_path}: {order}, but their names leave the order open: write all numbers with the same number of digits"
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [["1.500000", "1.250000", "2.000000"], ["2026-01-02_3", "2026-01-02_10"], ["left_1", "right_1"]]
+)
+def test_names_with_a_clear_order_are_not_noted(tmp_path: Path, names: list[str]) -> None:
+    assert open_frames(write_images(tmp_path, *(f"{name}.png" for name in names))).damage == []
 
 
 def test_images_have_15_frames_per_second_by_default(tmp_path: Path) -> None:
@@ -87,6 +118,42 @@ def test_label_maps_are_found_by_the_names_of_frames(tmp_path: Path) -> None:
     labels, frame = write_label(tmp_path, label)
     np.testing.assert_array_equal(labels(frame), label)
     assert labels(Frame(1, 0, "b", noise())) is None
+
+
+def write_indexed(path: Path, indices: np.ndarray, palette: np.ndarray) -> None:
+    """Write an indexed PNG; the palette is (N, 3), RGB."""
+    path.parent.mkdir(exist_ok=True)
+    image = Image.fromarray(indices)
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    image.save(path)
+
+
+def test_an_indexed_label_map_holds_class_ids(tmp_path: Path) -> None:
+    label = noise()[..., 0] % 12
+    labels, frame = write_label(tmp_path, label)
+    # Two indices have the same color: the ids cannot be told from the colors.
+    write_indexed(tmp_path / "labels" / "a.png", label, np.repeat([[5, 6, 7], [80, 70, 60]], 6, axis=0))
+    np.testing.assert_array_equal(labels(frame), label)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("color_type", [0, 3], ids=["grey", "indexed"])
+def test_a_label_map_may_have_less_than_8_bits(tmp_path: Path, bits: int, color_type: int) -> None:
+    label = np.arange(16, dtype=np.uint8).reshape(2, 8) % 2**bits
+    digits = (label[..., None] >> np.arange(bits)[::-1]) & 1  # each id in binary
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in digits.reshape(2, -1))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, color_type, 0, 0, 0)),
+        (b"PLTE", bytes(3 * 2**bits)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        if kind != b"PLTE" or color_type == 3:
+            png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "a.png").write_bytes(png)
+    np.testing.assert_array_equal(LabelFolder(tmp_path)(Frame(0, 0, "a", noise(0, 2, 8))), label)
 
 
 @pytest.mark.parametrize(

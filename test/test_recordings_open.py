@@ -65,6 +65,22 @@ def test_a_bag_is_told_by_its_metadata_or_its_files(tmp_path: Path) -> None:
     assert not is_bag(tmp_path / "drive") and not is_bag(tmp_path) and not is_bag(tmp_path / "drive.mp4")
 
 
+@pytest.mark.parametrize("with_images", [True, False])
+def test_a_metadata_file_of_somebody_else_makes_no_bag(tmp_path: Path, with_images: bool) -> None:
+    (tmp_path / "metadata.yaml").write_text("name: street\nlicense: cc-by\n")
+    if not with_images:
+        with pytest.raises(FileNotFoundError, match="holds no image"):
+            open_frames(tmp_path)
+        return
+    assert [frame.name for frame in open_frames(write_images(tmp_path, "000.png", "001.png"))] == ["000", "001"]
+
+
+def test_a_bag_beside_images_is_a_bag_by_its_metadata(tmp_path: Path) -> None:
+    write_bag(tmp_path / "drive", noise_frames(1), topic="/image")
+    write_images(tmp_path / "drive", "preview.png")
+    assert is_bag(tmp_path / "drive")
+
+
 def test_label_maps_come_from_a_folder_or_a_bag(tmp_path: Path) -> None:
     label = noise()[..., 0]
     bag = write_messages(

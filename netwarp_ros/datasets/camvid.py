@@ -16,6 +16,7 @@ import numpy as np
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.datasets.samples import Sample, Samples
+from netwarp_ros.recordings.file_order import in_natural_order
 from netwarp_ros.recordings.image_files import read_image, read_label
 
 VOID = 11
@@ -76,7 +77,8 @@ class CamVid(Samples):
       names of the images (`usual_split`).
 
     An image ``STEM.jpg`` or ``STEM.png`` has the label map ``STEM.png`` or ``STEM_L.png``. It holds class ids, or the
-    colors of the 32 classes (`ORIGINAL_COLORS`).
+    colors of the 32 classes (`ORIGINAL_COLORS`). The indices of an indexed PNG are class ids, unless all colors of its
+    palette are among the 32.
 
     CamVid was recorded at 30 Hz and labelled at 1 Hz, except for the validation images, which are a video at 15 Hz.
     Images whose numbers are at most two apart (``0016E5_07959``, ``0016E5_07961``) are therefore consecutive frames.
@@ -96,7 +98,7 @@ class CamVid(Samples):
         self.classes = load_classes("camvid")
         self.root = Path(root)
         images, labels = _folders(self.root, split)
-        self._images = sorted(path for path in images.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+        self._images = in_natural_order(path for path in images.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
         if images.name == _ORIGINAL[0] and split is not None:
             self._images = [path for path in self._images if usual_split(path.stem) == split]
         if not self._images:
@@ -131,11 +133,11 @@ def from_colors(label: np.ndarray, name: str) -> np.ndarray:
     """Convert a label map from the colors of CamVid's 32 classes to class ids.
 
     Args:
-        label: ``(H, W, 3)`` uint8, BGR.
+        label: ``(..., 3)`` uint8, BGR.
         name: Names the label map in the error.
 
     Returns:
-        ``(H, W)`` uint8, ids from 0 to 11. Unknown colors become void: CamVid's own label maps have some at edges.
+        ``(...)`` uint8, ids from 0 to 11. Unknown colors become void: CamVid's own label maps have some at edges.
 
     Raises:
         ValueError: If more than 1 % of the pixels have an unknown color.

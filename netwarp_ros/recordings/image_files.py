@@ -9,7 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from netwarp_ros.recordings.file_order import ambiguous_names, in_natural_order
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -37,15 +39,27 @@ class ImageFiles(FrameSource):
 
     @classmethod
     def in_folder(cls, folder: Path, rate: float = DEFAULT_RATE) -> ImageFiles:
-        """Return the image files in a folder, sorted by name.
+        """Return the image files in a folder, sorted by name: frame_2 before frame_10.
+
+        If names leave the order open (see `ambiguous_names`), that is noted as damage.
 
         Raises:
             FileNotFoundError: If there is none.
+            ValueError: If two files have the same stem.
         """
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        paths = in_natural_order(
+            path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        )
         if not paths:
             raise FileNotFoundError(f"{folder} holds no image ({' '.join(IMAGE_SUFFIXES)})")
-        return cls(paths, rate)
+        files = cls(paths, rate)
+        if names := ambiguous_names(paths):
+            first, second = (path.name for path in names)
+            files.note_damage(
+                f"{folder}: {first} is read before {second}, but their names leave the order open: write all numbers "
+                "with the same number of digits"
+            )
+        return files
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,7 +73,7 @@ class LabelFolder:
     """Label maps ``folder/NAME.png``, looked up by the names of frames.
 
     Args:
-        folder: Folder of 8-bit single-channel PNGs with class ids.
+        folder: Folder of PNGs with class ids (`read_label`).
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no PNG.
@@ -102,17 +116,23 @@ def read_label(
     """Read a label map, ``(H, W)`` uint8.
 
     Args:
-        path: Image with one channel of 8 bits.
+        path: Image with one channel of at most 8 bits, or an indexed PNG, whose indices are the class ids.
         size: Height and width of the labelled image.
-        from_colors: Converts colors, ``(H, W, 3)`` uint8, BGR, to class ids; its second argument names the label map in
-            errors. Without it, an image of colors is refused.
+        from_colors: Converts colors, ``(..., 3)`` uint8, BGR, to class ids; its second argument names the label map in
+            errors. Without it, an image of colors is refused. If it knows all colors of an indexed PNG's palette, the
+            class ids are those of the colors.
 
     Raises:
         ValueError: If the file is not such an image, or has another size.
     """
     label = read_image(path, cv2.IMREAD_UNCHANGED)
-    if from_colors and label.ndim == 3:
+    bits, is_indexed = _png_format(path)
+    if is_indexed:
+        label = _read_indexed(path, from_colors)
+    elif from_colors and label.ndim == 3:
         label = from_colors(label, str(path))
+    elif bits < 8:
+        label //= 255 // (2**bits - 1)  # OpenCV scales grey values to 8 bits
     if label.ndim != 2 or label.dtype != np.uint8:
         raise ValueError(
             f"{path} is {label.shape} {label.dtype}: a label map holds class ids, one channel of 8 bits; "
@@ -121,3 +141,27 @@ def read_label(
     if label.shape != size:
         raise ValueError(f"{path} is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
     return label
+
+
+def _png_format(path: Path) -> tuple[int, bool]:
+    """Return the bits per channel of a PNG, and whether it is indexed; 8 and False for other files."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    return (header[24], header[25] == 3) if header[12:16] == b"IHDR" else (8, False)
+
+
+def _read_indexed(path: Path, from_colors: Callable[[np.ndarray, str], np.ndarray] | None) -> np.ndarray:
+    """Read an indexed PNG: its indices, or the class ids of its colors if ``from_colors`` knows the whole palette."""
+    try:
+        with Image.open(path) as image:
+            indices, palette = np.array(image), np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken chunks
+        raise ValueError(f"{path} cannot be read as an image: repair or remove it") from error
+    if from_colors is None:
+        return indices
+    colors, color_of_index = np.unique(palette[:, ::-1], axis=0, return_inverse=True)
+    try:
+        ids = from_colors(colors[None], str(path))[0]
+    except ValueError:
+        return indices
+    return ids[color_of_index.ravel()][indices]

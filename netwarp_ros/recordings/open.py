@@ -20,8 +20,8 @@ def open_frames(
     """Open a recording.
 
     Args:
-        path: A folder of images (read in the order of their names), an image, a video, or a rosbag2 (its folder, or its
-            ``.mcap`` or ``.db3`` file).
+        path: A folder of images (sorted by name, frame_2 before frame_10), an image, a video, or a rosbag2 (its folder,
+            or its ``.mcap`` or ``.db3`` file).
         rate: Frames per second. Frames are then stamped at this rate from 0, not by the recording. Images have no
             stamps; their rate is `DEFAULT_RATE` if none is given.
         topics: Image topics of a bag; required if it has several.
@@ -82,11 +82,20 @@ def open_labels(
 
 
 def is_bag(path: Path) -> bool:
-    """Return whether a path is a rosbag2: a storage file, or a folder with ``metadata.yaml`` or with storage files."""
+    """Return whether a path is a rosbag2: a storage file, or a folder with rosbag2's metadata or with storage files."""
     if not path.is_dir():
         return path.suffix in BAG_SUFFIXES
-    if (path / "metadata.yaml").is_file():
+    if _has_bag_metadata(path):
         return True
     # A folder of images is not a bag, whatever else it holds.
     suffixes = {file.suffix.lower() for file in path.iterdir()}
     return not suffixes.isdisjoint(BAG_SUFFIXES) and suffixes.isdisjoint(IMAGE_SUFFIXES)
+
+
+def _has_bag_metadata(folder: Path) -> bool:
+    """Return whether a folder's ``metadata.yaml`` is rosbag2's; other programs write files of this name, too."""
+    try:
+        with (folder / "metadata.yaml").open("rb") as file:
+            return b"rosbag2_bagfile_information" in file.read(65536)
+    except (FileNotFoundError, IsADirectoryError):
+        return False

@@ -25,7 +25,9 @@ from graph import (
 )
 from sensor_msgs.msg import Image
 
-from netwarp_ros.recordings.bag_writer import write_bag
+from netwarp_ros.node.replay_node import MAX_PAUSE_S, Pacer
+from netwarp_ros.recordings import messages
+from netwarp_ros.recordings.bag_writer import BagWriter, write_bag
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.recordings.open import open_frames
@@ -82,6 +84,51 @@ def test_a_bag_is_published_as_recorded(graph: Graph, bag: Path, images: list[np
     for index, (message, image) in enumerate(zip(received, images, strict=True)):
         assert message.header == header(100 * SECOND + index**2 * 1000, "camera_optical_frame")
         np.testing.assert_array_equal(to_bgr(message), image)
+
+
+def test_a_bag_is_played_at_the_times_of_recording_whatever_its_stamps(
+    graph: Graph, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    # The camera's clock is set twice.
+    stamps = [12 * SECOND, 12 * SECOND + SECOND // 10, 1_700_000_000 * SECOND, SECOND]
+    with BagWriter(tmp_path / "drive") as bag:
+        for index, stamp_ns in enumerate(stamps):
+            header_ = messages.header(stamp_ns, "camera")
+            message = messages.image_message(images[index], "bgr8", header_)
+            bag.write("/camera/image_raw", message, 1_700_000_000 * SECOND + index * SECOND // 10)
+    received = replayed(graph, tmp_path / "log", "camera", len(stamps), path=tmp_path / "drive", stamp="recorded")
+    assert [message.header for message in received] == [header(stamp, "camera_optical_frame") for stamp in stamps]
+    assert (
+        "image 000002 is stamped 1699999988.0 s after the first one, but was recorded 0.2 s after it: images are "
+        "published at the times of recording"
+    ) in (tmp_path / "log").read_text()
+
+
+def frame_at(index: int, stamp_s: float, recorded_s: float) -> Frame:
+    image = np.zeros((1, 1, 3), np.uint8)
+    return Frame(index, round(stamp_s * SECOND), f"{index:06d}", image, recorded_ns=round(recorded_s * SECOND))
+
+
+@pytest.mark.parametrize(
+    ("stamps", "recorded", "waits", "warned"),
+    [
+        ([1.0, 1.1, 1.2], [5.0, 5.1, 5.3], [0, 0.1, 0.2], []),
+        ([1.0, 9e8, 1.2], [5.0, 5.1, 5.2], [0, 0.1, 0.1], ["image 000001 is stamped 899999999.0 s after the first"]),
+        ([0.0, 0.5, 2.0], [5.0, 6.0, 9.0], [0, 1, 3], ["image 000002 is stamped 2.0 s after the first one, but was"]),
+        # The computer's clock is set while recording.
+        ([1.0, 2.0, 9e8], [1.0, 2.0, 9e8], [0, 1, MAX_PAUSE_S], ["image 000002 was recorded 899999998.0 s after"]),
+        ([7.0, 8.0, 1.0], [7.0, 8.0, 1.0], [0, 1, 0], []),
+    ],
+)
+def test_images_are_due_at_the_intervals_of_their_recording(
+    stamps: list[float], recorded: list[float], waits: list[float], warned: list[str]
+) -> None:
+    warnings: list[str] = []
+    pacer = Pacer(warnings.append)
+    frames = [frame_at(index, *times) for index, times in enumerate(zip(stamps, recorded, strict=True))]
+    assert [pacer.wait_s(frame) for frame in frames] == pytest.approx(waits)
+    assert len(warnings) == len(warned)
+    assert all(warning.startswith(start) for warning, start in zip(warnings, warned, strict=True))
 
 
 def test_a_folder_is_published_at_the_given_rate_as_the_given_camera(

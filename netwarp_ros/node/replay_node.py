@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -28,6 +29,12 @@ QUEUE_DEPTH = 10
 POLL_S = 0.02
 """Seconds between two checks of the number of subscribers."""
 
+MAX_PAUSE_S = 10.0
+"""Longest time between two images. A recording has longer pauses if the clock was set while recording."""
+
+MAX_DISAGREEMENT_S = 0.5
+"""How far stamps and times of recording may drift apart before the node says so."""
+
 ACK_TIMEOUT = Duration(seconds=10)
 """How long to wait at the end until reliable subscribers have received all images."""
 
@@ -43,11 +50,49 @@ class ReplayParameters:
     rate: float = parameter(0.0, "Images per second; 0: as recorded.", limits=(0.0, 1000.0))
     stamp: str = parameter(
         "now",
-        "Stamps in the headers: the time of publishing, or the time of recording (which follows rate if that is set).",
+        "Stamps in the headers: the time of publishing, or those of the recording (which follow rate if that is set).",
         choices=("now", "recorded"),
     )
     loop: bool = parameter(False, "Start again at the end, until a signal ends the node.")
     subscribers: int = parameter(1, "Number of subscribers to wait for before the first image.", limits=(0, 100))
+
+
+class Pacer:
+    """Says when the images of a recording are due: at the intervals at which they were recorded.
+
+    Stamps do not set the pace, because they jump if a camera's clock is set. Pauses are at most `MAX_PAUSE_S` long.
+
+    Args:
+        warn: Called with a sentence for each pause that is shortened, and for the first image whose stamp and time of
+            recording disagree.
+    """
+
+    def __init__(self, warn: Callable[[str], object]) -> None:
+        self._warn = warn
+        self._first: Frame | None = None
+        self._previous_ns = 0
+        self._agrees = True
+
+    def wait_s(self, frame: Frame) -> float:
+        """Return the seconds from the image before to this one; 0 for the first, or if it was recorded earlier."""
+        if self._first is None:
+            self._first, self._previous_ns = frame, frame.arrival_ns
+        recorded_s = (frame.arrival_ns - self._first.arrival_ns) * 1e-9
+        stamped_s = (frame.stamp_ns - self._first.stamp_ns) * 1e-9
+        if self._agrees and abs(stamped_s - recorded_s) > MAX_DISAGREEMENT_S:
+            self._agrees = False
+            self._warn(
+                f"image {frame.name} is stamped {stamped_s:.1f} s after the first one, but was recorded "
+                f"{recorded_s:.1f} s after it: images are published at the times of recording"
+            )
+        pause_s = (frame.arrival_ns - self._previous_ns) * 1e-9
+        self._previous_ns = frame.arrival_ns
+        if pause_s > MAX_PAUSE_S:
+            self._warn(
+                f"image {frame.name} was recorded {pause_s:.1f} s after the one before: it is published after "
+                f"{MAX_PAUSE_S:.0f} s"
+            )
+        return min(max(pause_s, 0.0), MAX_PAUSE_S)
 
 
 class ReplayNode(Node):
@@ -94,11 +139,12 @@ class ReplayNode(Node):
         self.get_logger().info(f"{count} images published on {topic}")
 
     def _play_once(self, executor: Executor) -> int:
-        count, start_s, first_ns = 0, monotonic(), 0
-        for count, frame in enumerate(self.frames, start=1):
-            first_ns = frame.stamp_ns if count == 1 else first_ns
-            _spin_until(start_s + (frame.stamp_ns - first_ns) * 1e-9, executor)
+        count, due_s, pacer = 0, monotonic(), Pacer(self.get_logger().warning)
+        for frame in self.frames:
+            due_s += pacer.wait_s(frame)
+            _spin_until(due_s, executor)
             self._publish(frame)
+            count += 1
         return count
 
     def _publish(self, frame: Frame) -> None:

@@ -24,7 +24,7 @@ from netwarp_ros.flow import FlowFolder
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bag_writer import BagWriter
 from netwarp_ros.recordings.frames import Frame, FrameSource, read_ahead
-from netwarp_ros.recordings.image_files import read_image
+from netwarp_ros.recordings.image_files import read_samples
 from netwarp_ros.recordings.messages import header, image_message, label_info, timing_message
 from netwarp_ros.recordings.video_writer import VideoWriter
 from netwarp_ros.segmenter import MemoryState, Result, Segmenter, Stream
@@ -175,7 +175,7 @@ def write_masks(path: Path, folder: Path, rows: Sequence[TimingRow], classes: Cl
             topic, common = f"{camera}/segmentation", header(row.stamp_ns, row.frame_id)
             if not sequences[camera]:
                 bag.write(f"{topic}/label_info", label_info(common, classes), row.recorded_ns)
-            mask = read_image(folder / "masks" / f"{row.name}.png", cv2.IMREAD_UNCHANGED)
+            mask = read_samples(folder / "masks" / f"{row.name}.png")
             bag.write(f"{topic}/mask", image_message(mask, "mono8", common), row.recorded_ns)
             stages = {stage: getattr(row, f"{stage}_ms") for stage in _STAGES}
             timing = timing_message(common, sequences[camera], stages, MemoryState[row.memory.upper()], row.reason)
@@ -188,7 +188,7 @@ def write_video(path: Path, frames: FrameSource, folder: Path, camera: str, clas
     with replacing(path) as temporary, VideoWriter(temporary, frames.rate) as video:
         for frame in read_ahead(frames):
             if frame.camera == camera:
-                mask = read_image(folder / "masks" / f"{frame.name}.png", cv2.IMREAD_UNCHANGED)
+                mask = read_samples(folder / "masks" / f"{frame.name}.png")
                 video.write(classes.overlay(frame.image, mask, alpha))
 
 

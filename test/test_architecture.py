@@ -53,8 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ROS = {"rclpy", "launch", "launch_ros", "ament_index_python", "cv_bridge", "diagnostic_updater"}
 
 SEGMENT_NODE_LOADS = {
-    "classes", "environment", "flow", "mailbox", "models", "msg", "node", "ops", "recordings.image_messages",
-    "recordings.messages", "resources", "segmenter", "timing",
+    "classes", "environment", "flow", "mailbox", "models", "msg", "node", "ops", "recordings.image_codecs",
+    "recordings.image_messages", "recordings.messages", "resources", "segmenter", "timing",
 }  # fmt: skip
 """What the robot's process consists of."""
 

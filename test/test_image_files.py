@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from recorded import HEIGHT, WIDTH, noise, write_images
 
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.image_files import ImageFiles, LabelFolder
+from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.recordings.open import open_frames
 
 # Images
@@ -86,6 +88,32 @@ def test_a_grey_image_is_converted_to_bgr(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((4, 5), 9, np.uint8))
     (frame,) = open_frames(tmp_path)
     assert frame.image.shape == (4, 5, 3) and (frame.image == 9).all()
+
+
+def test_a_damaged_jpeg_is_refused(tmp_path: Path) -> None:
+    jpeg = cv2.imencode(".jpg", noise())[1].tobytes()
+    for name, data in (("cut", jpeg[:-400]), ("closed", jpeg[:-400] + jpeg[-2:])):
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(data)
+        assert cv2.imread(str(path)).shape == (HEIGHT, WIDTH, 3)
+        with pytest.raises(
+            ValueError, match=rf"{name}\.jpg cannot be read as an image \(libjpeg-turbo finds: .*repair"
+        ):
+            next(iter(open_frames(path)))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_an_image_is_the_same_in_a_file_and_in_a_message(tmp_path: Path, ending: str) -> None:
+    """The pixels, 16 bits as 8, and the orientation in EXIF data."""
+    image = noise().astype(np.uint16) * 257 + 100 if ending == "png" else noise()
+    data = cv2.imencode(f".{ending}", image)[1].tobytes()
+    if ending == "jpg":
+        exif = b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # orientation 6
+        data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+    (tmp_path / f"image.{ending}").write_bytes(data)
+    (frame,) = open_frames(tmp_path)
+    np.testing.assert_array_equal(frame.image, to_bgr(SimpleNamespace(format=ending, data=data)))
+    assert frame.image.shape == (HEIGHT, WIDTH, 3)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

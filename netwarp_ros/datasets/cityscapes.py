@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.datasets.samples import Sample, Samples
-from netwarp_ros.recordings.image_files import read_image, read_label
+from netwarp_ros.recordings.image_files import read_image, read_label, read_samples
 
 TRAIN_IDS = {
     7: 0,  # road
@@ -111,7 +110,7 @@ class Cityscapes(Samples):
 
     def instances(self, index: int) -> np.ndarray:
         path = self._labels[index].with_name(self._labels[index].name.replace("labelIds", "instanceIds"))
-        ids = read_image(path, cv2.IMREAD_UNCHANGED)
+        ids = read_samples(path)
         if ids.ndim != 2 or ids.dtype != np.uint16:
             raise ValueError(f"{path} is {ids.shape} {ids.dtype}: instance ids are one channel of 16 bits")
         return np.where(ids < 1000, np.uint16(0), ids)

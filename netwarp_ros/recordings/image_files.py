@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from netwarp_ros.recordings.file_order import ambiguous_names, in_natural_order
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
+from netwarp_ros.recordings.image_codecs import STORED_COLORS, ImageError, decode, samples_to_bgr
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
@@ -98,16 +98,26 @@ class LabelFolder:
         return read_label(path, frame.image.shape[:2])
 
 
-def read_image(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Read an image file, by default as ``(H, W, 3)`` uint8, BGR.
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as ``(H, W, 3)`` uint8, BGR, as `image_codecs` decodes it.
 
     Raises:
-        ValueError: If OpenCV cannot read it.
+        ValueError: If it cannot be read, or is damaged.
     """
-    image = cv2.imread(str(path), flags)
-    if image is None:
-        raise ValueError(f"{path} cannot be read as an image: repair or remove it")
-    return image
+    samples = read_samples(path)
+    return samples_to_bgr(samples, STORED_COLORS[samples[0, 0].size])
+
+
+def read_samples(path: Path) -> np.ndarray:
+    """Read the samples that an image file stores, as `image_codecs.decode` returns them.
+
+    Raises:
+        ValueError: If it cannot be read, or is damaged.
+    """
+    try:
+        return decode(np.fromfile(path, np.uint8))
+    except (OSError, ImageError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
 
 def read_label(
@@ -125,7 +135,7 @@ def read_label(
     Raises:
         ValueError: If the file is not such an image, or has another size.
     """
-    label = read_image(path, cv2.IMREAD_UNCHANGED)
+    label = read_samples(path)
     bits, is_indexed = _png_format(path)
     if is_indexed:
         label = _read_indexed(path, from_colors)

@@ -6,15 +6,22 @@ Messages may be of any Python class with the fields of ``sensor_msgs/Image`` or 
 
 from __future__ import annotations
 
-import struct
+import re
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-
-class ImageError(ValueError):
-    """An image message contradicts itself or cannot be decoded."""
+from netwarp_ros.recordings.image_codecs import (
+    COLORS,
+    JPEG,
+    PNG,
+    STORED_COLORS,
+    ImageError,
+    decode,
+    samples_to_bgr,
+    to_8_bits,
+)
 
 
 class _Layout(NamedTuple):
@@ -41,24 +48,12 @@ class _Layout(NamedTuple):
 
 
 _DEPTHS = {"8": "u1", "16": "u2"}
-_CODES = {
-    "mono": (1, cv2.COLOR_GRAY2BGR),
-    "bgr": (3, None),
-    "rgb": (3, cv2.COLOR_RGB2BGR),
-    "bgra": (4, cv2.COLOR_BGRA2BGR),
-    "rgba": (4, cv2.COLOR_RGBA2BGR),
-    # ROS names a Bayer pattern by its first four pixels, OpenCV by the second and third pixel of the second row.
-    "bayer_rggb": (1, cv2.COLOR_BayerBG2BGR),
-    "bayer_bggr": (1, cv2.COLOR_BayerRG2BGR),
-    "bayer_gbrg": (1, cv2.COLOR_BayerGR2BGR),
-    "bayer_grbg": (1, cv2.COLOR_BayerGB2BGR),
-}
 _UYVY = _Layout("u1", 2, cv2.COLOR_YUV2BGR_UYVY, chroma=(2, 1))
 _YUYV = _Layout("u1", 2, cv2.COLOR_YUV2BGR_YUYV, chroma=(2, 1))
 
 ENCODINGS = {
-    **{f"{name}{bits}": _Layout(dtype, *code) for bits, dtype in _DEPTHS.items() for name, code in _CODES.items()},
-    **{f"8UC{channels}": _Layout("u1", *_CODES[name]) for channels, name in ((1, "mono"), (3, "bgr"), (4, "bgra"))},
+    **{f"{name}{bits}": _Layout(dtype, *code) for bits, dtype in _DEPTHS.items() for name, code in COLORS.items()},
+    **{f"8UC{channels}": _Layout("u1", *COLORS[name]) for channels, name in STORED_COLORS.items()},
     "uyvy": _UYVY,
     "yuv422": _UYVY,
     "yuyv": _YUYV,
@@ -69,14 +64,15 @@ ENCODINGS = {
 }
 """The supported encodings of ``sensor_msgs/Image``. 8UC1, 8UC3 and 8UC4 are taken as mono8, bgr8 and bgra8."""
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_FORMAT = re.compile(r"(?P<raw>\w+); ?\w+ compressed ?(?P<stored>\w*)")
+"""A format of `compressed_image_transport`: encoding of the raw image, codec, encoding of what was compressed."""
 
 
 def to_bgr(message: Any) -> np.ndarray:
     """Decode an image message to BGR.
 
     Samples of 16 bits are scaled to 8 bits: times 255/65535, rounded. YUV is BT.601 in video range. The orientation in
-    a JPEG's EXIF data is ignored: the image is as the sensor saw it.
+    EXIF data is ignored: the image is as the sensor saw it.
 
     Args:
         message: An ``Image`` with an encoding in `ENCODINGS`, or a ``CompressedImage`` with a JPEG or PNG.
@@ -87,8 +83,7 @@ def to_bgr(message: Any) -> np.ndarray:
     Raises:
         ImageError: If width, height, encoding, step and data do not fit together, or the data cannot be decoded.
     """
-    image = _decompress(message) if hasattr(message, "format") else _convert(message)
-    return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=255 / 65535)
+    return _decompress(message) if hasattr(message, "format") else to_8_bits(_convert(message))
 
 
 def to_writable_bgr(message: Any) -> np.ndarray:
@@ -180,27 +175,32 @@ def _convert_planes(luma: np.ndarray, message: Any, layout: _Layout) -> np.ndarr
 def _decompress(message: Any) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
     subject = f"{len(data)} bytes of format {message.format!r}"
-    signature = data[:8].tobytes()
-    if signature == _PNG:
-        _check_chunks(data, subject)
-    elif not signature.startswith(_JPEG):
+    if not data[:8].tobytes().startswith((JPEG, PNG)):
         raise ImageError(f"{subject} begin neither as a JPEG nor as a PNG image")
-    # CompressedImage.msg: with this format, an RGB array was compressed as if it were BGR.
-    order = cv2.IMREAD_COLOR_RGB if "compressed rgb" in message.format else cv2.IMREAD_COLOR_BGR
     try:
-        image = cv2.imdecode(data, order | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise ImageError(f"{subject} cannot be decoded: OpenCV wants {error.err}") from error
-    if image is None:
-        raise ImageError(f"{subject} cannot be decoded")
-    return image
+        samples = decode(data)
+    except ImageError as error:
+        raise ImageError(f"{subject} cannot be decoded: {error}") from error
+    return samples_to_bgr(samples, _stored_color(message.format, STORED_COLORS[samples[0, 0].size]))
 
 
-def _check_chunks(data: np.ndarray, subject: str) -> None:
-    """Refuse a PNG with a chunk that is longer than the data: OpenCV would first allocate its length, up to 4 GB."""
-    offset, chunk_type = len(_PNG), b""
-    while offset + 12 <= len(data) and chunk_type != b"IEND":
-        length, chunk_type = struct.unpack_from(">I4s", data.data, offset)
-        offset += 12 + length
-    if offset > len(data):
-        raise ImageError(f"{subject} cannot be decoded: {chunk_type!r} claims {length} bytes")
+def _stored_color(form: str, decoded: str) -> str:
+    """Return what the samples of a compressed image mean, a key of `COLORS`.
+
+    `compressed_image_transport` compresses the raw image as if it were grey or BGR. The format says what it really was:
+    ``bgr8; jpeg compressed bgr8``, ``rgb8; jpeg compressed`` (RGB: CompressedImage.msg, and its subscriber),
+    ``bayer_rggb8; png compressed``. Behind ``mono8``, a mosaic has become grey values, whose colors are lost.
+
+    Args:
+        form: The message's format. Other formats than those say nothing.
+        decoded: The color as which the codec stores it: mono, bgr or bgra.
+    """
+    if not (match := _FORMAT.match(form)):
+        return decoded
+    raw, stored = match["raw"], match["stored"]
+    if decoded == "mono":
+        pattern = raw.removesuffix("16").removesuffix("8")
+        return pattern if pattern.startswith("bayer_") and pattern in COLORS and stored in ("", raw) else decoded
+    if raw.startswith(("rgb", "bgr")) and not stored.startswith("bgr"):
+        return decoded.replace("bgr", "rgb")
+    return decoded

@@ -218,7 +218,7 @@ class Raster:
         else:
             depth = np.full(depths.shape, 1e-9, np.float32)
         mask = cv2.compare(depth, depths, cv2.CMP_GT)
-        if not cv2.hasNonZero(mask):
+        if not cv2.countNonZero(mask):
             return
         texture = surface.texture.level(*level)
         height, width = texture.shape[0] - 2, texture.shape[1] - 2

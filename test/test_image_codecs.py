@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressed images: the pixels are OpenCV's, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from recorded import noise
+
+from netwarp_ros.recordings.image_codecs import ImageError, decode, samples_to_bgr
+
+END = b"\xff\xd9"
+JPEG_OPTIONS = {
+    "4:2:0": [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420],
+    "4:2:2": [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422],
+    "4:4:4": [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444],
+    "4:4:0": [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440],
+    "4:1:1": [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411],
+    "progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+    "restart markers": [cv2.IMWRITE_JPEG_RST_INTERVAL, 2],
+}
+
+
+def picture() -> np.ndarray:
+    """Return a smooth picture, ``(48, 64, 3)``."""
+    return cv2.GaussianBlur(noise(), (0, 0), 2)
+
+
+def array(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
+
+
+def encoded(ending: str, image: np.ndarray, options: list[int] | None = None) -> bytes:
+    return cv2.imencode(ending, image, options or [])[1].tobytes()
+
+
+def oriented(jpeg: bytes, orientation: int) -> bytes:
+    """Return a JPEG with the orientation in EXIF data."""
+    exif = b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+def without_huffman_tables(jpeg: bytes) -> bytes:
+    """Return a JPEG as webcams send it: decoders know the tables that it was made with."""
+    kept, offset = jpeg[:2], 2
+    while jpeg[offset + 1] != 0xDA:
+        length = int.from_bytes(jpeg[offset + 2 : offset + 4], "big") + 2
+        if jpeg[offset + 1] != 0xC4:
+            kept += jpeg[offset : offset + length]
+        offset += length
+    return kept + jpeg[offset:]
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS.values(), ids=JPEG_OPTIONS)
+def test_a_jpeg_has_the_pixels_that_opencv_decodes(options: list[int]) -> None:
+    data = array(encoded(".jpg", picture(), options))
+    np.testing.assert_array_equal(decode(data), cv2.imdecode(data, cv2.IMREAD_COLOR))
+
+
+def test_a_grey_jpeg_has_one_channel() -> None:
+    data = array(encoded(".jpg", picture()[..., 0]))
+    assert decode(data).shape == (48, 64)
+    np.testing.assert_array_equal(decode(data), cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
+
+
+@pytest.mark.parametrize(
+    ("ending", "image"),
+    [
+        (".png", noise()),
+        (".png", noise()[..., 0]),
+        (".png", np.dstack([noise(), noise(1)[..., 0]])),
+        (".png", noise().astype(np.uint16) * 257),
+        (".tiff", noise()),
+        (".bmp", noise()),
+        (".ppm", noise()),
+    ],
+)
+def test_a_lossless_file_gives_its_samples(ending: str, image: np.ndarray) -> None:
+    np.testing.assert_array_equal(decode(array(encoded(ending, image))), image)
+
+
+def test_samples_become_bgr() -> None:
+    red = np.full((2, 2, 3), (0, 0, 255), np.uint8)
+    np.testing.assert_array_equal(samples_to_bgr(red[..., ::-1], "rgb"), red)
+    np.testing.assert_array_equal(samples_to_bgr(np.dstack([red, red[..., :1]]), "bgra"), red)
+    np.testing.assert_array_equal(samples_to_bgr(np.full((2, 2), 386, np.uint16), "mono"), np.full((2, 2, 3), 2))  # 1.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_is_ignored(orientation: int) -> None:
+    jpeg = encoded(".jpg", picture())
+    data = array(oriented(jpeg, orientation))
+    assert cv2.imdecode(data, cv2.IMREAD_COLOR).shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
+    np.testing.assert_array_equal(decode(data), decode(array(jpeg)))
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(".jpg", picture()) + bytes(4000),  # a page of memory behind it
+        encoded(".jpg", picture()) + encoded(".jpg", picture())[200:900],
+        without_huffman_tables(encoded(".jpg", picture())),
+    ],
+    ids=["zeros behind", "data behind", "no Huffman tables"],
+)
+def test_what_cameras_write_is_decoded(data: bytes) -> None:
+    np.testing.assert_array_equal(decode(array(data)), decode(array(encoded(".jpg", picture()))))
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS.values(), ids=JPEG_OPTIONS)
+@pytest.mark.parametrize("end", [b"", END], ids=["open", "closed"])
+def test_a_cut_jpeg_is_refused(options: list[int], end: bytes) -> None:
+    jpeg = encoded(".jpg", picture(), options)
+    begin = jpeg.index(b"\xff\xda") + 20
+    for length in range(begin, len(jpeg) - 20, 97):
+        with pytest.raises(ImageError, match=r"libjpeg-turbo finds: (Premature end of JPEG file|Corrupt JPEG data)"):
+            decode(array(jpeg[:length] + end))
+
+
+def test_a_jpeg_with_a_part_lost_is_refused() -> None:
+    for restart_interval in (0, 2):
+        jpeg = encoded(".jpg", noise(), [cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval])
+        middle = len(jpeg) // 2
+        for lost in (jpeg[:middle] + jpeg[middle + 400 :], jpeg[:middle] + bytes(400) + jpeg[middle + 400 :]):
+            assert cv2.imdecode(array(lost), cv2.IMREAD_COLOR).shape == (48, 64, 3)
+            with pytest.raises(ImageError, match="libjpeg-turbo finds: Corrupt JPEG data"):
+                decode(array(lost))
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff", ".bmp", ".ppm", ".webp"])
+def test_other_cut_files_are_refused(ending: str) -> None:
+    data = encoded(ending, picture())
+    for length in (len(data) // 5, len(data) // 2, len(data) - 20):
+        with pytest.raises(ImageError):
+            decode(array(data[:length]))
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "OpenCV finds no whole image in the data"),
+        (b"no image", "OpenCV finds no whole image in the data"),
+        (b"\xff\xd8\xff nothing", "libjpeg-turbo finds: "),
+        (encoded(".tiff", np.ones((4, 4), np.float32)), "its samples are float32: expected 8 or 16 bits"),
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes, problem: str) -> None:
+    with pytest.raises(ImageError, match=problem):
+        decode(array(data))
+
+
+def claiming(ending: str, width: int, height: int) -> bytes:
+    """Return a small image whose header claims another size."""
+    data = bytearray(encoded(ending, np.zeros((16, 16, 3), np.uint8)))
+    if ending == ".png":
+        struct.pack_into(">II", data, 16, width, height)
+    else:
+        struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+def test_a_header_that_claims_too_many_pixels_is_refused(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENCV_IO_MAX_IMAGE_PIXELS", raising=False)
+    with pytest.raises(ImageError, match="it claims 8192x8193 pixels: at most 67108864 are decoded"):
+        decode(array(claiming(ending, 8192, 8193)))
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "255")
+    with pytest.raises(ImageError, match="it claims 16x16 pixels: at most 255 are decoded"):
+        decode(array(claiming(ending, 16, 16)))

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from netwarp_ros.resources import Checked, read_yaml, resource
+from netwarp_ros.resources import Checked, cut, quote, read_yaml, resource
 
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
@@ -25,12 +25,12 @@ Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 class ClassEntry(Checked):
     """A class: its name, and its RGB color. Colors make no difference between two entries."""
 
-    name: str
+    name: Annotated[str, Field(max_length=100)]
     color: tuple[Byte, Byte, Byte] = field(compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise ValueError(f"name is {self.name!r}: give a text")
+        if not self.name.strip() or not self.name.isprintable():
+            raise ValueError(f"name is {quote(self.name)}: give a text without control characters")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class ClassSet(Checked):
         classes: The K classes, by id.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)]
     void: Byte
     classes: Annotated[tuple[ClassEntry, ...], Field(min_length=1, max_length=255)]
 
     def __post_init__(self) -> None:
         if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise ValueError(f"{', '.join(map(repr, repeated))} occurs more than once: name each class once")
+            raise ValueError(f"{quote(repeated[0])} occurs more than once: name each class once")
         if self.void < len(self):
             raise ValueError(f"void is {self.void}: give an id from {len(self)}, the number of classes, to 255")
 
@@ -129,8 +129,8 @@ class ClassSet(Checked):
         """
         if other.names != self.names:
             raise ValueError(
-                f"{name} has the classes of {other.name}, not of {self.name}: {', '.join(other.names)} instead of "
-                f"{', '.join(self.names)}"
+                f"{name} has the classes of {other.name}, not of {self.name}: {cut(', '.join(other.names))} instead of "
+                f"{cut(', '.join(self.names))}"
             )
 
     @cached_property
@@ -154,7 +154,8 @@ def load_classes(name_or_path: str | Path) -> ClassSet:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         if str(name_or_path) not in known:
             raise FileNotFoundError(
-                f"no class set named {str(name_or_path)!r}: give one of {', '.join(known)}, or the path of a .yaml file"
+                f"no class set named {quote(str(name_or_path))}: give one of {', '.join(known)}, or the path of a "
+                ".yaml file"
             )
         path = folder / f"{name_or_path}.yaml"
     elif not path.exists():

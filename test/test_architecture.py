@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "benchmarks", "classes", "datasets", "environment", "evaluation", "flow", "models", "node.tools", "node",
-        "offline", "recordings", "segmenter", "street", "timing", "training",
+        "offline", "recordings", "resources", "segmenter", "street", "timing", "training",
     },
 }  # fmt: skip
 """What each package, and each module beside the packages, may import of the others; the lowest come first."""
@@ -160,7 +160,7 @@ def test_the_robots_process_loads_what_it_needs_to_segment() -> None:
         inner = name.removeprefix("netwarp_ros.")
         assert {inner, inner.split(".")[0]} & SEGMENT_NODE_LOADS, name
         assert not inner.startswith("node.tools"), name
-    assert not {name.split(".")[0] for name in loaded} & {"matplotlib", "imageio_ffmpeg", "typer", "ray"}
+    assert not {name.split(".")[0] for name in loaded} & {"matplotlib", "av", "typer", "ray"}
 
 
 def test_the_architecture_shows_in_one_look() -> None:

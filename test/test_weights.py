@@ -25,7 +25,8 @@ from netwarp_ros.models import (
     save_model,
     shipped_models,
 )
-from netwarp_ros.models.weights import find_weights, read_spec
+from netwarp_ros.models.weights import MAX_HEADER_BYTES, find_weights, read_spec
+from netwarp_ros.resources import MAX_JSON
 
 SPEC = ModelSpec(
     host="ddrnet23slim",
@@ -151,6 +152,31 @@ def test_foreign_file_is_refused(file: Path) -> None:
         ({"host": "resnet"}, "unknown host 'resnet'"),
         ({"host_arguments": {"num_classes": 11, "depth": 3}}, "depth"),
         ({"host_arguments": {"num_classes": "11"}}, r"host_arguments\.num_classes is '11', must be a valid integer"),
+        ({"host_arguments": {"num_classes": 10**10}}, "num_classes is 10000000000, must be less than or equal to 4096"),
+        ({"host_arguments": {"num_classes": -1}}, "num_classes is -1, must be greater than or equal to 0"),
+        ({"host_arguments": {f"argument{index}": 1 for index in range(40)}}, "must have at most 32 items"),
+        ({"host": "x" * 201}, "host is 'xxx.*xxx', must have at most 200 characters"),
+        ({"netwarp": {"layers": ["fusion"] * 101}}, r"netwarp\.layers is \['fusion', .*must have at most 100 items"),
+        ({"netwarp": {"layers": ["x" * 201]}}, r"netwarp\.layers\[0\] is 'xxx.*xxx', must have at most 200 characters"),
+        (
+            {"netwarp": {"layers": [f"{'x' * 190}{index}" for index in range(100)]}},
+            "cannot build ddrnet23slim: .*no layer",
+        ),
+        ({"mean": [0.5, 0.5, float("nan")]}, r"mean\[2\] is nan, must be less than or equal to 1"),
+        ({"mean": [123.7, 0.5, 0.5]}, r"mean\[0\] is 123\.7, must be less than or equal to 1"),
+        ({"std": [0.0, 1.0, 1.0]}, r"std\[0\] is 0\.0, must be greater than or equal to 0\.001"),
+        ({"std": [0.2, 0.2, float("-inf")]}, r"std\[2\] is -inf, must be greater than or equal to 0\.001"),
+        ({"input_height": 4321}, "input_height is 4321, must be less than or equal to 4320"),
+        ({"input_height": True}, "input_height is True, must be a valid integer"),
+        ({"notes": ["data"]}, r"notes is \['data'\], must be a valid dictionary"),
+        ({"notes": {"data": "x" * 2001}}, r"notes\.data is 'xxx.*xxx', must have at most 2000 characters"),
+        ({"notes": {"x" * 201: "data"}}, "must have at most 200 characters"),
+        ({"notes": {str(index): "" for index in range(33)}}, "notes is .*must have at most 32 items"),
+        ({"notes": {"data": "x" * MAX_JSON}}, "has 26.... characters: at most 262144 are read"),
+        (
+            {"classes": {"name": "one", "void": 255, "classes": [{"name": "a\x1b[2J", "color": [0, 0, 0]}]}},
+            r"classes\.classes\[0\]: name is 'a\\x1b\[2J': give a text without control characters",
+        ),
         ({"host_arguments": {"num_classes": 11.5}}, r"host_arguments\.num_classes is 11\.5, must be a valid integer"),
         ({"host_arguments": {"num_classes": 12}}, "does not fit the network it names: .*of another shape"),
         ({"netwarp": {"layers": ["fuison"]}}, "did you mean 'fusion'"),
@@ -169,8 +195,9 @@ def test_foreign_file_is_refused(file: Path) -> None:
     ],
 )
 def test_a_wrong_spec_is_refused_by_key(file: Path, change: dict[str, object], message: str) -> None:
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=message) as caught:
         load_model(rewrite(file, {"netwarp_ros": json.dumps({**header_of(file), **change})}))
+    assert len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize(
@@ -180,6 +207,8 @@ def test_a_wrong_spec_is_refused_by_key(file: Path, change: dict[str, object], m
         ("[]", r"is \[\], must be a mapping with host, "),
         ("3", "is 3, must be a mapping with host, "),
         ("{}", "host is missing"),
+        ('{"host": "a", "host": "b"}', "is not valid JSON: the key 'host' occurs twice in one mapping"),
+        ("[" * 200_000, "is nested too deeply"),
     ],
 )
 def test_a_header_without_a_spec_is_refused(file: Path, header: str, message: str) -> None:
@@ -188,7 +217,25 @@ def test_a_header_without_a_spec_is_refused(file: Path, header: str, message: st
 
 
 def test_a_wrong_size_is_refused_before_memory_is_allocated(file: Path) -> None:
-    """The network of this header has 10^12 parameters."""
-    header = {**header_of(file), "host_arguments": {"num_classes": 10**10}, "netwarp": None}
+    """The network of this header has 10^11 parameters."""
+    header = {**header_of(file), "host": "dilation8", "host_arguments": {"num_classes": 11, "width": 4096}}
     with pytest.raises(WeightsError, match="does not fit"):
+        load_model(rewrite(file, {"netwarp_ros": json.dumps({**header, "netwarp": None})}))
+
+
+def test_a_large_header_is_refused_unread(file: Path) -> None:
+    notes = {"x": "y" * MAX_HEADER_BYTES}
+    with pytest.raises(WeightsError, match=rf"has a header of 8\d+ bytes; at most {MAX_HEADER_BYTES} are read"):
+        read_spec(rewrite(file, notes))
+
+
+def test_the_number_of_classes_is_that_of_the_network(file: Path) -> None:
+    header = {**header_of(file), "classes": "cityscapes"}
+    with pytest.raises(WeightsError, match="num_classes is 11, but cityscapes has 19 classes"):
         load_model(rewrite(file, {"netwarp_ros": json.dumps(header)}))
+
+
+def test_a_spec_that_could_not_be_read_again_is_not_written(tmp_path: Path, network: VideoCNN) -> None:
+    notes = {f"{index}": "\x00" * 2000 for index in range(32)}  # six characters of JSON each
+    with pytest.raises(WeightsError, match="the spec has .* characters of JSON, at most .* are read: shorten notes"):
+        save_model(tmp_path / "model.safetensors", network, dataclasses.replace(SPEC, notes=notes))

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,19 +51,20 @@ def convert(
     from netwarp_ros.classes import load_classes
     from netwarp_ros.models import ModelSpec, build, save_model
     from netwarp_ros.models.public_weights import load_public_weights, read_checkpoint
+    from netwarp_ros.resources import parse
 
     weights = read_checkpoint(checkpoint)
     class_set = load_classes(classes)
-    spec = ModelSpec(
-        host,
-        class_set,
-        {"num_classes": len(class_set)},
-        input_height=input_height,
-        notes={"origin": f"converted from {checkpoint.name}"},
-    )
+    content: dict[str, Any] = {
+        "host": host,
+        "classes": class_set,
+        "host_arguments": {"num_classes": len(class_set)},
+        "input_height": input_height,
+        "notes": {"origin": f"converted from {checkpoint.name}"},
+    }
     if caffe_mean:
-        blue, green, red = caffe_mean
-        spec = dataclasses.replace(spec, mean=(red / 255, green / 255, blue / 255), std=(1 / 255, 1 / 255, 1 / 255))
+        content |= {"mean": [value / 255 for value in reversed(caffe_mean)], "std": [1 / 255] * 3}
+    spec = parse(ModelSpec, content, "the model file")
     network = build(spec)
     result = load_public_weights(network.host, weights, bgr=bool(caffe_mean))
     output.parent.mkdir(parents=True, exist_ok=True)

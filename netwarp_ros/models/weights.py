@@ -25,15 +25,27 @@ from torch import nn
 from netwarp_ros.classes import ClassSet, load_classes
 from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.models.video_cnn import Blend, FlowGrid, Remember, VideoCNN, augment
-from netwarp_ros.resources import Checked, parse
+from netwarp_ros.resources import MAX_JSON, Checked, cut, parse_json, quote
 
 DEFAULT_MODEL = "swiftnet-lite0-netwarp-camvid"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
+
+MAX_INPUT_HEIGHT = 4320
+"""Greatest height in pixels that images are scaled to for the network: that of 8K video."""
+
+MAX_HEADER_BYTES = 8 * 2**20
+"""Largest header of a weights file that is read. That of PSPNet-101 has 60 kB."""
 
 _HEADER = "netwarp_ros"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+Name = Annotated[str, Field(max_length=200)]
+HostArgument = Annotated[StrictInt, Field(ge=0, le=4096)] | StrictBool
+Mean = Annotated[StrictFloat, Field(ge=0, le=1)]
+Deviation = Annotated[StrictFloat, Field(ge=0.001, le=10)]
 
 
 class WeightsError(ValueError):
@@ -44,7 +56,7 @@ class WeightsError(ValueError):
 class NetWarpSpec(Checked):
     """Where and how NetWarp is inserted: the arguments of `netwarp_ros.models.augment`."""
 
-    layers: tuple[str, ...]
+    layers: Annotated[tuple[Name, ...], Field(max_length=100)]
     flow_cnn: StrictBool = True
     flow_grid: FlowGrid = "image"
     remember: Remember = "before"
@@ -56,7 +68,7 @@ def _load_named(classes: Any) -> Any:
     if not isinstance(classes, str):
         return classes
     if not _NAME.fullmatch(classes):
-        raise ValueError(f"{classes!r} is not the name of a class set of this package")
+        raise ValueError(f"{quote(classes)} is not the name of a class set of this package")
     try:
         return load_classes(classes)
     except FileNotFoundError as error:
@@ -75,17 +87,19 @@ class ModelSpec(Checked):
         mean: Mean of the RGB values, in [0, 1], that frames are normalised with.
         std: Standard deviation of the RGB values.
         input_height: Height in pixels that the network was trained at; by default, images are scaled to it.
-        notes: For the model card: data, recipe, scores.
+        notes: For the model card: data, recipe, scores. At most 32 texts of 2000 characters.
     """
 
-    host: str
+    host: Name
     classes: Annotated[ClassSet, BeforeValidator(_load_named)]
-    host_arguments: Mapping[str, StrictInt | StrictBool]
+    host_arguments: Annotated[Mapping[Name, HostArgument], Field(max_length=32)]
     netwarp: NetWarpSpec | None = None
-    mean: tuple[StrictFloat, StrictFloat, StrictFloat] = _IMAGENET_MEAN
-    std: tuple[StrictFloat, StrictFloat, StrictFloat] = _IMAGENET_STD
-    input_height: Annotated[StrictInt, Field(ge=1)] = 360
-    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mean: tuple[Mean, Mean, Mean] = _IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = _IMAGENET_STD
+    input_height: Annotated[StrictInt, Field(ge=1, le=MAX_INPUT_HEIGHT)] = 360
+    notes: Annotated[Mapping[Name, Annotated[str, Field(max_length=2000)]], Field(max_length=32)] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +118,7 @@ def build(spec: ModelSpec) -> VideoCNN:
         WeightsError: The spec names an unknown host, or its arguments do not fit.
     """
     if spec.host not in HOSTS:
-        raise WeightsError(f"unknown host {spec.host!r}: this package has {', '.join(sorted(HOSTS))}")
+        raise WeightsError(f"unknown host {quote(spec.host)}: this package has {', '.join(sorted(HOSTS))}")
     try:
         host = HOSTS[spec.host](**spec.host_arguments)
         if spec.netwarp is None:
@@ -112,7 +126,7 @@ def build(spec: ModelSpec) -> VideoCNN:
         arguments = dataclasses.asdict(spec.netwarp)
         return augment(host, arguments.pop("layers"), **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"cannot build {spec.host} from {spec}: {error}") from error
+        raise WeightsError(f"cannot build {spec.host}: {cut(str(error), 400)}") from error
 
 
 def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: torch.dtype = torch.float16) -> Path:
@@ -128,7 +142,7 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
         The path written.
 
     Raises:
-        WeightsError: The path has another ending.
+        WeightsError: The path has another ending, or the spec is longer than a header may be.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -138,6 +152,8 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
         for name, value in network.state_dict().items()
     }
     header = json.dumps(dataclasses.asdict(spec))
+    if len(header) > MAX_JSON:
+        raise WeightsError(f"the spec has {len(header)} characters of JSON, at most {MAX_JSON} are read: shorten notes")
     temporary = path.with_name(path.name + ".part")
     save_file(tensors, temporary, metadata={_HEADER: header})
     return temporary.replace(path)
@@ -160,6 +176,9 @@ def load_model(name_or_file: str | Path) -> Model:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _check_shapes(path, network, shapes)
         tensors = {name: file.get_tensor(name) for name in shapes}
+    count = spec.host_arguments.get("num_classes", len(spec.classes))
+    if count != len(spec.classes):
+        raise WeightsError(f"{path}: num_classes is {count}, but {spec.classes.name} has {len(spec.classes)} classes")
     # Copy even tensors of the right type: the file maps them at addresses that are not aligned.
     network.load_state_dict(
         {
@@ -185,9 +204,7 @@ def read_spec(path: str | Path) -> ModelSpec:
             "which records how to build the network"
         )
     try:
-        return parse(ModelSpec, json.loads(header), f"the header of {path}")
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"the header of {path} is not valid JSON: {error}") from error
+        return parse_json(ModelSpec, header, f"the header of {path}")
     except ValueError as error:
         raise WeightsError(str(error)) from error
 
@@ -204,8 +221,8 @@ def find_weights(name_or_file: str | Path) -> Path:
         if _NAME.fullmatch(name) and (shipped := WEIGHTS_FOLDER / f"{name}.safetensors").is_file():
             return shipped
         raise WeightsError(
-            f"no model named {name!r}: give one of {', '.join(shipped_models()) or '(none shipped)'}, or the path of "
-            "a .safetensors file"
+            f"no model named {quote(name)}: give one of {', '.join(shipped_models()) or '(none shipped)'}, or the path "
+            "of a .safetensors file"
         )
     if not path.is_file():
         raise WeightsError(
@@ -221,9 +238,13 @@ def shipped_models() -> list[str]:
 
 def _open(path: Path) -> Any:
     try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+        if MAX_HEADER_BYTES < header_bytes < path.stat().st_size:
+            raise WeightsError(f"{path} has a header of {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+        raise WeightsError(f"{path} is not a readable safetensors file: {cut(str(error))}") from error
 
 
 def _check_shapes(path: Path, network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -238,7 +259,7 @@ def _check_shapes(path: Path, network: nn.Module, shapes: Mapping[str, tuple[int
         if wanted[name] != shapes[name]
     ]
     text = "; ".join(
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {what} ({', '.join(cut(name, 100) for name in names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("not of this network", foreign), ("of another shape", differing))
         if names
     )

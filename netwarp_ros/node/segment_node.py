@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from threading import Thread
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -21,6 +22,7 @@ from std_srvs.srv import Trigger
 from netwarp_ros.flow.dis import PRESETS, DisFlow
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.models import DEFAULT_MODEL
+from netwarp_ros.models.weights import MAX_INPUT_HEIGHT
 from netwarp_ros.node import parameters
 from netwarp_ros.node.camera import Camera, ReceivedImage
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_PERIODS, Thresholds, camera_status, node_status
@@ -28,7 +30,7 @@ from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.parameters import parameter
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.recordings.image_messages import ImageError
-from netwarp_ros.segmenter import COMPILE_MODES, MAX_GAP, PRECISIONS, Segmenter
+from netwarp_ros.segmenter import COMPILE_MODES, MAX_GAP, MAX_INPUT_WIDTH, PRECISIONS, Segmenter
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,12 @@ class SegmentParameters:
     )
     flow_preset: str = parameter("ultrafast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
     input_height: int = parameter(
-        0, "Height in pixels to which images are scaled for the network; 0: as trained.", limits=(0, 4320)
+        0, "Height in pixels to which images are scaled for the network; 0: as trained.", limits=(0, MAX_INPUT_HEIGHT)
+    )
+    max_input_width: int = parameter(
+        MAX_INPUT_WIDTH,
+        "An image that would then be wider is scaled to this width in pixels instead.",
+        limits=(32, 16384),
     )
     max_gap: float = parameter(
         MAX_GAP,
@@ -101,6 +108,8 @@ class SegmentNode(LifecycleNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics_timer = self.create_timer(PERIOD_S, self._publish_diagnostics, clock=steady)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self._make_transition = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and create the topics. If that fails, log the reason."""
@@ -112,6 +121,7 @@ class SegmentNode(LifecycleNode):
                 device=settings.device,
                 precision=settings.precision,
                 input_height=settings.input_height,
+                max_input_width=settings.max_input_width,
                 max_gap=settings.max_gap,
                 host_only=settings.host_only,
                 compile=settings.compile,
@@ -236,6 +246,19 @@ class SegmentNode(LifecycleNode):
         self._segmenter.max_gap = settings.max_gap
         for camera in self._cameras.values():
             camera.alpha = settings.overlay_alpha
+
+    def _on_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+        """Make a transition that is possible now; refuse any other, for which rclpy raises an error in Jazzy."""
+        machine, wanted = self._state_machine, request.transition.label or request.transition.id
+        possible = {number: name for number, name, *_ in machine.available_transitions}
+        if wanted in possible or wanted in possible.values():
+            return self._make_transition(request, response)
+        names = {number: name for number, name, *_ in machine.transition_graph}
+        ways = " or ".join(f"{name} ({number})" for number, name in possible.items())
+        wanted = f"{names[wanted]} ({wanted})" if wanted in names else f"make transition {wanted}"
+        self._log_failure(f"cannot {wanted}: the node is {machine.current_state[1]}, and can {ways or 'only end'}")
+        response.success = False
+        return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         for camera in self._cameras.values():

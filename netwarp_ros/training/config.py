@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from netwarp_ros.models import NetWarpSpec
-from netwarp_ros.resources import Checked, read_yaml
+from netwarp_ros.resources import Checked, quote, read_yaml
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
@@ -209,7 +209,7 @@ class OptimiserConfig(Checked):
         backbone_rate: Factor on the rate of the host's submodule ``backbone``.
         netwarp_rate: Factor on the rate of w1 and w2.
         flow_cnn_rate: Factor on the rate of Λ. A rate that suits w1 and w2 can ruin Λ.
-        clip: Largest norm of the gradient.
+        clip: Largest norm of the gradient, to which larger gradients are scaled; 0: no limit.
         average: Decay per step of the moving average of the weights. The trained model is this average.
     """
 
@@ -288,7 +288,7 @@ def difference(one: Any, other: Any, key: str = "") -> str | None:
     elif isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)) and len(one) == len(other):
         pairs = ((f"[{index}]", *pair) for index, pair in enumerate(zip(one, other, strict=True)))
     else:
-        return None if one == other else f"{key} is {one!r} instead of {other!r}"
+        return None if one == other else f"{key} is {quote(one)} instead of {quote(other)}"
     for name, a, b in pairs:
         if key or name not in FREE_KEYS:
             full = f"{key}{name}" if name.startswith("[") or not key else f"{key}.{name}"

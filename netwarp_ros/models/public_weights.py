@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from netwarp_ros.models.checkpoints import DamagedFileError, load_tensors
 from netwarp_ros.models.hosts import PSPNet101, SwiftNetLite0
 from netwarp_ros.models.hosts.swiftnet import InvertedBottleneck
 from netwarp_ros.models.hosts.vgg import DilatedVGG16
 from netwarp_ros.models.weights import WeightsError
+from netwarp_ros.resources import cut
 
 _WRAPPERS = ("state_dict", "model")  # keys under which checkpoints keep the weights
 _PREFIXES = ("module.", "model.")  # added by DataParallel, and by Lightning modules
@@ -83,13 +85,11 @@ def read_checkpoint(path: str | Path) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+            raise WeightsError(f"{path} is not a readable safetensors file: {cut(str(error))}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises errors of many types
-        raise WeightsError(
-            f"{path} holds more than weights, or is damaged: save the network's state_dict() ({error})"
-        ) from error
+        return load_tensors(path)
+    except DamagedFileError as error:
+        raise WeightsError(f"{error}: save the network's state_dict()") from error
 
 
 def load_public_weights(host: nn.Module, checkpoint: Mapping[str, Any], *, bgr: bool = False) -> LoadResult:

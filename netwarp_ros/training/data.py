@@ -8,7 +8,7 @@ as an uninterrupted one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -176,11 +176,29 @@ def flows(clip: Clip, preset: str) -> np.ndarray:
     return np.ascontiguousarray(fields.transpose(0, 3, 1, 2))
 
 
-def data_loader(batches: Batches, *, start: int) -> Iterable[Batch]:
-    """Return the batches from step ``start`` on. ``config.workers`` processes prepare them ahead."""
+class _WithErrors(Dataset[Batch | Exception]):
+    """The batches, or the error of one that cannot be read. An error that a worker raises would lose its type."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        try:
+            return self._batches[step]
+        except (OSError, ValueError) as error:
+            return error
+
+
+def data_loader(batches: Batches, *, start: int) -> Iterator[Batch]:
+    """Yield the batches from step ``start`` on. ``config.workers`` processes prepare them ahead.
+
+    Raises:
+        OSError: A file of the data cannot be read.
+        ValueError: A file of the data is not valid.
+    """
     workers = batches.config.workers
-    return DataLoader(
-        batches,
+    loader = DataLoader(
+        _WithErrors(batches),
         batch_size=None,
         sampler=range(start, len(batches)),
         num_workers=workers,
@@ -188,6 +206,10 @@ def data_loader(batches: Batches, *, start: int) -> Iterable[Batch]:
         pin_memory=batches.config.device == "cuda",
         worker_init_fn=_use_one_thread,
     )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def _use_one_thread(_worker: int) -> None:

@@ -28,7 +28,9 @@ from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import SampleFrames, Samples
 from netwarp_ros.metrics import ConfusionMatrix
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, save_model
+from netwarp_ros.models.checkpoints import load_checkpoint
 from netwarp_ros.models.hosts import HOSTS
+from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training.config import OptimiserConfig, TrainingConfig, difference
 from netwarp_ros.training.data import Batch, Batches, class_pixels, data_loader, open_sources
@@ -209,15 +211,21 @@ class TrainingState:
         """Resume from a checkpoint.
 
         Raises:
-            ValueError: It belongs to another configuration; see `netwarp_ros.training.config.FREE_KEYS`.
+            ValueError: It is damaged, or belongs to another configuration; see
+                `netwarp_ros.training.config.FREE_KEYS`.
         """
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        if text := difference(stored.get("config"), dataclasses.asdict(self.config)):
+        stored = load_checkpoint(path, {*self._parts(), "step", "config"})
+        if text := difference(stored["config"], dataclasses.asdict(self.config)):
             raise ValueError(
                 f"{path} belongs to another training: {text}. Give another output folder, or remove the checkpoint"
             )
-        for name, part in self._parts().items():
-            part.load_state_dict(stored[name])
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(stored[name])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} does not fit the network ({cut(str(error))}). To start anew, remove the checkpoint"
+            ) from error
         self.step = stored["step"]
 
     def _parts(self) -> dict[str, Any]:
@@ -264,7 +272,8 @@ def train_step(state: TrainingState, batch: Batch) -> float:
     state.optimiser.zero_grad()
     state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimiser)
-    nn.utils.clip_grad_norm_(state.network.parameters(), config.optimiser.clip)
+    if config.optimiser.clip:
+        nn.utils.clip_grad_norm_(state.network.parameters(), config.optimiser.clip)
     state.scaler.step(state.optimiser)
     state.scaler.update()
     # A small decay at first, so that the average soon forgets the random weights of the start.

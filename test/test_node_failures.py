@@ -236,6 +236,35 @@ def test_an_idle_executor_wakes_up(ros_domain: int) -> None:
     rclpy.shutdown(context=context)
 
 
+def test_the_error_of_a_callback_is_logged_and_the_executor_goes_on(
+    ros_domain: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with ros_process("failing"):
+        node, calls = rclpy.create_node("failing"), []
+
+        def fail() -> None:
+            calls.append("timer")
+            raise RuntimeError("out of memory")
+
+        node.create_timer(0.01, fail)
+        with executing(node) as executor:
+            while len(calls) < 3:
+                executor.spin_once(timeout_sec=DEADLINE_S)
+    assert "a callback failed: RuntimeError: out of memory" in capfd.readouterr().err
+
+
+def test_an_error_after_which_rclpy_executes_nothing_more_ends_the_process(
+    ros_domain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(entity: Any) -> None:
+        raise RuntimeError("failed to take a message")
+
+    with ros_process("failing"), executing(rclpy.create_node("failing")) as executor:
+        monkeypatch.setattr(executor, "_take_timer", fail)
+        with pytest.raises(RuntimeError, match="failed to take a message"):
+            executor.spin()
+
+
 def test_a_keyboard_interrupt_ends_a_process_quietly(ros_domain: int) -> None:
     with ros_process("interrupted"):
         assert rclpy.ok()

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 
 import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.executors import Executor, ShutdownException, SingleThreadedExecutor, TimeoutException
 from rclpy.node import Node
+from rclpy.service import Service
 
 HEARTBEAT_S = 0.5
 """Period of the timer that wakes an idle executor, so that it sees that ROS was shut down."""
@@ -41,8 +44,8 @@ def ros_process(name: str) -> Iterator[None]:
         SystemExit: With status 2, after that line.
     """
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    rclpy.init()
     try:
+        _initialize()
         yield
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{name}: {error}\n")
@@ -63,6 +66,22 @@ def ros_process(name: str) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if interrupted else handler)
 
 
+def _initialize() -> None:
+    """Initialize ROS with the arguments of this process.
+
+    Raises:
+        ValueError: If ROS refuses an argument, a file of parameters, or a variable of the environment.
+    """
+    try:
+        rclpy.init()
+    except RuntimeError as error:
+        problem = re.sub(r", at \S+:\d+", "", str(error))  # a line of ROS's source
+        raise ValueError(
+            f"ROS cannot start: {type(error).__name__}: {problem}. Correct the arguments after --ros-args, or the "
+            "environment."
+        ) from error
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt at the first signal, and ignore later ones.
 
@@ -76,9 +95,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def executing(node: Node) -> Iterator[Executor]:
-    """Yield an executor that holds a node; destroy the node at the end."""
-    executor = SingleThreadedExecutor(context=node.context)
+    """Yield an executor that holds a node; destroy the node at the end.
+
+    With rclpy's executors, a callback that raises an error ends the process. Here the error is logged and the node goes
+    on. If it is the callback of a service, the caller gets the default response, such as ``success=False``.
+    """
+    executor = _Executor(context=node.context)
     executor.add_node(node)
+    for service in node.services:
+        _respond_always(service, node)
     # A signal wakes the executor just before it shuts the context down. Without this timer, an idle executor could see
     # the context still valid and wait again, forever.
     node.create_timer(HEARTBEAT_S, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -86,6 +111,46 @@ def executing(node: Node) -> Iterator[Executor]:
         yield executor
     finally:
         node.destroy_node()
+
+
+class _Executor(SingleThreadedExecutor):
+    """Logs the errors of callbacks; rclpy's executors raise them."""
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        """Wait for one callback and execute it, as rclpy's executors do."""
+        try:
+            handler, entity, node = self.wait_for_ready_callbacks(timeout_sec)
+        except (ShutdownException, TimeoutException):
+            return
+        handler()
+        if (error := handler.exception()) is None:
+            return
+        # After ROS was shut down, errors are expected: `ros_process` handles them. After a message that could not be
+        # taken, rclpy executes nothing of its callback group any more: better end.
+        if not self.context.ok() or not self.can_execute(entity):
+            raise error
+        _log(node, "a callback", error)
+
+
+def _respond_always(service: Service, node: Node) -> None:
+    """Let a service respond even if its callback raises an error. Callers would wait for the response in vain."""
+    callback = service.callback
+
+    def respond(request: Any, response: Any) -> Any:
+        try:
+            return callback(request, response)
+        except Exception as error:
+            if not node.context.ok():
+                raise
+            _log(node, f"a request to {service.service_name}", error)
+            return service.srv_type.Response()
+
+    service.callback = respond
+
+
+def _log(node: Node, what: str, error: BaseException) -> None:
+    node.get_logger().error(f"{what} failed: {type(error).__name__}: {error}", throttle_duration_sec=1.0)
+    node.get_logger().debug("".join(traceback.format_exception(error)))
 
 
 class NodeProcess:

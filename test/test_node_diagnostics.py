@@ -14,6 +14,7 @@ from graph import DiagnosticStatus
 
 from netwarp_ros.node.diagnostics import Thresholds, camera_status, node_status
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
+from netwarp_ros.segmenter import Reset
 
 pytestmark = pytest.mark.ros
 
@@ -52,6 +53,12 @@ def values(status: DiagnosticStatus) -> dict[str, str]:
             replace(FRESH, dropped=Counter({DropReason.FAILED: 1}), last_error="out of memory"),
             ERROR,
             "1 frames failed: out of memory",
+        ),
+        (replace(FRESH, unstamped=3), WARN, "3 images without stamp: the time of receipt stands in for it"),
+        (
+            replace(FRESH, resets=Counter({Reset.PUBLISHERS: 2, Reset.GAP: 1})),
+            WARN,
+            f"2 images segmented without memory: {TOPIC} has several publishers",
         ),
         (
             replace(FRESH, dropped=Counter({DropReason.MALFORMED: 1}), last_error="step is 0", last_received=NOW - 11),
@@ -105,7 +112,14 @@ def test_rates_are_measured_since_the_oldest_counts_or_the_first_image() -> None
 
 
 def test_a_failure_raises_the_level_once_and_stays_the_last_error() -> None:
-    present = replace(FRESH, received=2, dropped=Counter({DropReason.FAILED: 1}), last_error="boom")
+    present = replace(
+        FRESH,
+        received=2,
+        dropped=Counter({DropReason.FAILED: 1}),
+        last_error="boom",
+        unstamped=1,
+        resets=Counter({Reset.PUBLISHERS: 1}),
+    )
     assert status_of(present).level == ERROR
     later = status_of(present, previous=present)
     assert later.level == OK
@@ -136,6 +150,7 @@ def test_values() -> None:
         "missed": "3",
         "received": "10",
         "published": "5",
+        "published without stamp": "0",
         "in flight": "1",
         "dropped": "4",
         "dropped: superseded": "4",

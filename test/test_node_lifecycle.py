@@ -39,6 +39,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
+from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.lifecycle import LifecycleError
 from netwarp_ros.node.tools.load_test import PROFILES_VARIABLE
 from netwarp_ros.resources import resource
@@ -131,6 +132,27 @@ def test_lifecycle_from_a_wrong_model_to_cleaned_up(graph: Graph, model: Path, t
         graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")
         assert set_model(model).successful
         lifecycle.configure()
+
+
+def test_cameras_are_swapped_by_remapping(graph: Graph, model: Path, tmp_path: Path) -> None:
+    command = node_command("segment_node", model=model, cameras="[front, rear]", **lossless("front", "rear"))
+    for topic in ("image_raw", "segmentation/timing"):
+        for one, other in (("front", "rear"), ("rear", "front")):
+            command += ["-r", f"{one}/{topic}:=/{other}/{topic}"]
+    with running(command, tmp_path / "log"):
+        lifecycle = graph.lifecycle()
+        lifecycle.configure()
+        lifecycle.activate()
+        masks, timings = (
+            graph.subscribe(Image, "rear/segmentation/mask"),
+            graph.subscribe(FrameTiming, "front/segmentation/timing"),
+        )
+        message = image_message(moving_images(1)[0], SECOND)
+        graph.publisher("front/image_raw", Image).publish(message)  # of the rear camera
+        graph.until(lambda: masks and timings, "mask and timing")
+        assert masks[0].header == timings[0].header == message.header
+        seen = graph.wait_for_status("segmenter: rear", lambda status, values: values["published"] == "1")
+        assert seen["topic"] == "/front/image_raw"
 
 
 def test_incompatible_qos_is_named_with_the_parameter_that_fixes_it(graph: Graph, model: Path, tmp_path: Path) -> None:

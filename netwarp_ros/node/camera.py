@@ -51,11 +51,13 @@ class ReceivedImage:
         data: The serialized message. It is deserialized only when its turn comes: superseded images never are.
         received: Time of its callback on the steady clock, in s.
         received_ns: Time of its callback on the node's ROS clock, in ns.
+        from_several: Whether its topic had several publishers. ROS does not tell which one sent it.
     """
 
     data: bytes
     received: float
     received_ns: int
+    from_several: bool
 
 
 class Camera:
@@ -78,8 +80,10 @@ class Camera:
     def __init__(self, node: Node, name: str, classes: ClassSet, *, transport: str, alpha: float) -> None:
         self.name, self.alpha, self._node, self._classes = name, alpha, node, classes
         self._compressed = transport == "compressed"
-        image_topic = f"{name}/image_raw/compressed" if self._compressed else f"{name}/image_raw"
-        self.topic = node.resolve_topic_name(image_topic)
+        # Relative names, because rclpy applies the remapping rules to every name that it is given: it would remap a
+        # resolved name a second time.
+        self._image_topic = f"{name}/image_raw/compressed" if self._compressed else f"{name}/image_raw"
+        self.topic = node.resolve_topic_name(self._image_topic)
         self.counter = FrameCounter()
         self.qos_problem = ""
         self._publishers: list[Publisher] = []
@@ -146,7 +150,10 @@ class Camera:
         decoded = perf_counter()
         stamp, frame_id = message.header.stamp, message.header.frame_id
         header = Header(stamp=Time(sec=stamp.sec, nanosec=stamp.nanosec), frame_id=frame_id)
-        stamp_ns = stamp_of(message)
+        # Without a stamp, the time of receipt takes its place, as the time of recording does in a bag.
+        stamp_ns = stamp_of(message, received.received_ns)
+        if received.from_several:
+            self._stream.reset(Reset.PUBLISHERS)
         if self._reset.is_set():
             self._reset.clear()
             self._stream.reset()
@@ -185,7 +192,8 @@ class Camera:
                 reason=result.reason,
             )
         )
-        self.counter.count_published(total_ms, age_ms, "" if result.reason == Reset.HOST_ONLY else result.reason)
+        reset = "" if result.reason == Reset.HOST_ONLY else result.reason
+        self.counter.count_published(total_ms, age_ms, reset, unstamped=stamp_of(message) == 0)
 
     def _subscribe(self) -> None:
         """Subscribe to the images, with a QoS that matches the publishers present."""
@@ -197,7 +205,7 @@ class Camera:
         receive: Any = self._receive  # rclpy's type hint does not allow callbacks with message info
         self._subscription = self._node.create_subscription(
             CompressedImage if self._compressed else Image,
-            self.topic,
+            self._image_topic,
             receive,
             self._qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
@@ -206,28 +214,28 @@ class Camera:
         )
 
     def _receive(self, data: bytes, info: Mapping[str, int | None]) -> None:
-        received = ReceivedImage(data, perf_counter(), self._node.get_clock().now().nanoseconds)
-        self.counter.count_received(self._missed(info["publication_sequence_number"]))
+        assert self._subscription is not None
+        # The count is 0 if an image arrives before its publisher has been discovered.
+        from_several = self._subscription.get_publisher_count() > 1
+        received = ReceivedImage(data, perf_counter(), self._node.get_clock().now().nanoseconds, from_several)
+        # Each publisher has its own sequence numbers, and some middlewares give none.
+        sequence = None if from_several else info["publication_sequence_number"]
+        self.counter.count_received(self._missed(sequence))
         if self._mailbox.put(self.name, received) is not None:
             self.counter.count_dropped(DropReason.SUPERSEDED)
 
     def _missed(self, sequence: int | None) -> int:
-        """Return how many images were missed between the previous image and the one with this sequence number."""
-        assert self._subscription is not None
-        # Some middlewares give no sequence numbers, and each publisher has its own. The count of publishers is 0 if an
-        # image arrives before its publisher has been discovered.
-        if sequence is None or self._subscription.get_publisher_count() > 1:
-            self._sequence = None
-            return 0
+        """Return how many images were missed since the previous one; 0 if one of the two has no sequence number."""
         last, self._sequence = self._sequence, sequence
-        return max(0, sequence - last - 1) if last is not None else 0
+        return 0 if last is None or sequence is None else max(0, sequence - last - 1)
 
     def _publisher(self, message_type: Any, topic: str, qos: QoSProfile | None = None) -> Publisher:
-        name = self._node.resolve_topic_name(f"{self.name}/segmentation/{topic}")
+        name = f"{self.name}/segmentation/{topic}"
+        resolved = self._node.resolve_topic_name(name)
 
         def warn(event: Any) -> None:
-            problem = _qos_problem(name, "publisher", event)
-            self._node.get_logger().warning(f"a subscriber of {name} gets nothing: {problem}")
+            problem = _qos_problem(resolved, "publisher", event)
+            self._node.get_logger().warning(f"a subscriber of {resolved} gets nothing: {problem}")
 
         publisher = self._node.create_publisher(
             message_type,

@@ -13,7 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.parameters import parameter
-from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.segmenter import Reset, Segmenter
 from netwarp_ros.timing import percentiles
 
 PERIOD_S = 1.0
@@ -64,7 +64,7 @@ def camera_status(
     """
     previous, current = history[-2], history[-1]
     rates, latency, age = _rates(history), _percentiles(current.latencies_ms), _percentiles(current.ages_ms)
-    findings = _failure_findings(previous, current)
+    findings = _failure_findings(previous, current) + _stream_findings(previous, current, topic)
     findings += _stale_findings(current, topic, thresholds, qos_problem) or _slow_findings(
         rates, latency, age, thresholds
     )
@@ -73,6 +73,7 @@ def camera_status(
         "missed": current.missed,
         "received": current.received,
         "published": current.published,
+        "published without stamp": current.unstamped,
         "in flight": current.in_flight,
         "dropped": current.dropped.total(),
         **{f"dropped: {reason}": current.dropped[reason] for reason in DropReason},
@@ -139,6 +140,15 @@ def _failure_findings(previous: FrameCounts, current: FrameCounts) -> list[Findi
         findings.append((ERROR, f"{new[DropReason.FAILED]} frames failed: {current.last_error}"))
     if new[DropReason.MALFORMED]:
         findings.append((WARN, f"{new[DropReason.MALFORMED]} images malformed: {current.last_error}"))
+    return findings
+
+
+def _stream_findings(previous: FrameCounts, current: FrameCounts, topic: str) -> list[Finding]:
+    findings = []
+    if unstamped := current.unstamped - previous.unstamped:
+        findings.append((WARN, f"{unstamped} images without stamp: the time of receipt stands in for it"))
+    if mixed := current.resets[Reset.PUBLISHERS] - previous.resets[Reset.PUBLISHERS]:
+        findings.append((WARN, f"{mixed} images segmented without memory: {topic} has several publishers"))
     return findings
 
 

@@ -40,6 +40,7 @@ class FrameCounts:
             middleware's queue.
         received: Frames received.
         published: Frames whose mask was published.
+        unstamped: Those of them whose image had no stamp (0).
         dropped: Frames dropped, by `DropReason`.
         resets: How often the memory was reset, by reason.
         latencies_ms: Image callback to mask published, of the latest `LATENCY_FRAMES` frames.
@@ -54,6 +55,7 @@ class FrameCounts:
     missed: int = 0
     received: int = 0
     published: int = 0
+    unstamped: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     resets: Counter[str] = field(default_factory=Counter)
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_FRAMES))
@@ -88,16 +90,18 @@ class FrameCounter:
             self._counts.dropped[reason] += 1
             self._counts.last_error = error or self._counts.last_error
 
-    def count_published(self, latency_ms: float, age_ms: float, reset: str) -> None:
+    def count_published(self, latency_ms: float, age_ms: float, reset: str, *, unstamped: bool = False) -> None:
         """Count a frame whose mask was published.
 
         Args:
             latency_ms: Image callback to mask published.
             age_ms: Image stamp to mask published.
             reset: Why the memory was reset; empty if it was kept.
+            unstamped: Whether its image had no stamp.
         """
         with self._lock:
             self._counts.published += 1
+            self._counts.unstamped += unstamped
             self._counts.latencies_ms.append(latency_ms)
             self._counts.ages_ms.append(age_ms)
             if reset:

@@ -25,6 +25,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "backports.zstd": "backports.zstd",
     "cv2": "opencv-contrib-python-headless",
+    "google.protobuf": "protobuf",
     "torch.utils.tensorboard": "tensorboard",
     "yaml": "PyYAML",
 }

@@ -11,7 +11,8 @@ from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
 from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
-from netwarp_ros.recordings.messages import deserialize, stamp_of
+from netwarp_ros.recordings.messages import stamp_of
+from netwarp_ros.recordings.recorded_images import read_image
 
 
 class BagDataset(Samples):
@@ -77,8 +78,8 @@ class BagDataset(Samples):
     def _message(self, topic: str, stamp_ns: int, recorded_ns: int) -> Any:
         """Read the message with this stamp that was recorded at this time."""
         with BagReader(self.path, _refuse) as bag:
-            for _, message_type, _, data in bag.messages_at(topic, recorded_ns):
-                message = deserialize(message_type, data)
+            for recorded in bag.messages_at(topic, recorded_ns):
+                message = read_image(recorded)
                 if stamp_of(message, recorded_ns) == stamp_ns:
                     return message
         raise ValueError("it is no longer there")
@@ -89,10 +90,10 @@ def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
     stamps = []
     with BagReader(path, _refuse) as bag:
         bag.check_image_topic(topic)
-        for index, (_, message_type, recorded_ns, data) in enumerate(bag.messages([topic])):
-            with named_in_errors(f"{path}: message {index} of {topic}"):
-                message = deserialize(message_type, data)
-            stamps.append((stamp_of(message, recorded_ns), recorded_ns))
+        for number, recorded in bag.messages([topic]):
+            with named_in_errors(f"{path}: message {number} of {topic}"):
+                message = read_image(recorded)
+            stamps.append((stamp_of(message, recorded.recorded_ns), recorded.recorded_ns))
     return stamps
 
 

@@ -1,97 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rosbag2 recordings opened for reading, damaged ones too: their topics and serialized messages, without ROS.
+"""Recordings of ROS 2 and ROS 1 open for reading, damaged ones too: their topics and serialized messages, without ROS.
 
-`rosbags` reads intact bags. If it fails, on opening a bag or later, `netwarp_ros.recordings.bag_salvage` reads
-what is left of the files.
+A recording is a file, or a folder of files with rosbag2's ``metadata.yaml``. The files count, not what the metadata say
+about them: people edit metadata, and a recorder that is killed writes none.
 """
 
 from __future__ import annotations
 
-import re
-import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import yaml
-from rosbags.rosbag2 import Reader
 
-from netwarp_ros.recordings.bag_salvage import salvage
-from netwarp_ros.recordings.messages import IMAGES, RecordedMessage
+from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage, Topic
+from netwarp_ros.recordings.decompression import ZSTD_MAGIC, decompress, decompress_file
+from netwarp_ros.recordings.file_order import in_natural_order
+from netwarp_ros.recordings.mcap_file import McapFile
+from netwarp_ros.recordings.recorded_images import is_image
+from netwarp_ros.recordings.ros1_file import Ros1File
+from netwarp_ros.recordings.sqlite_file import SqliteFile
 
-BAG_SUFFIXES = (".mcap", ".db3")
-
-
-@dataclass(frozen=True)
-class Topic:
-    """A topic of a bag.
-
-    Attributes:
-        message_type: For instance ``sensor_msgs/msg/Image``.
-        count: Number of messages; in a damaged bag the number before the damage, if the metadata has it.
-    """
-
-    message_type: str
-    count: int
+_FORMATS: dict[str, type[BagFile]] = {".mcap": McapFile, ".db3": SqliteFile, ".bag": Ros1File}
+_COMPRESSED = ".zstd"
+_METADATA_LIMIT = 512 * 1024
+"""Most bytes of ``metadata.yaml``: some hundred topics, and thousands of files."""
 
 
 class BagReader:
-    """A bag open for reading; use it in a ``with`` statement.
+    """A recording open for reading; use it in a ``with`` statement.
 
     Args:
-        path: The bag's folder, or a ``.mcap`` or ``.db3`` file.
+        path: A file for which `is_bag_file` is true, or a folder of such files.
         on_damage: Called with one sentence for each damage.
 
     Attributes:
-        topics: The bag's topics by name.
+        topics: The topics by name. Their numbers of messages include those that are known to be lost.
         duration_ns: Time from the first message to the last.
 
     Raises:
-        ValueError: If no message can be read.
+        ValueError: If nothing can be read.
     """
 
     def __init__(self, path: Path, on_damage: Callable[[str], None]) -> None:
         self.path, self._on_damage = path, on_damage
-        self._reader: Reader | None = None
         self.topics: dict[str, Topic] = {}
+        self._files: list[BagFile] = []
+        self._damage: list[str] = []  # not reported yet
+        self._stack = ExitStack()
         try:
-            if path.is_dir() and not (path / "metadata.yaml").is_file():
-                raise FileNotFoundError("there is no metadata.yaml, which is written when a recording ends")
-            self._reader = Reader(path)
-            self._reader.open()
-            self.duration_ns = self._reader.duration
-            for connection in self._reader.connections:
-                count = self.topics[connection.topic].count if connection.topic in self.topics else 0
-                self.topics[connection.topic] = Topic(connection.msgtype, count + connection.msgcount)
-        except Exception as error:  # rosbags raises many kinds on damaged files
-            self._reader, self.topics = None, {}
-            on_damage(f"{path} is damaged: {_reason(error)}")
-            self._scan_damaged(error)
+            self._open_files()
+            if self._damage and not self.topics:
+                raise ValueError(f"{path} is not a readable recording: {self._damage[0]}")
+            self._report()
+        except BaseException:
+            self._stack.close()
+            raise
+        spans = [file.span_ns for file in self._files if file.span_ns]
+        self.duration_ns = max(last for _, last in spans) - min(first for first, _ in spans) if spans else 0
 
     def __enter__(self) -> BagReader:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._reader:
-            self._reader.close()
+        self._stack.close()
 
-    def messages(self, topics: Collection[str]) -> Iterator[RecordedMessage]:
-        """Read the messages of some topics in the order of their recording."""
-        read_count = Counter[str]()
-        for message in self._sound_then_salvaged(topics):
-            read_count[message.topic] += 1
-            yield message
+    def messages(self, topics: Collection[str], skip: int = 0) -> Iterator[tuple[int, RecordedMessage]]:
+        """Read the messages of some topics in the order of their recording, those that are known to be lost too.
+
+        Args:
+            topics: The topics.
+            skip: Number of messages of these topics to pass over. If the recording has an index, they are not read.
+
+        Yields:
+            The number of earlier messages of the same topic, and the message.
+        """
+        earlier, lost = Counter[str](), Counter[str]()
+        for file in self._files:
+            counts = Counter({topic: file.topics[topic].count for topic in topics if topic in file.topics})
+            if skip >= counts.total():
+                skip -= counts.total()
+            else:
+                for number, message in file.messages(topics, skip):
+                    message = self._decompressed(file, message)
+                    lost[message.topic] += message.data is None
+                    self._take_damage(file)
+                    self._report()
+                    yield earlier[message.topic] + number, message
+                skip = 0
+            earlier.update(counts)
         for topic in topics:
             count = self.topics[topic].count
-            if (lost := count - read_count[topic]) > 0:
-                self._on_damage(f"{self.path}: {lost} of the {count} messages of {topic} are lost")
+            if missing := lost[topic] + count - earlier[topic]:
+                self._on_damage(f"{self.path}: {missing} of the {count} messages of {topic} are lost")
 
     def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
-        """Read the messages of a topic that were recorded at one time. The bag must be intact."""
-        assert self._reader is not None
-        return self._read(self._reader, [topic], recorded_ns, recorded_ns + 1)
+        """Read the messages of a topic that were recorded at one time."""
+        for file in self._files:
+            for message in file.messages_at(topic, recorded_ns):
+                message = self._decompressed(file, message)
+                self._take_damage(file)
+                self._report()
+                yield message
 
     def check_image_topic(self, name: str) -> None:
         """Check that there is an image topic of this name.
@@ -99,12 +113,12 @@ class BagReader:
         Raises:
             ValueError: If there is no topic of this name, or its messages are not images.
         """
-        choices = ", ".join(self._image_topics()) or "none"
+        choices = _list(self._image_topics()) or "none"
         if name not in self.topics:
             raise ValueError(f"{self.path} has no image topic {name!r}: choose one of {choices}")
-        if self.topics[name].message_type not in IMAGES:
+        if not is_image(self.topics[name]):
             raise ValueError(
-                f"{self.path}: {name} has the type {self.topics[name].message_type}, not sensor_msgs/Image or "
+                f"{self.path}: {name} has the type {_kind(self.topics[name])}, not sensor_msgs/Image or "
                 f"CompressedImage: choose one of {choices}"
             )
 
@@ -116,55 +130,85 @@ class BagReader:
         """
         names = [name for name in self._image_topics() if name not in leave_out]
         if not names:
-            others = ", ".join(sorted(f"{name} ({topic.message_type})" for name, topic in self.topics.items()))
+            others = _list(sorted(f"{name} ({_kind(topic)})" for name, topic in self.topics.items()))
             raise ValueError(
                 f"{self.path} has no topic of sensor_msgs/Image or CompressedImage to take; it has "
                 f"{others or 'no topic at all'}"
             )
         if len(names) > 1:
-            raise ValueError(f"{self.path} has {len(names)} image topics, {', '.join(names)}: name the topic to take")
+            raise ValueError(f"{self.path} has {len(names)} image topics, {_list(names)}: name the topic to take")
         return names[0]
 
     def _image_topics(self) -> list[str]:
-        return sorted(name for name, topic in self.topics.items() if topic.message_type in IMAGES)
+        return sorted(name for name, topic in self.topics.items() if is_image(topic))
 
-    def _sound_then_salvaged(self, topics: Collection[str]) -> Iterator[RecordedMessage]:
-        last_ns = -1
-        on_damage: Callable[[str], None] = _ignore  # `_scan_damaged` has reported this damage already
-        if self._reader:
+    def _open_files(self) -> None:
+        """Open the files, and add up their topics."""
+        paths, declared = ([self.path], {}) if self.path.is_file() else self._folder_content()
+        for path in paths:
             try:
-                for message in self._read(self._reader, topics):
-                    last_ns = message.recorded_ns
-                    yield message
-                return
-            except Exception as error:  # rosbags raises many kinds on damaged files
-                on_damage = self._on_damage
-                on_damage(f"{self.path} is damaged: {_reason(error)}")
-        for message in self._salvage(on_damage):
-            if message.topic in topics and message.recorded_ns > last_ns:
-                yield message
+                file = self._open_file(path)
+            except (OSError, ValueError) as error:
+                self._damage.append(f"{path} is left out: {error}")
+                continue
+            self._stack.callback(file.close)
+            self._files.append(file)
+            self._take_damage(file)
+            for name, topic in file.topics.items():
+                count = self.topics[name].count if name in self.topics else 0
+                self.topics[name] = replace(topic, count=topic.count + count)
+        for name, topic in self.topics.items():
+            self.topics[name] = replace(topic, count=max(topic.count, declared.get(name, 0)))
 
-    def _read(self, reader: Reader, topics: Collection[str], *span_ns: int) -> Iterator[RecordedMessage]:
-        connections = [connection for connection in reader.connections if connection.topic in topics]
-        for connection, recorded_ns, data in reader.messages(connections, *span_ns):
-            yield RecordedMessage(connection.topic, connection.msgtype, recorded_ns, data)
+    def _folder_content(self) -> tuple[list[Path], dict[str, int]]:
+        """Return the files of a folder, and the number of messages of each topic according to the metadata."""
+        try:
+            return _read_metadata(self.path)
+        except (OSError, ValueError) as error:
+            self._damage.append(f"{self.path} is damaged: {error}")
+            return in_natural_order(path for path in self.path.iterdir() if is_bag_file(path)), {}
 
-    def _scan_damaged(self, error: Exception) -> None:
-        """Find topics, counts and duration by reading all that can be salvaged."""
-        first_ns, last_ns = sys.maxsize, 0
-        for topic, message_type, recorded_ns, _ in self._salvage(self._on_damage):
-            self.topics[topic] = Topic(message_type, self.topics[topic].count + 1 if topic in self.topics else 1)
-            first_ns, last_ns = min(first_ns, recorded_ns), max(last_ns, recorded_ns)
-        self.duration_ns = max(0, last_ns - first_ns)
-        if not self.topics:
-            raise ValueError(f"{self.path} is not a readable rosbag2: {_reason(error)}") from error
-        for topic, count in _declared_counts(self.path).items():
-            if topic in self.topics:
-                self.topics[topic] = replace(self.topics[topic], count=max(count, self.topics[topic].count))
+    def _open_file(self, path: Path) -> BagFile:
+        """Open a file; decompress it before, if it is compressed as a whole.
 
-    def _salvage(self, on_damage: Callable[[str], None]) -> Iterator[RecordedMessage]:
-        for file in [self.path] if self.path.is_file() else _files(self.path):
-            yield from salvage(file, on_damage)
+        Raises:
+            OSError: If there is no such file, or it cannot be read.
+            ValueError: If it has another format.
+        """
+        if not is_bag_file(path):
+            raise ValueError(f"its name does not end in {', '.join(_FORMATS)}, nor in one of these and {_COMPRESSED}")
+        if path.suffix != _COMPRESSED:
+            return _FORMATS[path.suffix](path)
+        plain = Path(self._stack.enter_context(TemporaryDirectory(prefix="netwarp-"))) / path.stem
+        decompress_file(path, plain)
+        file = _FORMATS[plain.suffix](plain)
+        file.name = path
+        return file
+
+    def _decompressed(self, file: BagFile, message: RecordedMessage) -> RecordedMessage:
+        """Decompress a message that is compressed by itself; only the metadata would say so, and may be lost."""
+        if message.data is None or message.encoding != "cdr" or not message.data.startswith(ZSTD_MAGIC):
+            return message
+        try:
+            return message._replace(data=bytes(decompress(message.data, "zstd")))
+        except ValueError as error:
+            self._damage.append(f"{file.name}: a message of {message.topic} is damaged and left out: {error}")
+            return message._replace(data=None)
+
+    def _take_damage(self, file: BagFile) -> None:
+        self._damage += [f"{file.name}: {damage}" for damage in file.damage]
+        file.damage.clear()
+
+    def _report(self) -> None:
+        """Report the damage found since the last report."""
+        damage, self._damage = self._damage, []
+        for sentence in damage:
+            self._on_damage(sentence)
+
+
+def is_bag_file(path: Path) -> bool:
+    """Return whether a name is that of a recording's file: ``.mcap``, ``.db3`` or ``.bag``, perhaps with ``.zstd``."""
+    return (Path(path.stem) if path.suffix == _COMPRESSED else path).suffix in _FORMATS
 
 
 @contextmanager
@@ -176,25 +220,36 @@ def named_in_errors(subject: str) -> Iterator[None]:
         raise ValueError(f"{subject} cannot be read: {error}") from error
 
 
-def _files(bag: Path) -> list[Path]:
-    """Return the storage files in a bag's folder, sorted by number."""
-    files = [path for path in bag.iterdir() if path.suffix in BAG_SUFFIXES]
-    return sorted(files, key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
+def _read_metadata(folder: Path) -> tuple[list[Path], dict[str, int]]:
+    """Return the files that the metadata of a rosbag2 list, and their number of messages of each topic.
 
-
-def _declared_counts(bag: Path) -> dict[str, int]:
-    """Return the number of messages of each topic according to the bag's metadata; empty if it cannot be read."""
+    Raises:
+        ValueError: If the metadata cannot be read.
+    """
     try:
-        metadata = yaml.safe_load((bag / "metadata.yaml").read_text(encoding="utf-8"))
-        topics = metadata["rosbag2_bagfile_information"]["topics_with_message_count"]
-        return {topic["topic_metadata"]["name"]: int(topic["message_count"]) for topic in topics}
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return {}
+        with (folder / "metadata.yaml").open("rb") as file:
+            text = file.read(_METADATA_LIMIT + 1)
+    except FileNotFoundError:
+        raise ValueError("there is no metadata.yaml, which is written when a recording ends") from None
+    if len(text) > _METADATA_LIMIT:
+        raise ValueError(f"its metadata.yaml has more than {_METADATA_LIMIT} bytes")
+    try:
+        content = yaml.safe_load(text)["rosbag2_bagfile_information"]
+        # Old versions write the folder, too.
+        files = [folder / PurePosixPath(name).name for name in content["relative_file_paths"]]
+        topics = content["topics_with_message_count"]
+        counts = {topic["topic_metadata"]["name"]: int(topic["message_count"]) for topic in topics}
+    except (KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        raise ValueError(f"its metadata.yaml cannot be read: {reason}") from error
+    return files, counts
 
 
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _kind(topic: Topic) -> str:
+    """Return the type of a topic as an error names it."""
+    kind = topic.message_type or "no type"
+    return kind if topic.encoding == "cdr" else f"{kind} in {topic.encoding or 'no encoding'}"
 
 
-def _ignore(damage: str) -> None:
-    """Do not report the damage."""
+def _list(names: Iterable[str]) -> str:
+    return textwrap.shorten(", ".join(names), 300, placeholder=" …")

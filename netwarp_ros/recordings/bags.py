@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from netwarp_ros.recordings.bag_file import RecordedMessage
 from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
-from netwarp_ros.recordings.messages import IMAGE, deserialize, stamp_of
+from netwarp_ros.recordings.messages import stamp_of
+from netwarp_ros.recordings.recorded_images import is_raw_image, read_image
 
 
 class BagFrames(FrameSource):
@@ -64,15 +66,16 @@ class BagFrames(FrameSource):
         late_counts: Counter[str] = Counter()
         last_ns: dict[str, int] = {}
         with BagReader(self.path, self.note_damage) as bag:
-            for index, (topic, message_type, recorded_ns, data) in enumerate(bag.messages(self.cameras)):
+            for index, (number, recorded) in enumerate(bag.messages(self.cameras, begin), begin):
                 if index == end:
                     break
-                number, counts[topic] = counts[topic], counts[topic] + 1
-                if index < begin:
+                if recorded.data is None:  # the bag's reader has reported it
                     continue
+                topic, recorded_ns = recorded.topic, recorded.recorded_ns
+                counts[topic] += 1
                 try:
                     with named_in_errors(f"{self.path}: image {number} of {topic}"):
-                        message = deserialize(message_type, data)
+                        message = read_image(recorded)
                         image = to_writable_bgr(message)
                 except ValueError as error:
                     self.note_damage(str(error))
@@ -116,21 +119,24 @@ class BagLabels:
     def __init__(self, path: str | Path, topics: Mapping[str, str]) -> None:
         self.path, self.topics = Path(path), topics
         self.damage: list[str] = []
-        self._compressed: dict[tuple[str, int], bytes] = {}
+        self._compressed: dict[tuple[str, int], RecordedMessage] = {}
         self._requested: set[tuple[str, int]] = set()
         with BagReader(self.path, self.damage.append) as bag:
             for topic in topics.values():
                 bag.check_image_topic(topic)
-                if bag.topics[topic].message_type != IMAGE:
+                if not is_raw_image(bag.topics[topic]):
                     raise ValueError(f"{path}: {topic} is compressed; label maps must be sensor_msgs/Image with mono8")
-            for index, (topic, message_type, recorded_ns, data) in enumerate(bag.messages(set(topics.values()))):
+            for number, recorded in bag.messages(set(topics.values())):
+                if recorded.data is None:
+                    continue
                 try:
-                    with named_in_errors(f"{self.path}: label map {index}, on {topic},"):
-                        stamp_ns = stamp_of(deserialize(message_type, data), recorded_ns)
+                    with named_in_errors(f"{self.path}: label map {number} of {recorded.topic}"):
+                        stamp_ns = stamp_of(read_image(recorded), recorded.recorded_ns)
                 except ValueError as error:
                     self.damage.append(str(error))
                     continue
-                self._compressed[topic, stamp_ns] = zlib.compress(data, level=1)
+                compressed = recorded._replace(data=zlib.compress(recorded.data, level=1))
+                self._compressed[recorded.topic, stamp_ns] = compressed
 
     def __call__(self, frame: Frame) -> np.ndarray | None:
         """Return the label map of a frame, ``(H, W)`` uint8, or None if the bag has none.
@@ -142,8 +148,10 @@ class BagLabels:
         if key not in self._compressed:
             return None
         self._requested.add(key)
+        recorded = self._compressed[key]
+        assert recorded.data is not None
         with named_in_errors(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
-            message = deserialize(IMAGE, zlib.decompress(self._compressed[key]))
+            message = read_image(recorded._replace(data=zlib.decompress(recorded.data)))
             return to_label(message, frame.image.shape[:2])
 
     def unmatched(self) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ROS messages of recordings, built, serialized and deserialized without ROS, by ``rosbags``.
+"""ROS 2 messages, built, serialized and deserialized without ROS, by ``rosbags``.
 
 Images are read with Jazzy's definitions of ``sensor_msgs/Image`` and ``CompressedImage``, which are the same in every
 ROS 2, and not with the definitions in the bag: a bag may hold types that cannot be parsed.
@@ -8,7 +8,7 @@ ROS 2, and not with the definitions in the bag: a bag may hold types that cannot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rosbags.serde import SerdeError
@@ -56,22 +56,6 @@ typestore = get_typestore(Stores.ROS2_JAZZY)
 
 for _name, _text in _DEFINITIONS.items():
     typestore.register(get_types_from_msg(_text, _name))
-
-
-class RecordedMessage(NamedTuple):
-    """A message as it was recorded.
-
-    Attributes:
-        topic: The topic it was published on.
-        message_type: For instance ``sensor_msgs/msg/Image``.
-        recorded_ns: When it was recorded.
-        data: The message, serialized in CDR.
-    """
-
-    topic: str
-    message_type: str
-    recorded_ns: int
-    data: bytes
 
 
 def deserialize(message_type: str, data: bytes) -> Any:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from netwarp_ros.recordings.bag_reader import BAG_SUFFIXES
+from netwarp_ros.recordings.bag_reader import is_bag_file
 from netwarp_ros.recordings.bags import BagFrames, BagLabels
 from netwarp_ros.recordings.frames import DEFAULT_RATE, FrameSource
 from netwarp_ros.recordings.image_files import IMAGE_SUFFIXES, ImageFiles, LabelFolder
@@ -82,14 +82,14 @@ def open_labels(
 
 
 def is_bag(path: Path) -> bool:
-    """Return whether a path is a rosbag2: a storage file, or a folder with rosbag2's metadata or with storage files."""
+    """Return whether a path is a bag: a file of one, or a folder with rosbag2's metadata or with such files."""
     if not path.is_dir():
-        return path.suffix in BAG_SUFFIXES
+        return is_bag_file(path)
     if _has_bag_metadata(path):
         return True
     # A folder of images is not a bag, whatever else it holds.
-    suffixes = {file.suffix.lower() for file in path.iterdir()}
-    return not suffixes.isdisjoint(BAG_SUFFIXES) and suffixes.isdisjoint(IMAGE_SUFFIXES)
+    files = list(path.iterdir())
+    return any(map(is_bag_file, files)) and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
 
 
 def _has_bag_metadata(folder: Path) -> bool:

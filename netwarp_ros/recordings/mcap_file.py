@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MCAP files of any profile, sound or damaged. The format is that of https://mcap.dev/spec.
+
+A file is read in blocks. A block is a chunk, or successive messages that are in no chunk. The summary of a sound file
+lists its chunks, and how many messages of each channel they hold. If there is no such summary, as when a recorder was
+killed, the file is read once from its start to find the blocks. Damage costs
+
+* the messages of a damaged chunk, from the first damaged one on, or all if the chunk is compressed or has a checksum;
+* after a wrong length, all messages, if the file has no summary.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage
+from netwarp_ros.recordings.decompression import MEMORY_LIMIT, decompress
+
+_MAGIC = b"\x89MCAP0\r\n"
+_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _STATISTICS, _DATA_END = 2, 3, 4, 5, 6, 8, 11, 15
+_RECORD_HEADER = struct.Struct("<BQ")
+"""Opcode, and length of the content."""
+
+_MESSAGE_HEADER = struct.Struct("<HIQQ")
+"""Channel, sequence number, time of recording, time of publishing."""
+
+_FOOTER_AND_MAGIC = struct.Struct("<BQQQI8s")
+"""Opcode, length, start of the summary, start of its offsets, checksum, magic."""
+
+_RECORD_LIMIT = 1_000_000
+"""Most records of a block. Chunks hold thousands, but a few kilobytes of zstd may become millions of empty records."""
+
+_RUN_LENGTH = 2**20
+"""Most bytes of successive messages that make one block, unless a message is longer."""
+
+_ERRORS = (ValueError, struct.error)
+
+_Read = Callable[[int, int], memoryview]
+"""Returns the bytes at an offset, at most so many as asked for."""
+
+
+class _Channel(NamedTuple):
+    topic: str
+    message_type: str
+    encoding: str
+
+
+class _Block(NamedTuple):
+    """A chunk, or successive messages that are in no chunk.
+
+    Attributes:
+        begin_ns: When the first message was recorded.
+        end_ns: When the last message was recorded.
+        start: Offset in the file, in bytes.
+        length: Length in the file, in bytes.
+        counts: Number of messages of each channel.
+    """
+
+    begin_ns: int
+    end_ns: int
+    start: int
+    length: int
+    counts: dict[int, int]
+
+    @classmethod
+    def of(cls, messages: Sequence[tuple[int, int]], start: int, length: int) -> _Block:
+        """Make the block of these messages: channel and time of each."""
+        times = [recorded_ns for _, recorded_ns in messages] or [0]
+        return cls(min(times), max(times), start, length, Counter(key for key, _ in messages))
+
+
+class McapFile(BagFile):
+    """An MCAP file open for reading."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._schemas: dict[int, str] = {}
+        self._channels: dict[int, _Channel] = {}
+        self._file = path.open("rb")
+        try:
+            self._size = os.fstat(self._file.fileno()).st_size
+            if self._read(0, len(_MAGIC)) != _MAGIC:
+                raise ValueError("it does not begin as an MCAP file")
+            blocks = self._summarized_blocks()
+            self._is_scanned = blocks is None
+            self._blocks = sorted(self._scanned_blocks() if blocks is None else blocks, key=lambda block: block[:3])
+        except BaseException:
+            self._file.close()
+            raise
+        counts = sum((Counter(block.counts) for block in self._blocks), Counter[int]())
+        for key, channel in self._channels.items():
+            self._add_topic(*channel, counts[key])
+        if spans := [block[:2] for block in self._blocks if block.counts]:
+            self.span_ns = spans[0][0], max(end_ns for _, end_ns in spans)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def messages(self, topics: Collection[str], skip: int = 0) -> Iterator[tuple[int, RecordedMessage]]:
+        channels = {key for key, channel in self._channels.items() if channel.topic in topics}
+        blocks = [block for block in self._blocks if not channels.isdisjoint(block.counts)]
+        numbers = Counter[str]()
+        first = 0
+        while first + 1 < len(blocks) and blocks[first].end_ns <= blocks[first + 1].begin_ns:  # no overlap
+            counts = {key: count for key, count in blocks[first].counts.items() if key in channels}
+            if sum(counts.values()) > skip:
+                break
+            skip -= sum(counts.values())
+            for key, count in counts.items():
+                numbers[self._channels[key].topic] += count
+            first += 1
+        for position, message in enumerate(self._in_order(blocks[first:], channels)):
+            if position >= skip:
+                yield numbers[message.topic], message
+            numbers[message.topic] += 1
+
+    def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
+        channels = {key for key, channel in self._channels.items() if channel.topic == topic}
+        blocks = [block for block in self._blocks if block.begin_ns <= recorded_ns <= block.end_ns]
+        return (message for message in self._in_order(blocks, channels) if message.recorded_ns == recorded_ns)
+
+    def _in_order(self, blocks: Sequence[_Block], channels: Collection[int]) -> Iterator[RecordedMessage]:
+        """Read the messages of blocks that are sorted by their begin, in the order of recording."""
+        pending: list[tuple[int, int, int, RecordedMessage]] = []  # a heap, because blocks may overlap in time
+        pending_size = 0
+        for position, block in enumerate(blocks):
+            while pending and (pending[0][0] < block.begin_ns or pending_size > MEMORY_LIMIT):
+                message = heapq.heappop(pending)[-1]
+                pending_size -= len(message.data or b"")
+                yield message
+            for number, message in enumerate(self._block_messages(block, channels)):
+                heapq.heappush(pending, (message.recorded_ns, position, number, message))
+                pending_size += len(message.data or b"")
+        while pending:
+            yield heapq.heappop(pending)[-1]
+
+    def _block_messages(self, block: _Block, channels: Collection[int]) -> Iterator[RecordedMessage]:
+        """Read the messages of some channels in a block, and after them those that are lost."""
+        missing = Counter({key: count for key, count in block.counts.items() if key in channels})
+        try:
+            content = self._content(block.start, block.length)
+            for key, recorded_ns, begin, end in self._messages_in(content):
+                if missing[key] > 0:
+                    missing[key] -= 1
+                    yield RecordedMessage(*self._channels[key], recorded_ns, bytes(content[begin:end]))
+        except _ERRORS as error:
+            if not self._is_scanned:  # the scan has reported it
+                self._report(block.start, error)
+        for key in missing.elements():
+            yield RecordedMessage(*self._channels[key], block.end_ns, None)
+
+    # Records
+
+    def _content(self, start: int, length: int) -> memoryview:
+        """Return the records of a block: a chunk's are decompressed, and a cut chunk's as far as they are there.
+
+        Raises:
+            ValueError: If the chunk is damaged, or longer than the limit.
+        """
+        data = self._read(start, length)
+        opcode, record_length = _RECORD_HEADER.unpack_from(data)
+        if opcode != _CHUNK:
+            return data
+        record = data[_RECORD_HEADER.size :]
+        _, _, claim, checksum = struct.unpack_from("<QQQI", record)
+        compression, end = _string(record, 28)
+        (compressed_length,) = struct.unpack_from("<Q", record, end)
+        content = memoryview(decompress(record[end + 8 :][:compressed_length], compression, claim))
+        is_cut = len(record) < record_length
+        if not is_cut and (len(content) != claim or (checksum and crc32(content) != checksum)):
+            raise ValueError("size or checksum of the content is not the one it claims")
+        return content
+
+    def _messages_in(self, content: memoryview) -> Iterator[tuple[int, int, int, int]]:
+        """Yield channel, time, and begin and end of the data of each message in records."""
+        read = _reader(content)
+        for number, (opcode, begin, end) in enumerate(_records(read, 0, len(content))):
+            if number == _RECORD_LIMIT:
+                raise ValueError(f"it has more than {_RECORD_LIMIT} records")
+            if end <= len(content) and (message := self._learn(read, opcode, begin, end)):
+                yield *message, begin + _MESSAGE_HEADER.size, end
+
+    def _learn(self, read: _Read, opcode: int, begin: int, end: int) -> tuple[int, int] | None:
+        """Keep the schema or the channel that a record describes, or return the channel and the time of a message.
+
+        Raises:
+            ValueError: If the record is damaged.
+        """
+        if opcode == _MESSAGE:
+            if end - begin < _MESSAGE_HEADER.size:
+                raise ValueError(f"a message has {end - begin} bytes, and its header alone has {_MESSAGE_HEADER.size}")
+            key, _, recorded_ns, _ = _MESSAGE_HEADER.unpack(read(begin, _MESSAGE_HEADER.size))
+            if key not in self._channels:
+                raise ValueError(f"a message has the channel {key}, which nothing describes")
+            return key, recorded_ns
+        if opcode in (_SCHEMA, _CHANNEL):
+            record = read(begin, end - begin)
+            (key,) = struct.unpack_from("<H", record)
+            if opcode == _SCHEMA:
+                self._schemas.setdefault(key, _string(record, 2)[0])
+            else:
+                (schema,) = struct.unpack_from("<H", record, 2)
+                topic, position = _string(record, 4)
+                encoding, _ = _string(record, position)
+                self._channels.setdefault(key, _Channel(topic, self._schemas.get(schema, ""), encoding))
+        return None
+
+    def _read(self, start: int, length: int) -> memoryview:
+        """Read a part of the file.
+
+        Raises:
+            ValueError: If it is longer than the limit.
+        """
+        if length > MEMORY_LIMIT + 4096:  # a chunk has a header, too
+            raise ValueError(f"it has {length} bytes, and at most {MEMORY_LIMIT} are read")
+        self._file.seek(start)
+        return memoryview(self._file.read(length))
+
+    def _report(self, start: int, error: Exception) -> None:
+        self.damage.append(f"the record at byte {start} is damaged and left out: {error}")
+
+    # With a summary
+
+    def _summarized_blocks(self) -> list[_Block] | None:
+        """Return the chunks that the summary lists; None if there is no summary, or it does not list all messages."""
+        footer_start = self._size - _FOOTER_AND_MAGIC.size
+        if footer_start < len(_MAGIC):
+            return None
+        footer = self._read(footer_start, _FOOTER_AND_MAGIC.size)
+        opcode, length, start, _, checksum, magic = _FOOTER_AND_MAGIC.unpack(footer)
+        if (opcode, length, magic) != (_FOOTER, 20, _MAGIC) or not start:
+            return None
+        try:
+            if not len(_MAGIC) <= start <= footer_start:
+                raise ValueError(f"its start is byte {start} of {self._size}")
+            summary = self._read(start, footer_start - start)
+            if checksum and crc32(footer[:25], crc32(summary)) != checksum:
+                raise ValueError("its checksum is not the one it claims")
+            return self._listed_chunks(summary, start)
+        except _ERRORS as error:
+            self.damage.append(f"its summary is damaged and not used: {error}")
+            return None
+
+    def _listed_chunks(self, summary: memoryview, data_end: int) -> list[_Block] | None:
+        """Return the chunks that a summary lists; None if it does not list all messages of the file.
+
+        Raises:
+            ValueError: If the summary is damaged, or contradicts itself.
+        """
+        blocks, parts, message_count, read = [], [], None, _reader(summary)
+        for opcode, begin, end in _records(read, 0, len(summary)):
+            record = summary[begin:end]
+            self._learn(read, opcode, begin, end)
+            if opcode == _STATISTICS:
+                (message_count,) = struct.unpack_from("<Q", record)
+            elif opcode == _CHUNK_INDEX:
+                begin_ns, end_ns, start, length, map_length = struct.unpack_from("<QQQQI", record)
+                offsets = sorted((offset, key) for key, offset in struct.iter_unpack("<HQ", record[36:][:map_length]))
+                (indexes_length,) = struct.unpack_from("<Q", record, 36 + map_length)
+                part_end = start + length + indexes_length
+                # The chunk's message indexes, one for each channel, have 15 bytes and 16 more for each message.
+                ends = [*(offset for offset, _ in offsets[1:]), part_end]
+                counts = {key: (end - start - 15) // 16 for (start, key), end in zip(offsets, ends, strict=False)}
+                if not counts.keys() <= self._channels.keys() or min(counts.values(), default=0) < 0:
+                    raise ValueError(f"the index of the chunk at byte {start} is damaged")
+                blocks.append(_Block(begin_ns, end_ns, start, length, counts))
+                parts.append((start, part_end))
+        total = sum(sum(block.counts.values()) for block in blocks)
+        if not blocks or (total if message_count is None else message_count) != total:
+            return None  # messages are in no chunk, or chunks have no message index
+        position = len(_MAGIC)
+        for start, end in [*sorted(parts), (data_end, data_end)]:
+            if start < position:
+                raise ValueError(f"the chunk at byte {start} begins before the end of the one before it")
+            if self._has_messages(position, start):
+                return None
+            position = end
+        return blocks
+
+    def _has_messages(self, begin: int, end: int) -> bool:
+        """Return whether a part of the file that the summary does not list has messages."""
+        try:
+            return any(opcode in (_MESSAGE, _CHUNK) for opcode, _, _ in _records(self._read, begin, end))
+        except ValueError:
+            return False  # it is damaged, and the summary is not
+
+    # Without a summary
+
+    def _scanned_blocks(self) -> Iterator[_Block]:
+        """Find the blocks by reading the file from its start, except for the data of messages that are in no chunk."""
+        run: list[tuple[int, int]] = []
+        run_start = run_end = 0
+        for opcode, start, begin, end in self._top_level_records():
+            messages = self._scanned_messages(opcode, start, begin, end)
+            if opcode == _CHUNK:
+                yield _Block.of(messages, start, end - start)
+            elif messages:
+                if run and (start != run_end or end - run_start > _RUN_LENGTH):
+                    yield _Block.of(run, run_start, run_end - run_start)
+                    run = []
+                run_start, run_end = (run_start if run else start), end
+                run += messages
+        if run:
+            yield _Block.of(run, run_start, run_end - run_start)
+
+    def _scanned_messages(self, opcode: int, start: int, begin: int, end: int) -> list[tuple[int, int]]:
+        """Return channel and time of the messages of a record, up to the first damage."""
+        messages = []
+        try:
+            if opcode == _CHUNK:
+                for key, recorded_ns, _, _ in self._messages_in(self._content(start, end - start)):
+                    messages.append((key, recorded_ns))
+            elif message := self._learn(self._read, opcode, begin, end):
+                messages.append(message)
+        except _ERRORS as error:
+            self._report(start, error)
+        return messages
+
+    def _top_level_records(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield opcode, start, and begin and end of the content of each record up to the end of the data.
+
+        A record that is cut ends at the end of the file, and is left out if it is not a chunk.
+        """
+        try:
+            for opcode, begin, end in _records(self._read, len(_MAGIC), self._size):
+                start = begin - _RECORD_HEADER.size
+                if opcode in (_FOOTER, _DATA_END):
+                    return
+                if end > self._size:
+                    self.damage.append(
+                        f"the record at byte {start} claims {end - begin} bytes, but only "
+                        f"{self._size - begin} are there: what follows is lost"
+                    )
+                if end <= self._size or opcode == _CHUNK:
+                    yield opcode, start, begin, min(end, self._size)
+                if end > self._size:
+                    return
+        except ValueError as error:
+            self.damage.append(f"{error}: what follows is lost")
+            return
+        self.damage.append("it has no end: it was not closed, as when its recorder was killed")
+
+
+def _reader(content: memoryview) -> _Read:
+    return lambda start, length: content[start : start + length]
+
+
+def _records(read: _Read, position: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield opcode, and begin and end of the content of successive records; the last one may end after ``size``.
+
+    Raises:
+        ValueError: If there is no record at a position.
+    """
+    while position + _RECORD_HEADER.size <= size:
+        opcode, length = _RECORD_HEADER.unpack(read(position, _RECORD_HEADER.size))
+        if not opcode:
+            raise ValueError(f"there is no record at byte {position}")
+        begin = position + _RECORD_HEADER.size
+        position = begin + length
+        yield opcode, begin, position
+
+
+def _string(content: memoryview, offset: int) -> tuple[str, int]:
+    """Read a string with its length before it; return it and the offset of its end."""
+    (length,) = struct.unpack_from("<I", content, offset)
+    end = offset + 4 + length
+    return bytes(content[offset + 4 : end]).decode(), end

@@ -8,10 +8,11 @@ its size in two steps: `_mask_at_input_size`, then `_mask_at_image_size`.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from netwarp_ros.models import (
     load_model,
     resize_flow,
 )
+from netwarp_ros.models.weights import MAX_INPUT_HEIGHT
 from netwarp_ros.timing import timed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,6 +49,9 @@ COMPILE_TOLERANCE = 0.01
 
 MAX_GAP = 0.5
 """Default of ``max_gap``, in seconds. Over a longer gap, the flow between two frames is not trusted."""
+
+MAX_INPUT_WIDTH = 4096
+"""Default of ``max_input_width``, in pixels. At 512 rows, only images wider than 8:1 reach it."""
 
 _ISAS_WITHOUT_BFLOAT16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
 """Values of ONEDNN_MAX_CPU_ISA, in lower case, that keep oneDNN from the bfloat16 instructions of AVX-512."""
@@ -68,6 +73,7 @@ class Reset(StrEnum):
     SIZE = "change of size"
     ENCODING = "change of encoding"
     FRAME_ID = "change of frame_id"
+    PUBLISHERS = "several publishers"
     REQUEST = "request"
     HOST_ONLY = "no NetWarp in use"
 
@@ -95,8 +101,8 @@ class Segmenter:
     """A model ready to segment streams of images. Use it from one thread at a time.
 
     Args:
-        model: The name of a shipped model, the path of a weights file, or a loaded `Model`. A loaded one then belongs
-            to the segmenter, which changes the device, precision and memory format of its network.
+        model: The name of a shipped model, the path of a weights file, or a loaded `Model`. A loaded one stays as it
+            is: the segmenter copies it and changes the device, precision and memory format of the copy.
         flow: Flow estimator, or the name of a DIS preset.
         device: A torch device: ``cpu``, ``cuda``, ``cuda:1``.
         precision: Of the host: ``float32``, ``bfloat16``, ``float16`` (CUDA only), or ``auto``: float16 on CUDA,
@@ -104,6 +110,8 @@ class Segmenter:
             stay in float32.
         input_height: Images are scaled to this height in pixels for network and flow; the aspect ratio is kept. 0
             means the height the model was trained at.
+        max_input_width: An image that would then be wider than this, in pixels, is scaled to this width instead. This
+            bounds time and memory for images of few rows, such as a line camera's.
         max_gap: The memory is reset if two stamps are more than this many seconds apart.
         host_only: Run the host by itself, frame by frame, without NetWarp and flow.
         inference: Which views of a frame the network sees; by default one, the whole frame.
@@ -112,6 +120,7 @@ class Segmenter:
             If CUDA graphs cannot be used, mode ``default`` is tried.
 
     Attributes:
+        model: The segmenter's own model.
         compiled: The compile mode in effect; ``compile`` is the one requested.
         compile_problem: Why they differ; empty if they do not.
         uses_netwarp: Whether NetWarp and flow are in use: the model has NetWarp, and not ``host_only``.
@@ -128,31 +137,37 @@ class Segmenter:
         device: str = "cpu",
         precision: str = "auto",
         input_height: int = 0,
+        max_input_width: int = MAX_INPUT_WIDTH,
         max_gap: float = MAX_GAP,
         host_only: bool = False,
         inference: Inference = WHOLE_FRAME,
         compile: str = "none",
     ) -> None:
-        if input_height < 0:
-            raise ValueError(f"input_height is {input_height}: give pixels, or 0 for the height of training")
+        if not 0 <= input_height <= MAX_INPUT_HEIGHT:
+            raise ValueError(
+                f"input_height is {input_height}: give pixels up to {MAX_INPUT_HEIGHT}, or 0 for the height of training"
+            )
+        if max_input_width < 1:
+            raise ValueError(f"max_input_width is {max_input_width}: give pixels > 0")
         if compile not in COMPILE_MODES:
             raise ValueError(f"compile is {compile!r}: choose one of {', '.join(COMPILE_MODES)}")
         if not max_gap > 0:
             raise ValueError(f"max_gap is {max_gap}: give seconds > 0")
-        self.model = model if isinstance(model, Model) else load_model(model)
+        self.model = (
+            replace(model, network=copy.deepcopy(model.network)) if isinstance(model, Model) else load_model(model)
+        )
         self.device = _torch_device(device)
         self.dtype = _torch_dtype(precision, self.device)
         self.flow = DisFlow(flow) if isinstance(flow, str) else flow
         self.input_height = input_height or self.model.spec.input_height
+        self.max_input_width = max_input_width
         self.max_gap = max_gap
         self.network = self.model.network.eval().to(self.device)
         self.network.host.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.uses_netwarp = bool(self.network.layers) and not host_only
         self.inference = inference
         self._video_cnn = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
-        self._forward: Callable[..., tuple[Tensor, Memory | InferenceMemory]] = (
-            self._video_cnn if inference == WHOLE_FRAME else partial(inference, self._video_cnn)
-        )
+        self._compiled_host: Callable[..., Tensor] | None = None
 
         # (rgb / 255 - mean) / std as one multiplication and one addition per channel.
         spec = self.model.spec
@@ -169,17 +184,15 @@ class Segmenter:
 
     def _compile(self, mode: str) -> None:
         """Compile the host and compare masks with and without. If that fails, keep the host and note the problem."""
-        host = self._video_cnn.host
         try:
             if mode == CUDA_GRAPHS and not (self.device.type == "cuda" and self.inference == WHOLE_FRAME):
                 raise RuntimeError("CUDA graphs are for whole frames on CUDA")
             expected = self._sample_masks()
-            self._video_cnn.host = torch.compile(host, dynamic=False, mode=mode)  # type: ignore[assignment]
-            self.compiled = mode
+            self._compiled_host, self.compiled = self.network.compile_host(dynamic=False, mode=mode), mode
             if (differing := (self._sample_masks() != expected).mean()) > COMPILE_TOLERANCE:
                 raise RuntimeError(f"compiled, it gives other masks in {differing:.1%} of the pixels")
         except Exception as error:  # PyTorch's compilers and the C++ compiler they call share no base class of errors
-            self._video_cnn.host, self.compiled = host, "none"
+            self._compiled_host, self.compiled = None, "none"
             self.compile_problem = str(error).strip().partition("\n")[0] or type(error).__name__
             if mode == CUDA_GRAPHS:
                 self._compile("default")
@@ -210,12 +223,19 @@ class Segmenter:
             stream.segment(image, stamp_ns)
 
     def scale(self, image: np.ndarray) -> np.ndarray:
-        """Scale an image ``(H, W, 3)`` to the input height. An image of that height is returned itself."""
+        """Scale an image ``(H, W, 3)`` to the size of the network's input. An image of that size is returned itself."""
         height, width = image.shape[:2]
-        if height == self.input_height:
+        size = self._input_size(width, height)
+        if size == (width, height):
             return image
-        size = (max(1, round(width * self.input_height / height)), self.input_height)
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > self.input_height else cv2.INTER_LINEAR)
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > size[1] else cv2.INTER_LINEAR)
+
+    def _input_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height of the network's input for an image of this size."""
+        scaled_width = round(width * self.input_height / height)
+        if scaled_width <= self.max_input_width:
+            return max(1, scaled_width), self.input_height
+        return self.max_input_width, max(1, round(height * self.max_input_width / width))
 
     @torch.inference_mode()
     def infer(
@@ -224,7 +244,7 @@ class Segmenter:
         flow: Callable[[], np.ndarray] | None = None,
         memory: Memory | InferenceMemory | None = None,
     ) -> tuple[np.ndarray, Memory | InferenceMemory | None]:
-        """Run the network on one frame at the input height.
+        """Run the network on one frame, scaled by `scale`.
 
         Args:
             image: ``(H, W, 3)`` BGR uint8.
@@ -233,7 +253,7 @@ class Segmenter:
             memory: The memory that the previous call on this stream returned, or None.
 
         Returns:
-            The mask ``(H, W)`` uint8 at the input height, and the memory for the next call (None without NetWarp).
+            The mask ``(H, W)`` uint8 of the frame, and the memory for the next call (None without NetWarp).
         """
         pixels = self._upload(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         frame = torch.addcmul(self._shift, pixels, self._scale).to(self.dtype, memory_format=torch.channels_last)
@@ -241,7 +261,11 @@ class Segmenter:
         motion = None if flow is None else lambda: resize_flow(self._upload(flow()), (height, width))
         if self.compiled == CUDA_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
-        scores, memory = self._forward(frame, motion, memory)
+        network = partial(self._video_cnn, host=self._compiled_host)
+        forward: Callable[..., tuple[Tensor, Memory | InferenceMemory]] = (
+            network if self.inference == WHOLE_FRAME else partial(self.inference, network)
+        )
+        scores, memory = forward(frame, motion, memory)
         if self.compiled == CUDA_GRAPHS and isinstance(memory, Memory):
             memory = memory.clone()  # the next replay overwrites the outputs of this one
         return _mask_at_input_size(scores, (height, width)), memory if self.uses_netwarp else None
@@ -281,9 +305,9 @@ class Stream:
     _previous: _PreviousFrame | None = None
     _next_reset: Reset = Reset.FIRST
 
-    def reset(self) -> None:
-        """Forget the previous frame: the next one is segmented without memory, with the reason `Reset.REQUEST`."""
-        self._previous, self._next_reset = None, Reset.REQUEST
+    def reset(self, reason: Reset = Reset.REQUEST) -> None:
+        """Forget the previous frame: the next one is segmented without memory, for this reason."""
+        self._previous, self._next_reset = None, reason
 
     def state(self) -> dict[str, Any]:
         """Return everything the next result depends on, as tensors and plain values: safe for ``torch.load``."""

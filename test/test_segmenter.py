@@ -102,6 +102,70 @@ def test_input_height_is_the_height_of_the_flows_images() -> None:
         assert seen.pop() == (expected, expected)
 
 
+@pytest.mark.parametrize(
+    ("image_size", "input_size"),
+    [
+        # width x height, scaled to 360 rows
+        ((480, 360), (480, 360)),
+        ((4096, 2160), (683, 360)),
+        ((480, 640), (270, 360)),
+        ((1, 1), (360, 360)),
+        ((3, 400), (3, 360)),
+        ((1, 4000), (1, 360)),
+        ((800, 80), (1000, 100)),
+        # 360 rows would be too wide
+        ((2048, 16), (1000, 8)),
+        ((640, 2), (1000, 3)),
+        ((400, 3), (1000, 8)),
+        ((2048, 360), (1000, 176)),
+        ((30000, 1), (1000, 1)),
+    ],
+)
+def test_size_of_the_networks_input(image_size: tuple[int, int], input_size: tuple[int, int]) -> None:
+    image = np.zeros((image_size[1], image_size[0], 3), np.uint8)
+    scaled = segmenter(input_height=360, max_input_width=1000).scale(image)
+    assert (scaled.shape[1], scaled.shape[0]) == input_size
+
+
+def test_an_image_of_few_rows_is_segmented_at_the_greatest_width() -> None:
+    """By default no image is scaled to more than 4096 columns: 2048x16 was scaled to 46080x360."""
+    wide = Segmenter(Model(video_cnn(), SPEC, "test"), max_input_width=128, precision="float32")
+    stream = wide.stream()
+    image = np.random.default_rng(0).integers(0, 256, (16, 2048, 3), np.uint8)
+    first, second = stream.segment(image, 0), stream.segment(image, 1)
+    assert first.mask.shape == second.mask.shape == (16, 2048) and not second.reason
+    assert wide.scale(image).shape == (1, 128, 3)
+    assert segmenter(input_height=360).scale(image).shape == (32, 4096, 3)
+
+
+def test_segmenters_share_a_loaded_model_and_do_not_change_it() -> None:
+    model = Model(video_cnn().train(), SPEC, "shared")
+    weights = {name: (value.dtype, value.clone()) for name, value in model.network.state_dict().items()}
+    full = Segmenter(model, precision="float32")
+    before, image = full.stream().segment(images(1)[0], 0).mask, images(1)[0]
+    half, alone = Segmenter(model, precision="bfloat16"), Segmenter(full.model, precision="bfloat16", host_only=True)
+    assert (full.precision, half.precision, alone.precision) == ("float32", "bfloat16", "bfloat16")
+    assert np.array_equal(full.stream().segment(image, 0).mask, before)
+    assert np.array_equal(half.stream().segment(image, 0).mask, alone.stream().segment(image, 0).mask)
+    assert model.network.training
+    for name, value in model.network.state_dict().items():
+        assert value.dtype == weights[name][0] and torch.equal(value, weights[name][1]), name
+
+
+@pytest.mark.parametrize("host_only", [False, True])
+def test_compiling_does_not_change_the_network(monkeypatch: pytest.MonkeyPatch, host_only: bool) -> None:
+    compile_graphs = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda host, **_options: compile_graphs(host, backend="eager"))
+    compiled, plain = segmenter(compile="default", host_only=host_only), segmenter(host_only=host_only)
+    assert (compiled.compiled, compiled.compile_problem) == ("default", "")
+    assert list(compiled.network.state_dict()) == list(plain.network.state_dict())
+    copied = Segmenter(compiled.model, precision="float32", host_only=host_only)
+    streams = [each.stream() for each in (compiled, plain, copied)]
+    for i, image in enumerate(images(3)):
+        first, second, third = (stream.segment(image, i).mask for stream in streams)
+        assert np.array_equal(first, second) and np.array_equal(first, third)
+
+
 def test_compiled_host_gives_the_same_masks() -> None:
     plain, compiled = segmenter(), segmenter(compile="default")
     assert (plain.compiled, compiled.compiled, compiled.compile_problem) == ("none", "default", "")
@@ -360,6 +424,8 @@ def test_environment_limits_auto_to_float32(limit: dict[str, str]) -> None:
         ({"precision": "int8"}, "precision is 'int8': choose one of auto, float32"),
         ({"precision": "float16"}, "precision is 'float16', which CPUs"),
         ({"input_height": -1}, "input_height is -1"),
+        ({"input_height": 4321}, "input_height is 4321: give pixels up to 4320, or 0"),
+        ({"max_input_width": 0}, "max_input_width is 0: give pixels > 0"),
         ({"max_gap": 0.0}, "max_gap is 0.0"),
         ({"flow": "slow"}, "unknown DIS preset 'slow'"),
         ({"model": "nonesuch"}, "no model named 'nonesuch'"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -92,7 +95,7 @@ def with_blend(video_cnn: VideoCNN) -> VideoCNN:
     return video_cnn
 
 
-def run(video_cnn: VideoCNN, sequence: list[Tensor], motion: list[Tensor]) -> list[Tensor]:
+def run(video_cnn: Callable[..., tuple[Any, Memory]], sequence: list[Tensor], motion: list[Tensor]) -> list[Tensor]:
     memory, outputs = None, []
     for frame, flow in zip(sequence, motion, strict=True):
         output, memory = video_cnn(frame, flow, memory)
@@ -236,6 +239,60 @@ def test_a_batch_of_streams_equals_each_alone() -> None:
         torch.testing.assert_close(together[-1][1:], run(video_cnn, right, motion)[-1], rtol=1e-4, atol=1e-5)
 
 
+class Meeting(nn.Module):
+    """The identity; once it has a barrier, it waits until as many threads are in it."""
+
+    barrier: Barrier | None = None
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.barrier:
+            self.barrier.wait(60)
+        return z
+
+
+def test_threads_share_a_network() -> None:
+    """Four threads are between the insertion layers at the same time, each with a stream of its own."""
+    meeting = Meeting()
+    host = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), meeting, nn.Conv2d(8, 8, 3, padding=1), meeting)
+    video_cnn = with_blend(augment(host.eval(), ["0", "2"], flow_grid="features"))
+    streams = [(frames(4, seed=seed), flows(4, seed=seed)) for seed in range(4)]
+    with torch.no_grad():
+        alone = [run(video_cnn, *stream) for stream in streams]
+    meeting.barrier = barrier = Barrier(len(streams))
+
+    @torch.no_grad()
+    def stream_in_thread(stream: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
+        try:
+            return run(video_cnn, *stream)
+        except RuntimeError:
+            barrier.abort()  # do not let the others wait
+            raise
+
+    with ThreadPoolExecutor(len(streams)) as threads:
+        together = list(threads.map(stream_in_thread, streams))
+    for outputs, expected in zip(together, alone, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(outputs, expected, strict=True))
+
+
+class FirstFrames(nn.Module):
+    """An image CNN that runs a video CNN on each frame as a first one."""
+
+    def __init__(self, video_cnn: VideoCNN) -> None:
+        super().__init__()
+        self.video_cnn = video_cnn
+
+    def forward(self, frame: Tensor) -> Tensor:
+        logits: Tensor = self.video_cnn(frame)[0]
+        return logits
+
+
+def test_a_host_may_contain_a_video_cnn() -> None:
+    host = sequential().eval()
+    expected = run(with_blend(augment(copy.deepcopy(host), ["3"])), frames(2), flows(2))
+    outer = with_blend(augment(FirstFrames(with_blend(augment(host, ["0", "3"]))), ["video_cnn.host.3"]))
+    assert all(torch.equal(*pair) for pair in zip(run(outer, frames(2), flows(2)), expected, strict=True))
+
+
 def test_host_by_itself_is_still_the_image_cnn() -> None:
     host = sequential().eval()
     frame = frames(1)[0]
@@ -253,6 +310,21 @@ def test_a_copy_is_independent() -> None:
     sequence, motion = frames(2), flows(2)
     with torch.no_grad():
         assert not torch.allclose(run(twin, sequence, motion)[-1], run(video_cnn, sequence, motion)[-1])
+
+
+def test_compiled_host_of_a_copy_gives_the_copys_outputs() -> None:
+    video_cnn = with_blend(augment(sequential().eval(), ["0", "3"]))
+    twin = copy.deepcopy(video_cnn)
+    nn.init.zeros_(twin.netwarps[0].w1)
+    sequence, motion = frames(3), flows(3)
+    with torch.no_grad():
+        expected, other = run(twin, sequence, motion), run(video_cnn, sequence, motion)
+        host = twin.compile_host(backend="eager")
+        compiled = run(partial(twin, host=host), sequence, motion)
+        assert all(torch.equal(*pair) for pair in zip(compiled, expected, strict=True))
+        for network, outputs in ((twin, expected), (video_cnn, other)):
+            assert list(network.state_dict()) == list(augment(sequential(), ["0", "3"]).state_dict())
+            assert all(torch.equal(*pair) for pair in zip(run(network, sequence, motion), outputs, strict=True))
 
 
 def test_one_flow_cnn_is_shared_by_all_layers() -> None:

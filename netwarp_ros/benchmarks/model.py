@@ -6,7 +6,6 @@ The two alternate on every frame, so that other load on the machine slows both d
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -55,7 +54,7 @@ def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int 
     if len(images) < 2:
         raise ValueError(f"{len(images)} images: give at least 2, for the first one has no flow")
     streams = {
-        "host": Segmenter(copy.deepcopy(model), host_only=True, **options).stream(),
+        "host": Segmenter(model, host_only=True, **options).stream(),
         "netwarp": Segmenter(model, **options).stream(),
     }
     height, width = images[0].shape[:2]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple
@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netwarp_ros.models.netwarp import resize_flow
-from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN
+from netwarp_ros.models.video_cnn import Flow, Memory, Size
+
+Network = Callable[[Tensor, Tensor | None, Memory | None], tuple[Tensor, Memory]]
+"""A `VideoCNN`, or a function that calls one."""
 
 Window = tuple[slice, slice]
 """Rows and columns of a frame. They go beyond its edge if the window is larger than the frame."""
@@ -92,12 +95,13 @@ class Inference:
         return [slice(start, start + window) for start in starts]
 
     def __call__(
-        self, video_cnn: VideoCNN, frame: Tensor, flow: Flow | None = None, memory: InferenceMemory | None = None
+        self, video_cnn: Network, frame: Tensor, flow: Flow | None = None, memory: InferenceMemory | None = None
     ) -> tuple[Tensor, InferenceMemory]:
         """Run a network on all views of one frame of each stream of the batch.
 
         Args:
-            video_cnn: Its output must be logits ``(b, K, h, w)``; they are resized to the window.
+            video_cnn: A `VideoCNN`, or a function that calls one. Its output must be logits ``(b, K, h, w)``; they are
+                resized to the window.
             frame: ``(B, 3, H, W)``, normalised as the host expects.
             flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it. Not used
                 when ``memory`` is None.
@@ -142,7 +146,7 @@ class Inference:
 
     def _average_windows(
         self,
-        video_cnn: VideoCNN,
+        video_cnn: Network,
         frame: Tensor,
         flow: Tensor | None,
         windows: list[Window],

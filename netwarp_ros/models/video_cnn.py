@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
@@ -78,6 +81,12 @@ class _ForwardPass:
     flows: dict[Size, Tensor] = field(default_factory=dict)
 
 
+_FORWARD_PASSES: ContextVar[Mapping[VideoCNN, _ForwardPass]] = ContextVar(
+    "_FORWARD_PASSES", default=MappingProxyType({})
+)
+"""The forward passes that are running in this thread, by their network: a host may contain another video CNN."""
+
+
 class VideoCNN(nn.Module):
     """A host with NetWarp modules behind some of its layers. Use `augment` to make one.
 
@@ -85,7 +94,8 @@ class VideoCNN(nn.Module):
     it. Gradients go through it, so the paper's two-frame training is two calls. The host is hooked, not changed: its
     parameters keep their names, and called by itself it still is the image CNN.
 
-    It runs one forward pass at a time: give each thread its own copy.
+    Threads may share a network, each with memories of its own: the state of a forward pass belongs to the thread that
+    made the call, and the host must run its insertion layers in that thread.
 
     Args:
         host: The image CNN.
@@ -130,12 +140,38 @@ class VideoCNN(nn.Module):
         blend_module = NetWarp if blend == "netwarp" else Concatenation
         self.netwarps = nn.ModuleList(blend_module(layer.channels) for layer in layers.values())
         self._modified_in_place = [layer.modified_in_place for layer in layers.values()]
-        self._forward_pass: _ForwardPass | None = None
-        for index, name in enumerate(self.layers):
-            find_layer(host, name).register_forward_hook(partial(self._netwarp_hook, index))
+        self._hooks: list[RemovableHandle] = []
+        self._insert(VideoCNN._netwarp_hook)
+
+    def _insert(self, hook: Callable[..., Tensor | None]) -> None:
+        """Register a hook behind each insertion layer, in place of the present ones."""
+        for present in self._hooks:
+            present.remove()
+        self._hooks = [
+            find_layer(self.host, name).register_forward_hook(partial(hook, self, index))
+            for index, name in enumerate(self.layers)
+        ]
+
+    def compile_host(self, **options: Any) -> Callable[..., Any]:
+        """Return the host compiled by `torch.compile`: pass it to `forward`. The network itself does not change.
+
+        NetWarp runs uncompiled between the compiled parts of the host, because it calls the flow's function.
+
+        Args:
+            options: Those of `torch.compile`.
+        """
+        # Not a decorator of the hook: `disable` imports torch._dynamo, which takes longer than all else at the start.
+        self._insert(torch.compiler.disable(VideoCNN._netwarp_hook))
+        return torch.compile(self.host, **options)
 
     def forward(
-        self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None, **host_arguments: Any
+        self,
+        frame: Tensor,
+        flow: Flow | None = None,
+        memory: Memory | None = None,
+        *,
+        host: Callable[..., Any] | None = None,
+        **host_arguments: Any,
     ) -> tuple[Any, Memory]:
         """Run the network on one frame of each stream of the batch.
 
@@ -144,6 +180,7 @@ class VideoCNN(nn.Module):
             flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it. Not used
                 when ``memory`` is None.
             memory: The memory that the previous call on these streams returned, or None for a first frame.
+            host: The host as `compile_host` returned it; by default it runs uncompiled.
             host_arguments: Further arguments of the host, such as ``auxiliary=True`` in training.
 
         Returns:
@@ -157,11 +194,12 @@ class VideoCNN(nn.Module):
         self._check(frame, flow, memory)
         if isinstance(flow, Tensor) and memory is not None:
             _check_flow(flow, frame)
-        run = self._forward_pass = _ForwardPass(frame, flow, memory)
+        run = _ForwardPass(frame, flow, memory)
+        token = _FORWARD_PASSES.set({**_FORWARD_PASSES.get(), self: run})
         try:
-            output = self.host(frame, **host_arguments)
+            output = (self.host if host is None else host)(frame, **host_arguments)
         finally:
-            self._forward_pass = None
+            _FORWARD_PASSES.reset(token)
         missing = [name for name in self.layers if name not in run.representations]
         if missing:
             raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
@@ -185,10 +223,9 @@ class VideoCNN(nn.Module):
                 "reset it with memory=None"
             )
 
-    @torch.compiler.disable
     def _netwarp_hook(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
         """Replace the output z_t of an insertion layer by its blend with the memory; remember z_t or the blend."""
-        run, name = self._forward_pass, self.layers[index]
+        run, name = _FORWARD_PASSES.get().get(self), self.layers[index]
         if run is None:  # the host was called by itself
             return None
         if name in run.representations:

@@ -83,7 +83,7 @@ def train(config: TrainingConfig) -> Path:
             if last or state.step % config.checkpoint_every == 0:
                 state.save(checkpoint)
             if validation and (last or state.step % config.evaluate_every == 0):
-                miou = validate(Model(copy.deepcopy(state.average), spec, "average"), validation, config)
+                miou = validate(Model(state.average, spec, "average"), validation, config)
                 scalars.add_scalar("miou", miou, state.step)
                 progress.write(f"step {state.step}: mIoU {miou:.2f}")
         if rank == 0:
@@ -309,7 +309,7 @@ def validate(model: Model, data: Sequence[Samples], config: TrainingConfig) -> f
     The memory is reset before each clip of ``config.clip.length`` frames; its last frame is the labelled one.
 
     Args:
-        model: The caller must not use it afterwards.
+        model: The model.
         data: Data sets with the model's classes.
         config: The training.
     """

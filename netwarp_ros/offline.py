@@ -2,16 +2,19 @@
 """Recordings segmented to files: masks and timings, a bag of both, and videos of the masks over the images.
 
 A run that was killed can be resumed, and gives the same masks as an uninterrupted run: a checkpoint of the streams'
-memories is saved regularly beside the masks.
+memories is saved at the start and regularly after it, and removed at the end. A folder without a checkpoint is no
+run's, so whatever masks it holds are left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,12 +24,14 @@ import torch
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.flow import FlowFolder
+from netwarp_ros.models.checkpoints import load_checkpoint
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bag_writer import BagWriter
 from netwarp_ros.recordings.frames import Frame, FrameSource, read_ahead
 from netwarp_ros.recordings.image_files import read_samples
 from netwarp_ros.recordings.messages import header, image_message, label_info, timing_message
 from netwarp_ros.recordings.video_writer import VideoWriter
+from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import MemoryState, Result, Segmenter, Stream
 
 CHECKPOINT_INTERVAL = 50
@@ -75,6 +80,8 @@ def segment_recording(
     origin: Mapping[str, Any],
     show_progress: Callable[[Iterable[Frame]], Iterable[Frame]] = lambda frames: frames,
     flows: FlowFolder | None = None,
+    finish: Callable[[Sequence[TimingRow]], None] = lambda rows: None,
+    products: Sequence[Path] = (),
 ) -> SegmentedRecording:
     """Segment all frames, each camera as one stream, to ``masks/NAME.png`` (class ids) and ``timing.csv``.
 
@@ -86,55 +93,47 @@ def segment_recording(
             resumed.
         show_progress: Wraps the frames to show the progress of the run.
         flows: Precomputed flow. Without it the segmenter estimates the flow.
+        finish: Called with the rows when all masks are there. If it is interrupted, the run can still be resumed.
+        products: Files that ``finish`` writes.
 
     Raises:
+        FileExistsError: If the folder holds masks or timings, but no unfinished run; or a product exists.
         ValueError: If the folder holds an unfinished run of another origin, or a flow cannot be used.
         OSError: If a file cannot be written, or a flow is missing.
     """
     masks, timing, checkpoint = (folder / name for name in ("masks", _UNFINISHED_TIMING, _CHECKPOINT))
-    masks.mkdir(parents=True, exist_ok=True)
-    streams, rows = _resume(folder, segmenter, origin)
+    streams: dict[str, Stream] = {}
+    rows: list[TimingRow] = []
+    if has_begun := checkpoint.exists():
+        streams, rows = _resume(folder, segmenter, origin)
+    else:
+        _refuse_existing(masks, timing, folder / _TIMING, *products)
     done, segmenting_ms, start = len(rows), 0.0, perf_counter()
-    with timing.open("a" if done else "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        if not done:
-            table.writerow(field.name for field in fields(TimingRow))
-        for position, frame in enumerate(show_progress(read_ahead(frames))):
-            if position < done:
-                start = perf_counter()
-                continue
-            stream = streams.setdefault(frame.camera, segmenter.stream())
-            result = segment_frame(stream, frame, flows)
-            segmenting_ms += sum(result.stages_ms.values())
-            with replacing(masks / f"{frame.name}.png") as mask_file:
-                if not cv2.imwrite(str(mask_file), result.mask):
-                    raise OSError(f"{mask_file} cannot be written")
-            stages = {stage: round(result.stages_ms[stage], 3) for stage in _STAGES}
-            row = TimingRow(
-                index=frame.index,
-                name=frame.name,
-                camera=frame.camera,
-                frame_id=frame.frame_id,
-                stamp_ns=frame.stamp_ns,
-                recorded_ns=frame.arrival_ns,
-                prepare_ms=stages["prepare"],
-                flow_ms=stages["flow"],
-                network_ms=stages["network"],
-                total_ms=round(sum(stages.values()), 3),
-                memory=result.memory.name.lower(),
-                reason=str(result.reason),
-            )
-            rows.append(row)
-            table.writerow(vars(row).values())
-            if len(rows) % CHECKPOINT_INTERVAL == 0:
-                file.flush()
-                states = {camera: stream.state() for camera, stream in streams.items()}
-                content = {"origin": dict(origin), "streams": states, "timing_bytes": timing.stat().st_size}
-                with replacing(checkpoint) as temporary:
-                    torch.save(content, temporary)
+    for position, frame in enumerate(show_progress(read_ahead(frames))):
+        if position < done:
+            start = perf_counter()
+            continue
+        stream = streams.setdefault(frame.camera, segmenter.stream())
+        result = segment_frame(stream, frame, flows)
+        segmenting_ms += sum(result.stages_ms.values())
+        if not has_begun:
+            _begin(folder, origin)
+            has_begun = True
+        mask_file = masks / f"{frame.name}.png"
+        mask_file.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(mask_file), result.mask):
+            raise OSError(f"{mask_file} cannot be written")
+        rows.append(_timing_row(frame, result))
+        _append(timing, vars(rows[-1]).values())
+        if len(rows) % CHECKPOINT_INTERVAL == 0:
+            _save_checkpoint(folder, origin, streams)
     segmenting_percent = segmenting_ms / 10 / (perf_counter() - start)
+    if not has_begun:  # there are no frames
+        _begin(folder, origin)
+    _save_checkpoint(folder, origin, streams)
+    finish(rows)
     timing.replace(folder / _TIMING)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.unlink()
     return SegmentedRecording(rows, segmenting_percent)
 
 
@@ -193,28 +192,98 @@ def write_video(path: Path, frames: FrameSource, folder: Path, camera: str, clas
 
 
 def video_names(cameras: Sequence[str], stem: str) -> dict[str, str]:
-    """Return the file name of each camera's video: the stem, and the camera's name if there are several."""
+    """Return the file name of each camera's video: the stem, and the camera's name if there are several.
+
+    ``/a/b`` gives ``STEM-a-b.mp4``. If an earlier camera has that name already, a number is appended.
+    """
     if len(cameras) == 1:
         return {cameras[0]: f"{stem}.mp4"}
-    return {camera: f"{stem}-{camera.strip('/').replace('/', '-')}.mp4" for camera in cameras}
+    names: dict[str, str] = {}
+    for camera in cameras:
+        name = f"{stem}-{camera.strip('/').replace('/', '-')}"
+        candidates = (f"{name}{f'-{number}' if number > 1 else ''}.mp4" for number in count(1))
+        names[camera] = next(candidate for candidate in candidates if candidate not in names.values())
+    return names
+
+
+def remove_masks(folder: Path, rows: Sequence[TimingRow]) -> None:
+    """Remove the masks and timings of a finished run, and the folder if nothing else is in it."""
+    for row in rows:
+        (folder / "masks" / f"{row.name}.png").unlink(missing_ok=True)
+    (folder / _TIMING).unlink(missing_ok=True)
+    for left in (folder / "masks", folder):
+        with contextlib.suppress(OSError):  # not empty
+            left.rmdir()
+
+
+def _refuse_existing(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(
+                f"{path} exists already, and belongs to no unfinished run: remove it, or give another output"
+            )
+
+
+def _begin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write the first checkpoint of a run, before any mask."""
+    (folder / "masks").mkdir(parents=True)
+    _append(folder / _UNFINISHED_TIMING, (field.name for field in fields(TimingRow)))
+    _save_checkpoint(folder, origin, {})
+
+
+def _append(timing: Path, values: Iterable[Any]) -> None:
+    with timing.open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow(values)
+
+
+def _timing_row(frame: Frame, result: Result) -> TimingRow:
+    stages = {stage: round(result.stages_ms[stage], 3) for stage in _STAGES}
+    return TimingRow(
+        index=frame.index,
+        name=frame.name,
+        camera=frame.camera,
+        frame_id=frame.frame_id,
+        stamp_ns=frame.stamp_ns,
+        recorded_ns=frame.arrival_ns,
+        prepare_ms=stages["prepare"],
+        flow_ms=stages["flow"],
+        network_ms=stages["network"],
+        total_ms=round(sum(stages.values()), 3),
+        memory=result.memory.name.lower(),
+        reason=str(result.reason),
+    )
+
+
+def _save_checkpoint(folder: Path, origin: Mapping[str, Any], streams: Mapping[str, Stream]) -> None:
+    states = {camera: stream.state() for camera, stream in streams.items()}
+    timing_bytes = (folder / _UNFINISHED_TIMING).stat().st_size
+    with replacing(folder / _CHECKPOINT) as temporary:
+        torch.save({"origin": dict(origin), "streams": states, "timing_bytes": timing_bytes}, temporary)
 
 
 def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tuple[dict[str, Stream], list[TimingRow]]:
-    """Return the streams and rows of an unfinished run at its latest checkpoint; empty if there is none."""
-    checkpoint = folder / _CHECKPOINT
-    if not checkpoint.is_file():
-        return {}, []
-    content = torch.load(checkpoint, map_location=segmenter.device, weights_only=True)
+    """Return the streams and rows of an unfinished run at its latest checkpoint.
+
+    Raises:
+        ValueError: If the run has another origin, or its files are damaged.
+    """
+    checkpoint, timing = folder / _CHECKPOINT, folder / _UNFINISHED_TIMING
+    content = load_checkpoint(checkpoint, ("origin", "streams", "timing_bytes"), segmenter.device)
     if content["origin"] != dict(origin):
         differing = [f"{key} {value}" for key, value in content["origin"].items() if value != origin.get(key)]
         raise ValueError(
-            f"{folder} holds an unfinished run with other settings ({', '.join(differing)}): finish that run, or "
-            f"remove {checkpoint}"
+            f"{folder} holds an unfinished run with other settings ({cut(', '.join(differing))}): finish that run, or "
+            f"remove {checkpoint}, {timing} and the masks"
+        )
+    if not timing.is_file() or timing.stat().st_size < content["timing_bytes"]:
+        raise ValueError(
+            f"{timing} is cut off or missing, so this run cannot be resumed. To start anew, remove {checkpoint}, "
+            f"{timing.name} and the masks"
         )
     streams = {camera: segmenter.stream(state) for camera, state in content["streams"].items()}
-    os.truncate(folder / _UNFINISHED_TIMING, content["timing_bytes"])
+    os.truncate(timing, content["timing_bytes"])
     types = {"int": int, "float": float, "str": str}
-    with (folder / _UNFINISHED_TIMING).open(encoding="utf-8", newline="") as file:
+    with timing.open(encoding="utf-8", newline="") as file:
         rows = [
             TimingRow(**{field.name: types[str(field.type)](line[field.name]) for field in fields(TimingRow)})
             for line in csv.DictReader(file)

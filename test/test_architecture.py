@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"classes", "recordings", "street"},
     "models": {"classes", "ops", "resources"},
     "segmenter": {"flow", "models", "timing"},
-    "offline": {"classes", "flow", "recordings", "segmenter"},
+    "offline": {"classes", "flow", "models", "recordings", "resources", "segmenter"},
     "training": {"classes", "datasets", "flow", "metrics", "models", "recordings", "resources", "segmenter"},
     "evaluation": {
         "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "segmenter", "timing",

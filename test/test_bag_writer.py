@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import run, write_images
 from recorded import HEIGHT, T0, WIDTH, noise, noise_frames, typestore
 from rosbags.rosbag2 import Reader
 
@@ -79,7 +80,7 @@ def test_label_maps_are_recorded_with_the_headers_of_their_images(tmp_path: Path
     ]
     image, written = (typestore.deserialize_cdr(data, IMAGE) for _, _, data in messages[1:])
     assert (written.encoding, written.height, written.width, written.step) == ("mono8", HEIGHT, WIDTH, WIDTH)
-    assert written.header == image.header and written.header.frame_id == "camera"
+    assert written.header == image.header and written.header.frame_id == "camera_optical_frame"
     np.testing.assert_array_equal(written.data.reshape(label.shape), label)
 
 
@@ -94,11 +95,30 @@ def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "drive.mcap.part" / "drive").mkdir(parents=True)
-    (tmp_path / "drive.mcap.part" / "drive" / "drive.mcap").write_bytes(b"half")
+def test_nothing_is_removed_or_overwritten(tmp_path: Path) -> None:
+    """``drive.mcap.part`` may be a download of somebody's."""
+    (tmp_path / "drive.mcap.part").mkdir()
+    (tmp_path / "drive.mcap.part" / "thesis.txt").write_text("years of work")
     assert write_bag(tmp_path / "drive.mcap", noise_frames(1), topic="/camera") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["drive.mcap"]
+    assert (tmp_path / "drive.mcap.part" / "thesis.txt").read_text() == "years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drive.mcap", "drive.mcap.part"]
+
+    def frames() -> Iterator[Frame]:
+        yield from noise_frames(1)
+        (tmp_path / "late.mcap").write_text("made in the meantime")
+
+    with pytest.raises(FileExistsError, match="late.mcap exists already"):
+        write_bag(tmp_path / "late.mcap", frames(), topic="/camera")
+    assert (tmp_path / "late.mcap").read_text() == "made in the meantime"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_images_of_netwarp_bag_are_in_the_cameras_optical_frame(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    assert run("bag", images, "-o", tmp_path / "a.mcap", "--camera", "front") == 0
+    assert run("bag", images, "-o", tmp_path / "b.mcap", "--frame-id", "lens") == 0
+    assert {frame.frame_id for frame in open_frames(tmp_path / "a.mcap")} == {"front_optical_frame"}
+    assert {frame.frame_id for frame in open_frames(tmp_path / "b.mcap")} == {"lens"}
 
 
 def test_an_existing_path_is_refused(tmp_path: Path) -> None:

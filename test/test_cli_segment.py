@@ -90,6 +90,26 @@ def test_segment_to_a_bag(tmp_path: Path, model: Path, images: Path, capsys: pyt
     assert f"{out} exists already" in capsys.readouterr().err
 
 
+def test_segment_overwrites_neither_masks_nor_its_input(
+    tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The masks of a longer earlier run would stay among the new ones; OUT.mp4 would replace the input."""
+    labels = tmp_path / "drive" / "masks"
+    labels.mkdir(parents=True)
+    (labels / "f0.png").write_text("labels made by hand")
+    assert run("segment", images, "-o", tmp_path / "drive", "--model", model) == 2
+    assert f"netwarp: {labels} exists already" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.glob("drive/**/*.*")] == ["labels made by hand"]
+
+    assert run("segment", images, "-o", tmp_path / "first", "--model", model) == 0
+    video = (tmp_path / "first" / "overlay.mp4").rename(tmp_path / "drive.mp4")
+    before = video.read_bytes()
+    assert run("segment", video, "-o", tmp_path / "drive.mcap", "--model", model, "--video") == 2
+    assert f"netwarp: {video} exists already" in capsys.readouterr().err
+    assert run("segment", video, "-o", tmp_path / "first", "--model", model, "--no-video") == 2
+    assert video.read_bytes() == before and len(list((tmp_path / "first" / "masks").iterdir())) == 3
+
+
 def test_host_only_uses_no_memory(tmp_path: Path, model: Path, images: Path) -> None:
     run("segment", images, "-o", tmp_path, "--model", model, "--host-only", "--no-video")
     with (tmp_path / "timing.csv").open() as file:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 from netwarp_ros import offline
 from netwarp_ros.classes import load_classes
 from netwarp_ros.models import Inference, Model, ModelSpec, augment
-from netwarp_ros.offline import segment_recording, video_names, write_masks, write_video
+from netwarp_ros.offline import TimingRow, remove_masks, segment_recording, video_names, write_masks, write_video
 from netwarp_ros.recordings.frames import Frame, FrameSource, stamp
 from netwarp_ros.recordings.messages import FRAME_TIMING, IMAGE, LABEL_INFO, typestore
 from netwarp_ros.recordings.open import open_frames
@@ -28,6 +29,7 @@ from netwarp_ros.segmenter import Segmenter
 CAMVID = load_classes("camvid")
 SPEC = ModelSpec(host="ddrnet23slim", classes=CAMVID, host_arguments={"num_classes": 11}, input_height=48)
 ORIGIN = {"recording": "drive", "model": "small"}
+TIMING_ROW = TimingRow(0, "", "", "", 0, 0, 0.0, 0.0, 0.0, 0.0, "new", "first frame")
 T0 = 10**18
 
 
@@ -110,14 +112,102 @@ def test_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path, monkey
         segment_recording(Recording(6), make_segmenter(), tmp_path, {**ORIGIN, "model": "large"})
 
 
-def test_a_finished_run_is_overwritten(tmp_path: Path, complete_run: Path) -> None:
-    segmented = segment_recording(Recording(2), make_segmenter(), complete_run, {"another": "run"})
-    assert len(segmented.rows) == 2 and len((complete_run / "timing.csv").read_text().splitlines()) == 3
-    assert 0 < segmented.segmenting_percent <= 100
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("existing", ["masks/mine.png", "timing.csv", "timing.part.csv", "overlay.mp4"])
+def test_what_is_in_the_folder_already_is_not_touched(tmp_path: Path, existing: str) -> None:
+    (tmp_path / existing).parent.mkdir(exist_ok=True)
+    (tmp_path / existing).write_text("years of work")
+    (tmp_path / "other.txt").write_text("in nobody's way")
+    before, product = contents(tmp_path), tmp_path / "overlay.mp4"
+    way = re.escape(str(tmp_path / existing.partition("/")[0]))
+    with pytest.raises(FileExistsError, match=f"{way} exists already, .*: remove it, or give another output"):
+        segment_recording(Recording(2), make_segmenter(), tmp_path, ORIGIN, products=[product])
+    assert contents(tmp_path) == before
+
+
+def test_a_finished_run_is_not_mixed_with_another(complete_run: Path) -> None:
+    before = contents(complete_run)
+    for origin in (ORIGIN, {"another": "run"}):
+        with pytest.raises(FileExistsError, match=r"whole/masks exists already"):
+            segment_recording(Recording(2), make_segmenter(), complete_run, origin)
+    assert contents(complete_run) == before
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_is_resumed(tmp_path: Path, complete_run: Path) -> None:
+    folder = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        segment_recording(Recording(12, until=3), make_segmenter(), folder, ORIGIN)
+    assert len(segment_recording(Recording(12), make_segmenter(), folder, ORIGIN).rows) == 12
+    for mask, expected in zip(masks_in(folder), masks_in(complete_run), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_run_that_is_killed_while_it_finishes_only_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = tmp_path / "overlay.mp4"
+
+    def interrupted(rows: object) -> None:
+        video.write_text("half a video")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_recording(Recording(4), make_segmenter(), tmp_path, ORIGIN, finish=interrupted, products=[video])
+    resumed, counts = make_segmenter(), []
+    monkeypatch.setattr(resumed, "infer", None)  # no frame is segmented again
+    segment_recording(
+        Recording(4), resumed, tmp_path, ORIGIN, finish=lambda rows: counts.append(len(rows)), products=[video]
+    )
+    assert counts == [4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "overlay.mp4", "timing.csv"]
+
+
+def test_a_run_that_fails_at_its_first_frame_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        segment_recording(Recording(4, until=0), make_segmenter(), tmp_path / "new", ORIGIN)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "no timings", "half the timings"])
+def test_a_damaged_checkpoint_is_named_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(offline, "CHECKPOINT_INTERVAL", 2)
+    with pytest.raises(KeyboardInterrupt):
+        segment_recording(Recording(6, until=5), make_segmenter(), tmp_path, ORIGIN)
+    checkpoint, timing = tmp_path / "resume.pt", tmp_path / "timing.part.csv"
+    match damage:
+        case "empty":
+            checkpoint.write_bytes(b"")
+        case "cut":
+            checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+        case "foreign":
+            torch.save({"network": {}}, checkpoint)
+        case "no timings":
+            timing.unlink()
+        case _:
+            timing.write_bytes(timing.read_bytes()[:200])
+    before = contents(tmp_path)
+    named = timing if "timings" in damage else checkpoint
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(named))} .* resumed. To start anew, remove") as caught:
+        segment_recording(Recording(6), make_segmenter(), tmp_path, ORIGIN)
+    assert len(str(caught.value)) < 500 and contents(tmp_path) == before
+
+
+def test_only_the_runs_own_masks_are_removed(complete_run: Path) -> None:
+    rows = [dataclasses.replace(TIMING_ROW, name=f"{index:06d}") for index in range(12)]
+    (complete_run / "masks" / "mine.png").write_text("years of work")
+    remove_masks(complete_run, rows)
+    assert contents(complete_run) == {"masks/mine.png": b"years of work"}
+    (complete_run / "masks" / "mine.png").unlink()
+    remove_masks(complete_run, rows)
+    assert not complete_run.exists()
 
 
 def test_a_bag_of_masks_has_the_topics_and_messages_of_the_node(tmp_path: Path, complete_run: Path) -> None:
-    segmented = segment_recording(Recording(12), make_segmenter(), complete_run, ORIGIN)
+    segmented = segment_recording(Recording(12), make_segmenter(), tmp_path / "again", ORIGIN)
+    assert 0 < segmented.segmenting_percent <= 100
     write_masks(tmp_path / "masks.mcap", complete_run, segmented.rows, CAMVID)
     messages: dict[str, list[Any]] = {}
     with Reader(tmp_path / "masks.mcap") as reader:
@@ -152,7 +242,7 @@ def test_a_bag_of_masks_has_the_topics_and_messages_of_the_node(tmp_path: Path, 
 def test_masks_of_images_without_a_topic_are_on_camera(tmp_path: Path, complete_run: Path) -> None:
     rows = [
         dataclasses.replace(row, camera="")
-        for row in segment_recording(Recording(2), make_segmenter(), complete_run, {}).rows
+        for row in segment_recording(Recording(2), make_segmenter(), tmp_path / "short", {}).rows
     ]
     write_masks(tmp_path / "masks.mcap", complete_run, rows, CAMVID)
     assert [frame.camera for frame in open_frames(tmp_path / "masks.mcap")] == ["/camera/segmentation/mask"] * 2
@@ -165,6 +255,8 @@ def test_each_camera_has_a_video_of_its_own(tmp_path: Path, complete_run: Path) 
         "/right/cam/compressed": "overlay-right-cam-compressed.mp4",
     }
     assert video_names(["/left/image_raw"], "out") == {"/left/image_raw": "out.mp4"}
+    alike = video_names(["/a/b", "/a-b", "/a-b/2", "/a-b-2", "/a/b/"], "o")
+    assert list(alike.values()) == ["o-a-b.mp4", "o-a-b-2.mp4", "o-a-b-2-2.mp4", "o-a-b-2-3.mp4", "o-a-b-3.mp4"]
     write_video(tmp_path / "out.mp4", Recording(12), complete_run, "/left/image_raw", CAMVID, 1.0)
     assert not (tmp_path / "out.part.mp4").exists()
     video = list(open_frames(tmp_path / "out.mp4"))

@@ -28,6 +28,12 @@ def bag(
     ] = None,
     rate: Annotated[float, typer.Option("--rate", help="Frames per second.")] = 15.0,
     camera: Annotated[str, typer.Option("--camera", help="First part of the topics' names.")] = "camera",
+    frame_id: Annotated[
+        str | None,
+        typer.Option(
+            "--frame-id", help="Coordinate frame in the headers. Default: CAMERA_optical_frame.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Make a rosbag2 of frames and their label maps: topics /CAMERA/image_raw and /CAMERA/labels."""
     from netwarp_ros.recordings.bag_writer import write_bag
@@ -45,6 +51,7 @@ def bag(
         topic=f"/{camera}/image_raw",
         labels=LabelFolder(labels) if labels else None,
         label_topic=f"/{camera}/labels",
-        frame_id=camera,
+        # REP 103: images are in a frame of their own (z forward, x right, y down), not in that of the camera's body.
+        frame_id=f"{camera}_optical_frame" if frame_id is None else frame_id,
     )
     say(f"{count} frames in {output}")

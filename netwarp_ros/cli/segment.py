@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from netwarp_ros.cli.options import InferenceOptions, ModelOptions, RecordingOpt
 from netwarp_ros.cli.printing import say, track_progress
 
 if TYPE_CHECKING:
-    from netwarp_ros.offline import SegmentedRecording
+    from netwarp_ros.offline import SegmentedRecording, TimingRow
     from netwarp_ros.recordings.frames import FrameSource
     from netwarp_ros.segmenter import Segmenter
 
@@ -45,9 +45,9 @@ def segment(
 ) -> None:
     """Segment a recording: masks/NAME.png (class ids), timing.csv and overlay.mp4; or a bag of masks and timings.
 
-    If a run was interrupted, the same command continues it.
+    Nothing that exists is overwritten. If a run was interrupted, the same command continues it.
     """
-    from netwarp_ros.offline import segment_recording, video_names, write_masks, write_video
+    from netwarp_ros.offline import remove_masks, segment_recording, video_names, write_masks, write_video
     from netwarp_ros.recordings.open import open_frames
 
     if not 0 <= alpha <= 1:
@@ -59,16 +59,24 @@ def segment(
     segmenter = model.segmenter(inference.inference())
     classes = segmenter.model.spec.classes
     folder = output.with_name(f"{output.name}.unfinished") if is_bag else output
+    videos: dict[str, Path] = {}
+    if video or (video is None and not is_bag):
+        names = video_names(frames.cameras, output.stem if is_bag else "overlay")
+        videos = {camera: (output.parent if is_bag else output) / name for camera, name in names.items()}
+
+    def finish(rows: Sequence[TimingRow]) -> None:
+        for camera, path in videos.items():
+            write_video(path, frames, folder, camera, classes, alpha)
+        if is_bag:
+            write_masks(output, folder, rows, classes)
+
     segmented = segment_recording(
         frames, segmenter, folder, _origin(recording, frames, segmenter, model, reading),
-        lambda taken: track_progress(taken, "segmenting", len(frames)), model.flow_folder(),
+        lambda taken: track_progress(taken, "segmenting", len(frames)), model.flow_folder(), finish,
+        list(videos.values()),
     )  # fmt: skip
-    if video or (video is None and not is_bag):
-        for camera, name in video_names(frames.cameras, output.stem if is_bag else "overlay").items():
-            write_video((output.parent if is_bag else output) / name, frames, folder, camera, classes, alpha)
     if is_bag:
-        write_masks(output, folder, segmented.rows, classes)
-        shutil.rmtree(folder)
+        remove_masks(folder, segmented.rows)
     _print_summary(segmented, output if is_bag else output / "masks")
 
 

@@ -1,25 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files written completely or not at all."""
+"""Files written completely or not at all, and never over a file that this program did not write.
+
+A file whose name the user chooses holds a mark that tells which command wrote it (`written_by`). A command replaces a
+file with its own mark, and refuses any other (`refuse_foreign`), before it begins its work.
+"""
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
+def written_by(command: str) -> str:
+    """Return the mark of the files that a command writes, such as ``written by netwarp evaluate``."""
+    return f"written by netwarp {command}"
+
+
+def refuse_foreign(path: Path, mark: str) -> None:
+    """Check that writing to a path loses nothing.
+
+    Args:
+        path: There may be nothing, an empty file, or a file that holds the mark.
+        mark: Text that every file of this kind holds, such as `written_by` returns.
+
+    Raises:
+        FileExistsError: There is something else.
+    """
+    if not path.exists() or (path.is_file() and (not path.stat().st_size or _holds(path, mark.encode()))):
+        return
+    raise FileExistsError(f"{path} exists already, and this command did not write it: remove it, or give another path")
+
+
+def _holds(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(mark) >= 0
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path ``STEM.part.SUFFIX`` to write to; afterwards rename it to the path.
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder ``NAME.part-XXXXXXXX`` beside a path, and remove it at the end. A killed process leaves it."""
+    with tempfile.TemporaryDirectory(prefix=f"{path.name[:100]}.part-", dir=path.parent) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def replacing(path: Path, mark: str | None = None) -> Iterator[Path]:
+    """Yield a temporary path with the same file name to write to; afterwards rename it to the path.
 
     The path's folder is made if necessary. If the body raises an error, the temporary file is removed, and the file at
     the path stays as it was.
+
+    Args:
+        path: The file.
+        mark: As for `refuse_foreign`; without one, the caller knows that what is at the path is its own.
+
+    Raises:
+        FileExistsError: As `refuse_foreign`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.part{path.suffix}")
-    try:
+    with temporary_folder(path) as folder:
+        temporary = folder / path.name
         yield temporary
+        if mark is not None:
+            refuse_foreign(path, mark)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

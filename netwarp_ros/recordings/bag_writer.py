@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from netwarp_ros.recordings.atomic import temporary_folder
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.messages import IMAGE, LABEL_INFO, header, image_message, typestore
 
@@ -37,8 +38,7 @@ class BagWriter:
 
     The storage is MCAP with chunks compressed by zstd. Jazzy and later play it, and Foxglove opens it.
 
-    The bag is written to ``PATH.part`` and renamed to ``PATH`` at the end, or removed after an error. What a killed run
-    left at ``PATH.part`` is overwritten.
+    The bag is written to a folder ``PATH.part-XXXXXXXX`` and renamed to ``PATH`` at the end, or removed after an error.
 
     Args:
         path: A file ending in ``.mcap``, or a folder, which also gets a ``metadata.yaml``. It must not exist.
@@ -49,17 +49,18 @@ class BagWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.exists():
-            raise FileExistsError(f"{self.path} exists already: remove it or give another path")
-        self._work = self.path.with_name(f"{self.path.name}.part")
-        self._bag = self._work / self.path.stem if self.path.suffix == ".mcap" else self._work / self.path.name
+        _refuse_existing(self.path)
         self._connections: dict[str, Connection] = {}
 
     def __enter__(self) -> BagWriter:
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._writer = Writer(self._bag, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
-        self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        self._writer.open()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as ends:
+            work = ends.enter_context(temporary_folder(self.path))
+            self._bag = work / (self.path.stem if self.path.suffix == ".mcap" else self.path.name)
+            self._writer = Writer(self._bag, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
+            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+            self._writer.open()
+            self._ends = ends.pop_all()
         return self
 
     def add_topic(self, topic: str, message_type: str) -> None:
@@ -78,12 +79,16 @@ class BagWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
+        with self._ends:
             self._writer.__exit__(kind, error, traceback)
             if error is None:
+                _refuse_existing(self.path)  # it may have been made in the meantime
                 (self._bag / f"{self._bag.name}.mcap" if self.path.suffix == ".mcap" else self._bag).rename(self.path)
-        finally:
-            shutil.rmtree(self._work, ignore_errors=True)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: remove it or give another path")
 
 
 def write_bag(
@@ -93,7 +98,7 @@ def write_bag(
     topic: str,
     labels: Callable[[Frame], np.ndarray | None] | None = None,
     label_topic: str = "",
-    frame_id: str = "camera",
+    frame_id: str = "camera_optical_frame",
 ) -> int:
     """Write frames to a bag as raw ``bgr8`` images, and their label maps as raw ``mono8`` images.
 
@@ -103,7 +108,7 @@ def write_bag(
         topic: Topic of the images, for instance ``/camera/image_raw``.
         labels: Returns the label map of a frame, ``(H, W)`` uint8, or None.
         label_topic: Topic of the label maps. They have the headers of their images.
-        frame_id: For the headers.
+        frame_id: For the headers: the camera's optical frame (z forward, x right, y down; REP 103).
 
     Returns:
         Number of frames written.

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from netwarp_ros.environment import start_node
+
+    start_node()
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic

@@ -7,6 +7,11 @@ with one slot for each camera.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from netwarp_ros.environment import start_node
+
+    start_node()
+
 from collections import deque
 from dataclasses import dataclass
 from threading import Thread

@@ -7,6 +7,11 @@ of its own; this process records the masks. Every frame must get a mask or be co
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from netwarp_ros.environment import configure_libraries
+
+    configure_libraries()
+
 import json
 import os
 import shutil

@@ -7,6 +7,11 @@ precision and messages are those of the segment node with ``host_only``, so only
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from netwarp_ros.environment import start_node
+
+    start_node()
+
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -74,6 +79,7 @@ class PlainNode(Node):
             device=settings.device,
             precision=settings.precision,
             input_height=settings.input_height,
+            max_input_width=settings.max_input_width,
             host_only=True,
         )
         for name in settings.cameras:

@@ -14,6 +14,11 @@ if all service times are equal. The bound is 1.5 times that: 1.5 * (N/1.5 + 1) =
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from netwarp_ros.environment import configure_libraries
+
+    configure_libraries()
+
 import argparse
 import json
 import math

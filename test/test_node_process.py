@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the process of a node starts: its environment, signals before its modules are imported, and its ROS arguments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rclpy
+from ament_index_python.packages import get_package_prefix
+from graph import PYTHON
+
+from netwarp_ros.node.process import ros_process
+
+pytestmark = pytest.mark.ros
+
+VARIABLES = ("GOMP_SPINCOUNT", "OPENCV_IO_MAX_IMAGE_PIXELS")
+BARE = {name: value for name, value in os.environ.items() if name not in (*VARIABLES, "OMP_WAIT_POLICY")}
+
+# Does something at the moment when the program first imports ROS, PyTorch or OpenCV.
+AT_FIRST_IMPORT = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("rclpy", "torch", "cv2"):
+            {action}
+sys.meta_path.insert(0, Finder())
+runpy.{run}({program!r}, run_name="__main__")
+"""
+
+
+def at_first_import(program: str, action: str) -> subprocess.CompletedProcess[str]:
+    """Run the module or the executable of a node, until it imports something large."""
+    if program.startswith("netwarp_ros."):
+        run = "run_module"
+    else:
+        run, program = "run_path", str(Path(get_package_prefix("netwarp_ros"), "lib", "netwarp_ros", program))
+    code = AT_FIRST_IMPORT.format(action=action, run=run, program=program)
+    return subprocess.run([*PYTHON, "-c", code], env=BARE, capture_output=True, text=True, timeout=100)
+
+
+NODES = pytest.mark.parametrize(
+    "program", ["segment_node", "replay_node", "netwarp_ros.node.segment_node", "netwarp_ros.node.replay_node"]
+)
+
+
+@NODES
+def test_a_node_configures_the_libraries_before_it_imports_them(program: str) -> None:
+    action = f"print(*map(os.environ.get, {VARIABLES})); sys.stdout.flush(); os._exit(0)"
+    assert at_first_import(program, action).stdout == f"1000 {8192**2}\n"
+
+
+@NODES
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_node_imports_its_modules_ends_it_quietly(program: str, number: signal.Signals) -> None:
+    ended = at_first_import(program, f"os.kill(os.getpid(), {int(number)})")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_importing_the_nodes_does_not_configure_the_libraries() -> None:
+    code = f"""
+import os
+import netwarp_ros.node.segment_node, netwarp_ros.node.replay_node
+print(*map(os.environ.get, {VARIABLES}))
+"""
+    assert subprocess.check_output([*PYTHON, "-c", code], env=BARE, text=True) == "None None\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "problem"),
+    [
+        ("a: {ros__parameters: {cameras: [front", ["--params-file", "{file}"], "'--params-file {file}'"),
+        ("a: {ros__parameters: {cameras: [front, 1]}}", ["--params-file", "{file}"], "'--params-file {file}'"),
+        ("", ["--params-file", "absent.yaml"], "'--params-file absent.yaml'. Error: Error opening YAML file"),
+        ("", ["-p", "max_gap"], "'-p max_gap'"),
+        ("", ["-r", "__ns:=/a-b"], "'-r __ns:=/a-b'"),
+        ("", ["--log-level", "loud"], "'--log-level loud'. Error: Argument does not use a valid severity level"),
+        ("", ["--parms"], "UnknownROSArgsError: ['--parms']"),
+    ],
+)
+def test_ros_arguments_that_ros_refuses_give_one_line(
+    ros_domain: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    arguments: list[str],
+    problem: str,
+) -> None:
+    file = tmp_path / "parameters.yaml"
+    file.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["segment_node", "--ros-args", *(part.format(file=file) for part in arguments)])
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended, ros_process("segment_node"):
+        pytest.fail("ROS must refuse its arguments")
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("segment_node: ROS cannot start: ")
+    assert problem.format(file=file) in message and ".c:" not in message
+    assert message.endswith("Correct the arguments after --ros-args, or the environment.\n")
+    assert message.count("\n") == 1
+    assert not rclpy.ok() and signal.getsignal(signal.SIGINT) is handler

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path, PurePosixPath
 
 from ament_index_python.packages import get_package_share_directory
@@ -11,7 +12,6 @@ from launch.actions import (
     ExecuteProcess,
     IncludeLaunchDescription,
     OpaqueFunction,
-    RegisterEventHandler,
     Shutdown,
     TimerAction,
 )
@@ -19,8 +19,8 @@ from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.event_handlers import OnStateTransition
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
@@ -31,8 +31,8 @@ PARAMETERS = {
     "stamp": "Stamps in the headers: now, or recorded. Default: now.",
 }
 
-NEEDED = {"transport": "raw", "autostart": "true"}
-"""Arguments of the segment node's launch file. With other values, no image would reach the node."""
+NEEDED = {"transport": "raw", "autostart": "true", "respawn": "false"}
+"""Arguments of the segment node's launch file. With other values, images would not reach the node."""
 
 RECORDED = ("mask", "timing", "label_info")
 """The recorded topics under <camera>/segmentation."""
@@ -58,23 +58,29 @@ def generate_launch_description() -> LaunchDescription:
                 default_value="",
                 description=f"Bag in which `ros2 bag record` records {', '.join(RECORDED)}. Default: none.",
             ),
-            # The handlers must be registered before the node makes its transitions.
-            OpaqueFunction(function=_start_when_active),
+            OpaqueFunction(function=_start),
+            # The node is activated here, so that this file knows when it is active.
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(segment)),
-                launch_arguments=[("cameras", LaunchConfiguration("camera")), *NEEDED.items()],
+                launch_arguments=[
+                    ("cameras", LaunchConfiguration("camera")),
+                    *{**NEEDED, "autostart": "false"}.items(),
+                ],
             ),
         ]
     )
 
 
-def _start_when_active(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Record from the beginning, and play when the segment node becomes active."""
+def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Record from the beginning; activate the segment node, and then play."""
     given = context.launch_configurations
     for name, value in NEEDED.items():
         if given.get(name, value) != value:
             raise ValueError(f"{name} is {given[name]}: a replay needs {value}, leave it out")
-    namespace = given.get("namespace", "")
+    if given.get("cameras", given["camera"]) != given["camera"]:
+        raise ValueError(f"cameras is {given['cameras']}: a replay has one camera, give camera:=NAME")
+    # Absolute, with the namespace that an including launch file may have set.
+    namespace = make_namespace_absolute(prefix_namespace(given.get("ros_namespace"), given.get("namespace", "")))
     texts = {name: given[name] for name in ("path", "camera", *PARAMETERS) if given[name] and name != "rate"}
     replay = Node(
         package="netwarp_ros",
@@ -88,18 +94,24 @@ def _start_when_active(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output="screen",
         on_exit=_end,
     )
-    failed = Shutdown(reason="the segment node cannot be configured")
-    entities = [
-        RegisterEventHandler(OnStateTransition(goal_state="active", entities=[replay])),
-        RegisterEventHandler(
-            OnStateTransition(start_state="configuring", goal_state="unconfigured", entities=[failed])
-        ),
+
+    def play(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        if context.is_shutdown:
+            return []
+        if event.returncode:
+            raise RuntimeError("the segment node cannot be activated: see its log")
+        return [replay]
+
+    segmenter = str(PurePosixPath(namespace, "segmenter"))
+    command = ["python3", "-m", "netwarp_ros.node.lifecycle", segmenter]
+    entities: list[LaunchDescriptionEntity] = [
+        ExecuteProcess(cmd=command, name="lifecycle", output="screen", on_exit=play)
     ]
     if given["record"]:
-        outputs = PurePosixPath("/", namespace, given["camera"], "segmentation")
+        outputs = PurePosixPath(namespace, given["camera"], "segmentation")
         topics = [str(outputs / topic) for topic in RECORDED]
         command = ["ros2", "bag", "record", "--storage", "mcap", "--output", given["record"], "--topics", *topics]
-        entities.append(ExecuteProcess(cmd=command, output="screen"))
+        entities.append(ExecuteProcess(cmd=command, name="recorder", output="screen", on_exit=_check_recorder))
     return entities
 
 
@@ -110,10 +122,21 @@ def _rate(text: str) -> float:
         raise ValueError(f"rate is {text!r}: give a number") from None
 
 
+def _check_recorder(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """End the launch with an error if the recorder ends first, or does not end as a signal asks it to."""
+    if context.is_shutdown and event.returncode in (0, signal.SIGINT, -signal.SIGINT):
+        return []
+    raise RuntimeError(f"the recorder has ended with status {event.returncode}: the bag is missing or incomplete")
+
+
 def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """End the launch with the replay node, unless the launch is already ending."""
+    """End the launch with the replay node, unless the launch is already ending.
+
+    Raises:
+        RuntimeError: If the node has failed. It makes the exit status of the launch 1.
+    """
     if context.is_shutdown:
         return []
     if event.returncode:
-        return [Shutdown(reason="the recording cannot be played")]
+        raise RuntimeError(f"the recording cannot be played: the replay node has ended with status {event.returncode}")
     return [TimerAction(period=REST_S, actions=[Shutdown(reason="the recording has been played")])]

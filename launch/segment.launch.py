@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import signal
+from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler, Shutdown
-from launch.event_handlers import OnProcessStart
-from launch.events.process import ProcessExited, ProcessStarted
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    OpaqueFunction,
+    RegisterEventHandler,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit, OnProcessStart
+from launch.events import IncludeLaunchDescription, matches_action
+from launch.events.process import ProcessExited, SignalProcess
+from launch.logging import get_logger
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -25,6 +35,9 @@ PARAMETERS = {
 
 RESPAWN_DELAY_S = 2.0
 """Seconds from the end of the node to its next start."""
+
+IMPLICIT_ARGUMENTS = {"emulate_tty", "launch-prefix", "launch-prefix-filter", "sigkill_timeout", "sigterm_timeout"}
+"""Launch arguments that `launch` reads itself. No launch file declares them."""
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -50,7 +63,7 @@ def generate_launch_description() -> LaunchDescription:
                 "respawn",
                 default_value="false",
                 choices=["true", "false"],
-                description="Restart the node when it ends; otherwise the launch ends with it.",
+                description="Restart the node when it ends or cannot be activated; otherwise the launch ends.",
             ),
             DeclareLaunchArgument(
                 "log_level",
@@ -58,9 +71,24 @@ def generate_launch_description() -> LaunchDescription:
                 choices=["debug", "info", "warn", "error", "fatal"],
                 description="Lowest severity that is logged.",
             ),
+            OpaqueFunction(function=_warn_of_undeclared_arguments),
             OpaqueFunction(function=_start),
         ]
     )
+
+
+def _warn_of_undeclared_arguments(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Warn of arguments on the command line that no launch file declares; `launch` passes over them."""
+    event = context.get_locals_as_dict().get("event")
+    if isinstance(event, IncludeLaunchDescription):  # this holds for all that the command line starts
+        declared = {argument.name for argument in event.launch_description.get_launch_arguments()}
+        for argument in context.argv:
+            name = argument.partition(":=")[0]
+            if name not in declared | IMPLICIT_ARGUMENTS:
+                get_logger("launch").warning(
+                    f"{argument}: no launch file declares {name}. Declared are {', '.join(sorted(declared))}."
+                )
+    return []
 
 
 def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -85,17 +113,42 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     )
     if given["autostart"] == "false":
         return [node]
-    return [RegisterEventHandler(OnProcessStart(target_action=node, on_start=_activate)), node]
+    started = OnProcessStart(target_action=node, on_start=lambda event, context: _activate(node, respawn=respawn))
+    return [RegisterEventHandler(started), node]
 
 
-def _activate(event: ProcessStarted, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Configure and activate the node that has started."""
-    name = str(PurePosixPath("/", context.launch_configurations["namespace"], "segmenter"))
-    return [
-        ExecuteProcess(cmd=["python3", "-m", "netwarp_ros.node.lifecycle", name], name="lifecycle", output="screen")
-    ]
+def _activate(node: LifecycleNode, *, respawn: bool) -> list[LaunchDescriptionEntity]:
+    """Configure and activate the node, which has started, in a process that ends at the latest with the node."""
+
+    def check(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        if event.returncode == 0 or context.is_shutdown:
+            return []
+        if respawn:
+            return [_interrupt(node)]
+        raise RuntimeError("the segment node cannot be activated: see its log")
+
+    lifecycle = ExecuteProcess(
+        cmd=["python3", "-m", "netwarp_ros.node.lifecycle", node.node_name],
+        name="lifecycle",
+        output="screen",
+        on_exit=check,
+    )
+    ended = OnProcessExit(target_action=node, on_exit=_interrupt(lifecycle), handle_once=True)
+    return [RegisterEventHandler(ended), lifecycle]
+
+
+def _interrupt(process: ExecuteProcess) -> EmitEvent:
+    return EmitEvent(event=SignalProcess(signal_number=signal.SIGINT, process_matcher=matches_action(process)))
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """End the launch with its node, unless the launch is already ending."""
-    return [] if context.is_shutdown else [Shutdown(reason="the segment node has ended")]
+    """End the launch with its node, unless the launch is already ending.
+
+    Raises:
+        RuntimeError: If the node has failed. It makes the exit status of the launch 1.
+    """
+    if context.is_shutdown:
+        return []
+    if event.returncode:
+        raise RuntimeError(f"the segment node has ended with status {event.returncode}")
+    return [Shutdown(reason="the segment node has ended")]

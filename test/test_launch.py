@@ -36,8 +36,43 @@ def graph(ros_domain: int) -> Iterator[Graph]:
         yield graph
 
 
-def ros2_launch(log: Path, *arguments: str, file: str = "segment.launch.py") -> Program:
-    return Program(["ros2", "launch", "netwarp_ros", file, *arguments], log)
+def ros2_launch(log: Path, *arguments: str, file: str | Path = "segment.launch.py") -> Program:
+    """Launch a file of the package, or another file if its path is given."""
+    package = [] if isinstance(file, Path) else ["netwarp_ros"]
+    return Program(["ros2", "launch", *package, str(file), *arguments], log)
+
+
+def write_launch_file(file: Path, included: str, **arguments: str | Path) -> Path:
+    """Write a launch file that includes one of the package, with arguments, in a group with a namespace.
+
+    Its launch process receives no transition event, as happens if it discovers the node too late.
+    """
+    given = [(name, str(value)) for name, value in arguments.items()]
+    file.write_text(
+        f"""
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
+from launch.actions import GroupAction, IncludeLaunchDescription
+from launch_ros.actions import LifecycleNode, PushRosNamespace
+
+LifecycleNode._on_transition_event = lambda *_: None
+
+
+def generate_launch_description():
+    path = get_package_share_directory("netwarp_ros") + "/launch/{included}"
+    included = IncludeLaunchDescription(path, launch_arguments={given})
+    return LaunchDescription([GroupAction([PushRosNamespace("fleet"), included])])
+"""
+    )
+    return file
+
+
+def write_images(folder: Path) -> Path:
+    """Write five images."""
+    folder.mkdir()
+    for index, image in enumerate(moving_images(5)):
+        assert cv2.imwrite(str(folder / f"{index}.png"), image)
+    return folder
 
 
 def test_the_launched_node_becomes_active_and_segments(graph: Graph, tmp_path: Path) -> None:
@@ -72,10 +107,53 @@ def test_without_autostart_the_node_stays_unconfigured(graph: Graph, tmp_path: P
         assert program.end(signal.SIGINT) == 0
 
 
-def test_the_launch_ends_if_the_node_cannot_start(ros_domain: int, tmp_path: Path) -> None:
-    program = ros2_launch(tmp_path / "log", "precision:=int8")
-    program.wait()
-    assert "segment_node: precision is 'int8'. Give one of auto, float32, bfloat16, float16." in program.output
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("precision:=int8", "segment_node: precision is 'int8'. Give one of auto, float32, bfloat16, float16."),
+        ("model:=nonesuch", "cannot be configured: no model named 'nonesuch'"),
+    ],
+)
+def test_the_launch_fails_if_the_node_cannot_be_activated(
+    ros_domain: int, tmp_path: Path, argument: str, problem: str
+) -> None:
+    program = ros2_launch(tmp_path / "log", argument)
+    assert program.wait() == 1
+    assert problem in program.output
+
+
+def test_with_respawn_a_node_that_cannot_be_activated_is_restarted(graph: Graph, tmp_path: Path) -> None:
+    model = tmp_path / "tiny.safetensors"
+    program = ros2_launch(tmp_path / "log", "respawn:=true", f"model:={model}")
+    try:
+        graph.until(lambda: "cannot be configured" in program.output, "failure")
+        tiny_model(model)
+        graph.until(lambda: "for /camera/image_raw" in program.output, "configuration")
+        graph.until(lambda: graph.lifecycle().state() == "active", "activation")
+    finally:
+        program.end(signal.SIGINT)
+
+
+def test_a_second_launch_fails_and_the_first_goes_on(graph: Graph, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "tiny.safetensors")
+    first = ros2_launch(tmp_path / "first", f"model:={model}")
+    try:
+        graph.until(lambda: "[lifecycle-2]: process has finished cleanly" in first.output, "activation")
+        assert ros2_launch(tmp_path / "second", f"model:={model}").wait() == 1
+        SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))
+    finally:
+        assert first.end(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("file", ["segment.launch.py", "replay.launch.py"])
+def test_undeclared_arguments_are_named(ros_domain: int, tmp_path: Path, file: str) -> None:
+    arguments = ["path:=/nowhere", "camara:=front", "precision:=int8", "emulate_tty:=false"]
+    program = ros2_launch(tmp_path / "log", *arguments, file=file)
+    assert program.wait() == 1
+    named = re.findall(r"WARNING.* (\S+): no launch file declares (\S+)\. Declared are autostart, ", program.output)
+    undeclared = ["path", "camara"] if file == "segment.launch.py" else ["camara"]
+    assert [name for _, name in named] == undeclared
+    assert named[-1] == ("camara:=front", "camara")
 
 
 def test_a_missing_parameter_file_is_named(ros_domain: int, tmp_path: Path) -> None:
@@ -109,23 +187,43 @@ def wait_for_pids(graph: Graph, program: Program, count: int) -> list[int]:
 
 
 def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for index, image in enumerate(moving_images(5)):
-        assert cv2.imwrite(str(folder / f"{index}.png"), image)
     model = tiny_model(tmp_path / "tiny.safetensors")
-    arguments = [f"path:={folder}", f"model:={model}", "rate:=10", "namespace:=robot", "camera:=front"]
+    images = write_images(tmp_path / "images")
+    arguments = [f"path:={images}", f"model:={model}", "rate:=10", "namespace:=robot", "camera:=front"]
     if importlib.util.find_spec("ros2bag"):
         arguments.append(f"record:={tmp_path / 'drive'}")
     program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
     masks = graph.subscribe(Image, "/robot/front/segmentation/mask")
     assert program.wait() == 0
     assert "5 images published on /robot/front/image_raw" in program.output
-    assert "ERROR" not in program.output
+    assert not re.search("ERROR|WARNING", program.output)
     graph.until(lambda: masks, "mask")
     if importlib.util.find_spec("ros2bag"):
         frames = open_frames(tmp_path / "drive", topics=["/robot/front/segmentation/mask"])
         assert len(list(frames)) >= 1
+
+
+def test_a_replay_depends_on_no_event(ros_domain: int, tmp_path: Path) -> None:
+    images, model = write_images(tmp_path / "images"), tiny_model(tmp_path / "tiny.safetensors")
+    file = write_launch_file(tmp_path / "own.launch.py", "replay.launch.py", path=images, namespace="robot")
+    program = ros2_launch(tmp_path / "log", f"model:={model}", "rate:=10", file=file)
+    assert program.wait() == 0
+    assert "5 images published on /fleet/robot/camera/image_raw" in program.output
+    assert not re.search("ERROR|WARNING", program.output)
+
+    program = ros2_launch(tmp_path / "log", "model:=nonesuch", file=file)
+    assert program.wait() == 1
+    assert "cannot be configured: no model named 'nonesuch'" in program.output
+
+
+def test_the_segment_launch_depends_on_no_event(graph: Graph, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "tiny.safetensors")
+    file = write_launch_file(tmp_path / "own.launch.py", "segment.launch.py", model=model)
+    program = ros2_launch(tmp_path / "log", file=file)
+    try:
+        SegmentClient(graph, "fleet/camera").segment(image_message(moving_images(1)[0], SECOND))
+    finally:
+        assert program.end(signal.SIGINT) == 0
 
 
 @pytest.mark.parametrize(
@@ -133,18 +231,22 @@ def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
     [
         ("path:=/nowhere", "replay_node: nothing at /nowhere: give a folder of images"),
         ("model:=nonesuch", "cannot be configured: no model named 'nonesuch'"),
+        ("precision:=int8", "segment_node: precision is 'int8'."),
+        ("record:=.", "the recorder has ended with status"),
         ("transport:=compressed", "transport is compressed: a replay needs raw, leave it out"),
         ("autostart:=false", "autostart is false: a replay needs true, leave it out"),
+        ("respawn:=true", "respawn is true: a replay needs false, leave it out"),
+        ("cameras:=front", "cameras is front: a replay has one camera, give camera:=NAME"),
         ("rate:=fast", "rate is 'fast': give a number"),
     ],
 )
-def test_replay_ends_if_it_cannot_start(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:
+def test_a_replay_fails_if_it_cannot_start(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:
     image = tmp_path / "image.png"
     assert cv2.imwrite(str(image), moving_images(1)[0])
     model = tiny_model(tmp_path / "tiny.safetensors")
     arguments = [f"path:={image}", f"model:={model}", argument]
     program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
-    program.wait()
+    assert program.wait() == 1
     assert problem in program.output
 
 

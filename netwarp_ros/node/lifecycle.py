@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from time import monotonic
-from typing import Any
 
 import rclpy
 from lifecycle_msgs.msg import Transition
@@ -53,60 +52,68 @@ class LifecycleClient:
         """Configure the unconfigured node.
 
         Raises:
-            LifecycleError: If the node does not respond in time, or does not make the transition; its log has the
-                reason. This holds for all transitions.
+            LifecycleError: If the node is in another state, does not respond in time, ends, or does not make the
+                transition; its log has the reason. This holds for all transitions.
         """
-        self._change("configure", Transition.TRANSITION_CONFIGURE)
+        self._change("configure", Transition.TRANSITION_CONFIGURE, "unconfigured", "inactive")
 
     def activate(self) -> None:
         """Activate the inactive node."""
-        self._change("activate", Transition.TRANSITION_ACTIVATE)
+        self._change("activate", Transition.TRANSITION_ACTIVATE, "inactive", "active")
 
     def deactivate(self) -> None:
         """Deactivate the active node."""
-        self._change("deactivate", Transition.TRANSITION_DEACTIVATE)
+        self._change("deactivate", Transition.TRANSITION_DEACTIVATE, "active", "inactive")
 
     def cleanup(self) -> None:
         """Clean up the inactive node."""
-        self._change("cleanup", Transition.TRANSITION_CLEANUP)
+        self._change("cleanup", Transition.TRANSITION_CLEANUP, "inactive", "unconfigured")
 
     def state(self) -> str:
         """Return the label of the node's state, such as ``active``.
 
         Raises:
-            LifecycleError: If the node does not respond in time.
+            LifecycleError: If the node does not respond in time, or ends.
         """
         self._wait_for(self._get_state)
-        deadline = monotonic() + self._timeout_s
-        while (wait_s := deadline - monotonic()) > 0:
-            # The response is lost if the node has not discovered this client yet. Repeating the request is safe.
-            if response := self._call(self._get_state, GetState.Request(), min(wait_s, RETRY_S)):
-                return response.current_state.label
-        raise self._no_response(self._get_state)
+        return self._ask_state()
 
-    def _change(self, name: str, transition: int) -> None:
-        # Repeating this request is not safe, so its response must not be lost. Clients are discovered in the order of
-        # their creation: a node whose state has been received knows the client of the transitions too.
-        self.state()
+    def _change(self, name: str, transition: int, start: str, goal: str) -> None:
+        # The request is sent once, so it must not be lost. Clients are discovered in the order of their creation: a
+        # node whose state has been received knows the client of the transitions too.
+        if (state := self.state()) != start:
+            raise LifecycleError(f"{self.target} is {state}: it can {name} only when it is {start}")
         self._wait_for(self._change_state)
         request = ChangeState.Request(transition=Transition(id=transition))
-        response = self._call(self._change_state, request, self._timeout_s)
-        if response is None:
-            raise self._no_response(self._change_state)
-        if not response.success:
-            raise LifecycleError(f"{self.target} refused or failed to {name}, and is {self.state()}: see its log")
+        response = self._change_state.call_async(request)
+        deadline = monotonic() + self._timeout_s
+        while monotonic() < deadline:
+            self._executor.spin_until_future_complete(response, RETRY_S)
+            # What counts is the state: a response can be lost, and somebody else can change the state too.
+            has_responded, state = response.done(), self._ask_state()
+            if state == goal:
+                return
+            if has_responded:
+                raise LifecycleError(f"{self.target} refused or failed to {name}, and is {state}: see its log")
+        raise self._no_response(self._change_state)
 
     def _wait_for(self, client: Client) -> None:
         if not client.wait_for_service(self._timeout_s):
             raise LifecycleError(f"no {client.srv_name} within {self._timeout_s:g} s: is the node running?")
 
-    def _call(self, client: Client, request: Any, timeout_s: float) -> Any:
-        """Return the response, or None after the timeout."""
-        future = client.call_async(request)
-        self._executor.spin_until_future_complete(future, timeout_s)
-        if not future.done():
-            client.remove_pending_request(future)
-        return future.result()
+    def _ask_state(self) -> str:
+        """Return the state of the node, whose services must be known."""
+        deadline = monotonic() + self._timeout_s
+        while monotonic() < deadline:
+            # The response is lost if the node has not discovered this client yet. Repeating the request is safe.
+            future = self._get_state.call_async(GetState.Request())
+            self._executor.spin_until_future_complete(future, RETRY_S)
+            if future.done():
+                return future.result().current_state.label
+            self._get_state.remove_pending_request(future)
+            if not self._get_state.wait_for_service(RETRY_S):
+                raise LifecycleError(f"{self.target} has ended: see its log")
+        raise self._no_response(self._get_state)
 
     def _no_response(self, client: Client) -> LifecycleError:
         return LifecycleError(f"no response from {client.srv_name} within {self._timeout_s:g} s")

@@ -10,7 +10,9 @@ IN_ENV := . tools/env.sh &&
 PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
 COLCON := colcon --log-level error --log-base log/colcon-test
 
-.PHONY: demo test test-ros test-avx2 colcon-test lint setup clean
+OLDEST := build/oldest
+
+.PHONY: demo test test-ros test-avx2 test-oldest colcon-test lint setup clean
 
 demo: setup  ## segment a street clip with real ROS 2 nodes: out/demo
 	@$(IN_ENV) python -m netwarp_ros.node.tools.demo --out out/demo
@@ -23,6 +25,16 @@ test-ros: setup  ## the tests of the ROS graph alone
 
 test-avx2: setup  ## all tests, with PyTorch, oneDNN and our operator limited to AVX2
 	@$(IN_ENV) ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST)
+
+test-oldest: $(OLDEST)/.installed  ## all tests without ROS, with the least OpenCV and NumPy that pyproject.toml declares
+	@$(IN_ENV) export PYTHONPATH="$(CURDIR)/$(OLDEST):$$PYTHONPATH" && \
+	    python -c "import cv2, numpy; print('OpenCV', cv2.__version__, 'and NumPy', numpy.__version__)" && \
+	    $(PYTEST) -m "not ros"
+
+$(OLDEST)/.installed: requirements/oldest.txt | setup
+	@rm -rf $(OLDEST)
+	@$(IN_ENV) python -m pip install -qq --no-deps --target $(OLDEST) --requirement $<
+	@touch $@
 
 colcon-test: setup  ## all tests through colcon, in a build and an installation of their own
 	@$(IN_ENV) $(COLCON) build --base-paths . --build-base build/colcon-test --install-base install/colcon-test \

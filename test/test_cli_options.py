@@ -70,6 +70,6 @@ def test_two_groups_cannot_share_a_name() -> None:
 
 def test_defaults_are_those_of_the_segmenter() -> None:
     segmenter, ours = inspect.signature(Segmenter).parameters, ModelOptions()
-    for name in ("flow", "device", "precision", "input_height", "host_only"):
+    for name in ("flow", "device", "precision", "input_height", "max_input_width", "host_only"):
         assert getattr(ours, name) == segmenter[name].default
     assert InferenceOptions().inference() == segmenter["inference"].default

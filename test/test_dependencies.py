@@ -113,6 +113,7 @@ def test_every_declared_requirement_is_pinned_at_its_least_version_or_later() ->
 @pytest.mark.parametrize(
     ("key", "name"),
     [
+        ("python3-numpy", "numpy"),
         ("python3-opencv", "opencv-contrib-python-headless"),
         ("python3-pydantic", "pydantic"),
         ("python3-pytorch-pip", "torch"),
@@ -121,6 +122,13 @@ def test_every_declared_requirement_is_pinned_at_its_least_version_or_later() ->
 def test_package_xml_states_the_least_version_of_pyproject(key: str, name: str) -> None:
     assert declared()[name]
     assert {element.get("version_gte") for element in MANIFEST.iter() if element.text == key} == {declared()[name]}
+
+
+def test_the_oldest_requirements_are_the_least_versions_of_pyproject() -> None:
+    oldest = pins(ROOT / "requirements" / "oldest.txt")
+    for name, version in oldest.items():
+        least = release(declared()[name])
+        assert least and release(version)[: len(least)] == least
 
 
 @pytest.mark.parametrize("file", REQUIREMENTS, ids=lambda path: path.stem)

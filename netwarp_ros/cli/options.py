@@ -56,6 +56,10 @@ class ModelOptions:
         ),
     ] = "ultrafast"
     input_height: InputHeightOption = 0
+    max_input_width: Annotated[
+        int,
+        typer.Option("--max-input-width", help="An image that would then be wider is resized to this width, in pixels."),
+    ] = 4096
 
     def weights(self) -> Path:
         """Return the weights file of the model.
@@ -84,6 +88,7 @@ class ModelOptions:
             device=self.device,
             precision=self.precision,
             input_height=self.input_height,
+            max_input_width=self.max_input_width,
             host_only=self.host_only,
             inference=inference,
         )
@@ -103,6 +108,7 @@ class ModelOptions:
             "device": str(segmenter.device),
             "precision": segmenter.precision,
             "input_height": segmenter.input_height,
+            "max_input_width": segmenter.max_input_width,
             "window": segmenter.inference.window,
             "scales": list(segmenter.inference.scales),
             "flip": segmenter.inference.flip,

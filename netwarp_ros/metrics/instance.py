@@ -62,8 +62,9 @@ class InstanceIoU:
             raise ValueError(f"instances holds {instances.min()}: give numbers > 0 for objects, and 0 elsewhere")
         self.matrix.update(prediction, label)
         in_object = (instances > 0) & (label != self.matrix.void)
-        stride = np.int64(instances.max(initial=0)) + 1
-        ids, index = np.unique(label[in_object] * stride + instances[in_object], return_inverse=True)
+        stride = int(instances.max(initial=0)) + 1
+        numbered = label[in_object].astype(np.int64) * stride + instances[in_object]
+        ids, index = np.unique(numbered, return_inverse=True)
         pixels = np.bincount(index, minlength=len(ids))
         correct = np.bincount(index, weights=prediction[in_object] == label[in_object], minlength=len(ids))
         for total, weights in zip(self.totals, (None, pixels, correct / pixels), strict=True):

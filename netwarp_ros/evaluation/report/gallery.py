@@ -111,6 +111,7 @@ class FrameGallery:
 def _data_uri(image: np.ndarray) -> str:
     height, width = image.shape[:2]
     if width > MAX_WIDTH:
-        image = cv2.resize(image, (MAX_WIDTH, round(height * MAX_WIDTH / width)), interpolation=cv2.INTER_AREA)
+        size = (MAX_WIDTH, max(1, round(height * MAX_WIDTH / width)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
     return "data:image/jpeg;base64," + b64encode(encoded.tobytes()).decode()

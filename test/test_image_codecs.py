@@ -14,6 +14,8 @@ from recorded import noise
 from netwarp_ros.recordings.image_codecs import ImageError, decode, samples_to_bgr
 
 END = b"\xff\xd9"
+
+
 def picture() -> np.ndarray:
     """Return a smooth picture, ``(48, 64, 3)``."""
     return cv2.GaussianBlur(noise(), (0, 0), 2)

@@ -234,7 +234,7 @@ SLOW = """
 from time import sleep
 from netwarp_ros.node import segment_node
 
-def warm_up(segmenter):
+def warm_up(segmenter, width, height):
     print("[INFO] warming up", flush=True)
     while True:
         sleep(0.01)
@@ -279,6 +279,31 @@ def test_compressed_images_give_the_same_masks(graph: Graph, model: Path, tmp_pa
             np.testing.assert_array_equal(array_of(mask), stream.segment(image, stamp_ns, FRAME_ID).mask)
             assert mask.header == message.header
             assert timing.dropped == 1
+
+
+def test_a_damaged_jpeg_is_counted_and_not_remembered(graph: Graph, model: Path, tmp_path: Path) -> None:
+    stream = Segmenter(model).stream()
+    with segmenting(graph, tmp_path / "log", model, transport="compressed", **lossless("camera")):
+        client = SegmentClient(graph, image_type=CompressedImage)
+        for index, image in enumerate(moving_images(2)):
+            stamp_ns = SECOND + index * PERIOD
+            jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+            _, timing = client.segment(CompressedImage(header=header(stamp_ns), format="jpeg", data=jpeg))
+            stream.segment(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), stamp_ns, FRAME_ID)
+            closed = jpeg[: len(jpeg) * 6 // 10] + jpeg[-2:]
+            client.publish(CompressedImage(header=header(stamp_ns + PERIOD // 2), format="jpeg", data=closed))
+            graph.wait_for_status(
+                "segmenter: camera", lambda status, values, count=index + 1: values["dropped: malformed"] == str(count)
+            )
+        assert timing.memory == FrameTiming.MEMORY_KEPT
+        third = moving_images(3)[2]
+        png = CompressedImage(
+            header=header(SECOND + 2 * PERIOD), format="jpeg", data=cv2.imencode(".png", third)[1].tobytes()
+        )
+        mask, timing = client.segment(png)
+        expected = stream.segment(third, SECOND + 2 * PERIOD, FRAME_ID)
+        np.testing.assert_array_equal(array_of(mask), expected.mask)
+        assert (timing.memory, timing.dropped) == (FrameTiming.MEMORY_KEPT, 2)
 
 
 def test_fast_dds_accepts_the_profile(

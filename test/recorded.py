@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
@@ -40,6 +42,21 @@ def write_video(path: Path, count: int = 6, rate: float = 10.0) -> Path:
     for index in range(count):
         writer.write(np.full((HEIGHT, WIDTH, 3), 40 * index, np.uint8))
     writer.release()
+    return path
+
+
+def write_film(path: Path, stamps_ms: Iterable[int], codec: str, **options: str) -> Path:
+    """Write grey images with these stamps, each 4 levels brighter than the one before; no WebM has a frame rate."""
+    milliseconds = Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=1000, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = milliseconds
+        for index, stamp_ms in enumerate(stamps_ms):
+            frame = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), 4 * index, np.uint8), format="bgr24")
+            frame.pts, frame.time_base = stamp_ms, milliseconds
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     return path
 
 

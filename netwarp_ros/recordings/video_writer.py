@@ -3,32 +3,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-try:
-    import imageio_ffmpeg
-except ImportError:  # it has no rosdep key, so it may be missing where rosdep installed the dependencies
-    imageio_ffmpeg = None
+from netwarp_ros.recordings.videos import load_pyav
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 
 class VideoWriter:
     """An MP4 file to write images to; use it in a ``with`` statement.
 
-    The ffmpeg of the package ``imageio-ffmpeg`` writes H.264, which browsers play. Without that package, OpenCV writes
-    MPEG-4. The first image sets the size of the video; other images are scaled to it. H.264 requires even sizes, so an
-    odd one is extended by repeating the last row or column. Without any image, no file is made.
+    PyAV writes H.264, which browsers play. The first image sets the size of the video; other images are scaled to it.
+    H.264 requires even sizes, so an odd one is extended by repeating the last row or column. Without any image, no file
+    is made.
 
     Args:
         path: The file, ending in ``.mp4``; overwritten if it exists.
         rate: Frames per second.
 
     Raises:
-        ValueError: If the path does not end in ``.mp4``, or the rate is not > 0.
+        ValueError: If the path does not end in ``.mp4``, the rate is not > 0, or PyAV is not installed.
         FileNotFoundError: If the folder does not exist.
     """
 
@@ -40,8 +43,10 @@ class VideoWriter:
             raise ValueError(f"rate is {rate}: give frames per second > 0")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"no folder {self.path.parent} to write {self.path.name} to: make it first")
+        self._av = load_pyav()
         self._size: tuple[int, int] | None = None
-        self._encoder: _Ffmpeg | _OpenCV | None = None
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
 
     def write(self, image: np.ndarray) -> None:
         """Append an image, ``(H, W, 3)`` uint8, BGR.
@@ -58,20 +63,20 @@ class VideoWriter:
         elif self._size != (width, height):
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
         even = cv2.copyMakeBorder(image, 0, self._size[1] % 2, 0, self._size[0] % 2, cv2.BORDER_REPLICATE)
-        if self._encoder is None:
-            encoder = _OpenCV if imageio_ffmpeg is None else _Ffmpeg
-            self._encoder = encoder(self.path, self.rate, (even.shape[1], even.shape[0]))
-        self._encoder.write(even)
+        self._encode(self._av.VideoFrame.from_ndarray(even, format="bgr24"))
 
     def close(self) -> None:
         """Finish the file.
 
         Raises:
-            OSError: If the encoder failed.
+            OSError: If it cannot be written.
         """
-        if self._encoder is not None:
-            self._encoder.close()
-            self._encoder = None
+        if self._container is not None:
+            try:
+                self._encode(None)
+            finally:
+                container, self._container = self._container, None
+                container.close()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -81,47 +86,21 @@ class VideoWriter:
     ) -> None:
         self.close()
 
-
-class _Ffmpeg:
-    """H.264 through a pipe to ffmpeg. It prints its errors to standard error."""
-
-    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
-        self._path = path
-        path.unlink(missing_ok=True)
-        self._frames: Generator[None, np.ndarray, None] = imageio_ffmpeg.write_frames(
-            str(path),
-            size,
-            fps=rate,
-            pix_fmt_in="bgr24",
-            codec="libx264",
-            quality=None,
-            macro_block_size=1,
-            output_params=["-preset", "veryfast", "-crf", "20", "-movflags", "+faststart"],
-        )
-        next(self._frames)
-
-    def write(self, image: np.ndarray) -> None:
+    def _encode(self, frame: VideoFrame | None) -> None:
+        """Write a frame, which must have even sizes; None writes what the encoder holds back."""
         try:
-            self._frames.send(np.ascontiguousarray(image))
-        except OSError:
-            raise OSError(f"ffmpeg cannot write the video {self._path}: see its message above") from None
+            if self._container is None or self._stream is None:
+                assert frame is not None
+                self._container, self._stream = self._open(frame)
+            self._container.mux(self._stream.encode(frame))
+        except self._av.FFmpegError as error:
+            raise OSError(f"the video {self.path} cannot be written: {error}") from error
 
-    def close(self) -> None:
-        self._frames.close()
-        if not self._path.is_file():
-            raise OSError(f"ffmpeg did not write the video {self._path}: see its message above")
-
-
-class _OpenCV:
-    """MPEG-4, written by OpenCV."""
-
-    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        if not self._writer.isOpened():
-            raise OSError(f"OpenCV cannot write the video {path}: check that its folder exists and is writable")
-
-    def write(self, image: np.ndarray) -> None:
-        self._writer.write(image)
-
-    def close(self) -> None:
-        self._writer.release()
+    def _open(self, frame: VideoFrame) -> tuple[OutputContainer, VideoStream]:
+        """Open the file for frames of this size."""
+        # With +faststart, the index comes first, so the film plays before it is fully downloaded.
+        container = self._av.open(f"file:{self.path}", "w", format="mp4", options={"movflags": "+faststart"})
+        rate = max(Fraction(self.rate).limit_denominator(10_000), Fraction(1, 10_000))
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+        return container, stream

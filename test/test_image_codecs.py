@@ -55,6 +55,15 @@ def without_huffman_tables(jpeg: bytes) -> bytes:
     return kept + jpeg[offset:]
 
 
+def problem(data: np.ndarray) -> str:
+    """Return why an image is refused."""
+    try:
+        decode(data)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
 # Pixels
 
 
@@ -127,14 +136,43 @@ def test_a_cut_jpeg_is_refused(kind: str, end: bytes) -> None:
             decode(array(jpeg[:length] + end))
 
 
-def test_a_jpeg_with_a_part_lost_is_refused() -> None:
-    for restart_interval in (0, 2):
-        jpeg = encoded(".jpg", noise(), [cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval])
-        middle = len(jpeg) // 2
-        for lost in (jpeg[:middle] + jpeg[middle + 400 :], jpeg[:middle] + bytes(400) + jpeg[middle + 400 :]):
-            assert cv2.imdecode(array(lost), cv2.IMREAD_COLOR).shape == (48, 64, 3)
-            with pytest.raises(ImageError, match="libjpeg-turbo finds: Corrupt JPEG data"):
-                decode(array(lost))
+@pytest.mark.parametrize("restart_interval", [0, 2])
+def test_a_jpeg_with_a_part_lost_is_refused(restart_interval: int) -> None:
+    jpeg = encoded(".jpg", noise(), [cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval])
+    middle = len(jpeg) // 2
+    lost = array(jpeg[:middle] + jpeg[middle + 400 :])
+    assert cv2.imdecode(lost, cv2.IMREAD_COLOR).shape == (48, 64, 3)
+    with pytest.raises(ImageError, match="libjpeg-turbo finds: Corrupt JPEG data"):
+        decode(lost)
+
+
+@pytest.mark.parametrize("kind", sorted({*jpegs(picture()), "grey", "no Huffman tables"} - {"progressive"}))
+def test_a_jpeg_with_zeros_in_place_of_a_part_is_refused(kind: str) -> None:
+    """libjpeg-turbo reads zeros as coefficients, and does not always notice."""
+    image = cv2.GaussianBlur(noise(), (0, 0), 1.5)
+    jpeg = {
+        **jpegs(image),
+        "grey": encoded(".jpg", image[..., 0]),
+        "no Huffman tables": without_huffman_tables(encoded(".jpg", image)),
+    }[kind]
+    begin = jpeg.index(b"\xff\xda") + 20
+    decode(array(jpeg))
+    unnoticed = 0
+    for place in range(begin, len(jpeg) - 70, 41):
+        spoilt = array(jpeg[:place] + bytes(64) + jpeg[place + 64 :])
+        with pytest.raises(ImageError, match=r"libjpeg-turbo finds: |its image data have 32 zeros or more from byte"):
+            decode(spoilt)
+        unnoticed += "zeros" in problem(spoilt)
+    assert unnoticed
+
+
+@pytest.mark.parametrize("flat", [0, 90, 255])
+@pytest.mark.parametrize("options", [[cv2.IMWRITE_JPEG_OPTIMIZE, 1], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]])
+def test_a_flat_image_may_consist_of_zeros(flat: int, options: list[int]) -> None:
+    image = np.full((480, 640, 3), flat, np.uint8)
+    jpeg = encoded(".jpg", image, options)
+    assert bytes(32) in jpeg[jpeg.index(b"\xff\xda") :]
+    np.testing.assert_array_equal(decode(array(jpeg)), image)
 
 
 @pytest.mark.parametrize("ending", [".png", ".tiff", ".bmp", ".ppm", ".webp"])
@@ -150,7 +188,7 @@ def test_other_cut_files_are_refused(ending: str) -> None:
     [
         (b"", "OpenCV finds no whole image in the data"),
         (b"no image", "OpenCV finds no whole image in the data"),
-        (b"\xff\xd8\xff nothing", "libjpeg-turbo finds: "),
+        (b"\xff\xd8\xff nothing", "libjpeg-turbo finds: Could not determine"),
         (encoded(".tiff", np.ones((4, 4), np.float32)), "its samples are float32: expected 8 or 16 bits"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -54,6 +54,16 @@ JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 """The first bytes of these files."""
 
 _MOST_PIXELS = 8192**2
+
+_HUFFMAN_TABLES, _PROGRESSIVE, _SCAN, _FILL, _END = 0xC4, 0xC2, 0xDA, 0xFF, b"\xff\xd9"
+_WITHOUT_CONTENT = (_FILL, 0x01, *range(0xD0, 0xD8))
+"""Markers of a JPEG (ITU-T T.81, Table B.1)."""
+
+_END_OF_BLOCK = 0
+"""Symbol of a Huffman table of AC coefficients."""
+
+_MOST_ZEROS = 32
+"""The usual tables read so many zeros as 85 coefficients of -1."""
 
 
 def decode(data: np.ndarray) -> np.ndarray:
@@ -109,9 +119,9 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
 def _decode_jpeg(data: np.ndarray) -> np.ndarray:
     height, width, color, _ = _libjpeg(simplejpeg.decode_jpeg_header, data)
     _check_size(width, height)
-    if color == "Gray":
-        return _libjpeg(simplejpeg.decode_jpeg, data, "Gray")[..., 0]
-    return _libjpeg(simplejpeg.decode_jpeg, data, "BGR")
+    samples = _libjpeg(simplejpeg.decode_jpeg, data, "Gray" if color == "Gray" else "BGR")
+    _check_zeros(data.tobytes())
+    return samples[..., 0] if color == "Gray" else samples
 
 
 def _libjpeg(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -119,7 +129,50 @@ def _libjpeg(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except (ValueError, KeyError) as error:
-        raise ImageError(f"libjpeg-turbo finds: {error}") from error
+        reason = str(error).rpartition("(): ")[2]  # without the name of a function in C
+        raise ImageError(f"libjpeg-turbo finds: {reason}") from error
+
+
+def _check_zeros(jpeg: bytes) -> None:
+    """Refuse a baseline JPEG whose image data have zeros in place of what a network, a disk or a power cut lost.
+
+    libjpeg-turbo decodes the zeros, and warns only if too many or too few blocks follow. Zeros are the first code of a
+    Huffman table, over and over. Flat areas repeat the code for the end of a block. No picture repeats another one so
+    often, such as the first code of the usual tables, which stands for a coefficient.
+    """
+    first_codes = {0: 1, 1: 0}  # by AC table, in the usual tables: decoders use them if there are none
+    for marker, begin, content in _segments(jpeg):
+        if marker == _PROGRESSIVE:
+            return
+        if marker == _HUFFMAN_TABLES:
+            first_codes |= _first_codes(content)
+        if marker == _SCAN and first_codes.get(content[2] & 15) != _END_OF_BLOCK:
+            zeros = jpeg.find(bytes(_MOST_ZEROS), begin)
+            if zeros >= 0 and jpeg.find(_END, begin, zeros) < 0:  # zeros after the image do no harm
+                raise ImageError(f"its image data have {_MOST_ZEROS} zeros or more from byte {zeros} on")
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the marker, the place and the content of each segment up to the header of the first scan."""
+    place, marker = 2, 0
+    while place + 4 <= len(jpeg) and marker != _SCAN:
+        marker, length = struct.unpack_from(">xBH", jpeg, place)
+        if marker in _WITHOUT_CONTENT:
+            place += 1 if marker == _FILL else 2
+        else:
+            yield marker, place, jpeg[place + 4 : place + 2 + length]
+            place += 2 + length
+
+
+def _first_codes(tables: bytes) -> dict[int, int]:
+    """Return the symbol with the first code, all zeros, of each Huffman table of AC coefficients."""
+    symbols = {}
+    while len(tables) > 17:
+        is_ac, number = divmod(tables[0], 16)
+        if is_ac:
+            symbols[number] = tables[17]
+        tables = tables[17 + sum(tables[1:17]) :]
+    return symbols
 
 
 def _check_png(data: np.ndarray) -> None:

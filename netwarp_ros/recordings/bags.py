@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames and label maps of rosbag2 recordings, read without ROS."""
+"""Frames and label maps of bags (rosbag2, MCAP, ROS 1), read without ROS."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
 from netwarp_ros.recordings.messages import stamp_of
 from netwarp_ros.recordings.recorded_images import is_raw_image, read_image
 
+_NAMED = 10
+"""Most unreadable images of a topic that are reported one by one."""
+
 
 class BagFrames(FrameSource):
-    """The images of one or more topics of a rosbag2, in the order of their recording.
+    """The images of one or more topics of a bag, in the order of their recording.
 
     Frames have the stamps of the message headers; if a stamp is 0, the frame has the time of recording. An
     image that cannot be read is noted as damage and left out; the index still counts it.
 
     Args:
-        path: The bag's folder, or a ``.mcap`` or ``.db3`` file.
-        topics: Topics of type ``sensor_msgs/Image`` or ``CompressedImage``. May be left out if the bag has only one.
+        path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file.
+        topics: Topics of images (`recorded_images`). May be left out if the bag has only one.
         rate: Frames per second. Each topic's frames are then stamped at this rate from 0, not by their headers.
         leave_out: Topics not to choose if no topics are given.
 
@@ -52,7 +55,8 @@ class BagFrames(FrameSource):
             self._count = sum(bag.topics[topic].count for topic in self.cameras)
             seconds, count = bag.duration_ns * 1e-9, self._count / len(self.cameras)
         if not self._count:
-            raise ValueError(f"{path} holds no message on its image topic {', '.join(self.cameras)}")
+            reason = f": {self.damage[0]}" if self.damage else ""
+            raise ValueError(f"{path} holds no message on its image topic {', '.join(self.cameras)}{reason}")
         self._keeps_stamps = rate is None
         # There is one interval fewer than there are images.
         self.rate = rate or ((count - 1) / seconds if count > 1 and seconds > 0 else DEFAULT_RATE)
@@ -64,6 +68,7 @@ class BagFrames(FrameSource):
         self.damage = []
         counts: Counter[str] = Counter()
         late_counts: Counter[str] = Counter()
+        unreadable_counts: Counter[str] = Counter()
         last_ns: dict[str, int] = {}
         with BagReader(self.path, self.note_damage) as bag:
             for index, (number, recorded) in enumerate(bag.messages(self.cameras, begin), begin):
@@ -78,7 +83,9 @@ class BagFrames(FrameSource):
                         message = read_image(recorded)
                         image = to_writable_bgr(message)
                 except ValueError as error:
-                    self.note_damage(str(error))
+                    unreadable_counts[topic] += 1
+                    if unreadable_counts[topic] <= _NAMED:
+                        self.note_damage(str(error))
                     continue
                 stamp_ns = stamp_of(message, recorded_ns) if self._keeps_stamps else stamp(number, self.rate)
                 late_counts[topic] += stamp_ns <= last_ns.get(topic, -1)
@@ -95,6 +102,9 @@ class BagFrames(FrameSource):
                 )
         if not last_ns and begin == 0 and end is None:
             raise ValueError(f"none of the {self._count} images in {self.path} can be read. {self.damage[0]}")
+        for topic, count in unreadable_counts.items():
+            if count > _NAMED:
+                self.note_damage(f"{self.path}: {count - _NAMED} more images of {topic} cannot be read")
         for topic, count in (+late_counts).items():
             self.note_damage(
                 f"{self.path}: {count} of the {counts[topic]} images of {topic} have a stamp that is not later than "
@@ -103,10 +113,10 @@ class BagFrames(FrameSource):
 
 
 class BagLabels:
-    """Label maps of a rosbag2, looked up by the stamps of frames; held in memory, compressed.
+    """Label maps of a bag, looked up by the stamps of frames; held in memory, compressed.
 
     Args:
-        path: The bag's folder, or a ``.mcap`` or ``.db3`` file; the bag of the images or another one.
+        path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file; the bag of the images or another one.
         topics: For each camera, the topic of its label maps (``sensor_msgs/Image`` with encoding ``mono8``).
 
     Attributes:

@@ -17,10 +17,13 @@ else:
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 MEMORY_LIMIT = 256 * 2**20
-"""Most bytes of a chunk, record or message: 256 MiB. No recorder makes chunks as large, unless one message is."""
+"""Most bytes of a chunk, message or record, which is in memory as a whole."""
 
-_FILE_RATIO = 1000
-"""Most that a file may grow beyond `MEMORY_LIMIT`. Images of one color grow by more; recordings do by 2 to 50."""
+_SMALL, _RATIO = 64 * 2**20, 1000
+"""Content larger than this many bytes may have so many times the bytes that it is compressed to.
+
+Recordings shrink by 2 to 50 times. An image of one color shrinks by more, but few images have 64 MiB.
+"""
 
 _DECOMPRESSORS = {"bz2": BZ2Decompressor, "lz4": LZ4FrameDecompressor, "zstd": zstd.ZstdDecompressor}
 
@@ -30,12 +33,11 @@ def decompress(data: bytes | memoryview, compression: str, claim: int = MEMORY_L
 
     Args:
         data: The data.
-        compression: ``bz2``, ``lz4`` (the frame format), ``zstd``; empty for none.
-        claim: Most bytes that the content may have: its size, if the recording states it.
+        compression: ``bz2``, ``lz4`` (its frame format) or ``zstd``; empty for none.
+        claim: The size of the content in bytes that the recording states, or else the most that it may have.
 
     Raises:
-        ValueError: If the claim is above `MEMORY_LIMIT`, the content is longer than the claim, the data are damaged, or
-            the compression is unknown.
+        ValueError: If the content has or claims too many bytes, the data are damaged, or the compression is unknown.
     """
     if claim > MEMORY_LIMIT:
         raise ValueError(f"it claims {claim} bytes, and at most {MEMORY_LIMIT} are read")
@@ -43,12 +45,13 @@ def decompress(data: bytes | memoryview, compression: str, claim: int = MEMORY_L
         return data
     if compression not in _DECOMPRESSORS:
         raise ValueError(f"it is compressed by {compression[:40]!r}, not by one of {', '.join(_DECOMPRESSORS)}")
+    limit = min(claim, _limit(len(data)))
     try:
-        content: bytes = _DECOMPRESSORS[compression]().decompress(data, max_length=claim + 1)
-    except (OSError, RuntimeError, zstd.ZstdError) as error:  # one kind for each decompressor
-        raise ValueError(f"it is no {compression}: {error}") from error
-    if len(content) > claim:
-        raise ValueError(f"it has more than the {claim} bytes that it may have")
+        content: bytes = _DECOMPRESSORS[compression]().decompress(data, max_length=limit + 1)
+    except (OSError, RuntimeError, zstd.ZstdError) as error:  # one for each decompressor
+        raise ValueError(f"it is not {compression}: {error}") from error
+    if len(content) > limit:
+        raise ValueError(f"{len(data)} bytes of {compression} become more than the {limit} that they may")
     return content
 
 
@@ -56,14 +59,19 @@ def decompress_file(source: Path, target: Path) -> None:
     """Decompress a file that zstd has compressed as a whole.
 
     Raises:
-        ValueError: If the content is longer than `MEMORY_LIMIT` and than 1000 times the file, or the data are damaged.
+        ValueError: If the content has too many bytes, or the data are damaged.
     """
-    limit = max(MEMORY_LIMIT, _FILE_RATIO * source.stat().st_size)
+    limit = _limit(source.stat().st_size)
     try:
         with zstd.open(source, "rb") as content, target.open("wb") as file:
             while block := content.read(2**20):
                 if file.tell() + len(block) > limit:
-                    raise ValueError(f"{source} has more than {limit} bytes when decompressed")
+                    raise ValueError(f"it becomes more than the {limit} bytes that it may when decompressed")
                 file.write(block)
     except (EOFError, zstd.ZstdError) as error:
-        raise ValueError(f"{source} cannot be decompressed: {error}") from error
+        raise ValueError(f"it cannot be decompressed: {error}") from error
+
+
+def _limit(compressed_size: int) -> int:
+    """Return the most bytes that so many bytes may become."""
+    return max(_SMALL, _RATIO * compressed_size)

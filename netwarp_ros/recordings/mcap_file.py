@@ -16,6 +16,8 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -35,15 +37,15 @@ _FOOTER_AND_MAGIC = struct.Struct("<BQQQI8s")
 """Opcode, length, start of the summary, start of its offsets, checksum, magic."""
 
 _RECORD_LIMIT = 1_000_000
-"""Most records of a block. Chunks hold thousands, but a few kilobytes of zstd may become millions of empty records."""
+"""Most records of a chunk. Chunks hold thousands, but a few kilobytes of zstd may become millions of empty records."""
 
 _RUN_LENGTH = 2**20
 """Most bytes of successive messages that make one block, unless a message is longer."""
 
 _ERRORS = (ValueError, struct.error)
 
-_Read = Callable[[int, int], memoryview]
-"""Returns the bytes at an offset, at most so many as asked for."""
+_HeaderAt = Callable[[int], tuple[int, int]]
+"""Returns opcode and length of the record at an offset."""
 
 
 class _Channel(NamedTuple):
@@ -162,7 +164,7 @@ class McapFile(BagFile):
         """Return the records of a block: a chunk's are decompressed, and a cut chunk's as far as they are there.
 
         Raises:
-            ValueError: If the chunk is damaged, or longer than the limit.
+            ValueError: If the chunk is damaged, or larger than the limits.
         """
         data = self._read(start, length)
         opcode, record_length = _RECORD_HEADER.unpack_from(data)
@@ -176,40 +178,44 @@ class McapFile(BagFile):
         is_cut = len(record) < record_length
         if not is_cut and (len(content) != claim or (checksum and crc32(content) != checksum)):
             raise ValueError("size or checksum of the content is not the one it claims")
+        if len(content) > _RECORD_LIMIT * _RECORD_HEADER.size:
+            records = _records(_headers(content), 0, len(content))
+            if len(list(islice(records, _RECORD_LIMIT + 1))) > _RECORD_LIMIT:
+                raise ValueError(f"it has more than {_RECORD_LIMIT} records")
         return content
 
     def _messages_in(self, content: memoryview) -> Iterator[tuple[int, int, int, int]]:
         """Yield channel, time, and begin and end of the data of each message in records."""
-        read = _reader(content)
-        for number, (opcode, begin, end) in enumerate(_records(read, 0, len(content))):
-            if number == _RECORD_LIMIT:
-                raise ValueError(f"it has more than {_RECORD_LIMIT} records")
-            if end <= len(content) and (message := self._learn(read, opcode, begin, end)):
+        for opcode, begin, end in _records(_headers(content), 0, len(content)):
+            if end <= len(content) and (message := self._learn(opcode, content[begin:end], end - begin)):
                 yield *message, begin + _MESSAGE_HEADER.size, end
 
-    def _learn(self, read: _Read, opcode: int, begin: int, end: int) -> tuple[int, int] | None:
+    def _learn(self, opcode: int, record: memoryview, length: int) -> tuple[int, int] | None:
         """Keep the schema or the channel that a record describes, or return the channel and the time of a message.
+
+        Args:
+            opcode: Of the record.
+            record: Its content; of a message at least the header.
+            length: Of the content.
 
         Raises:
             ValueError: If the record is damaged.
         """
         if opcode == _MESSAGE:
-            if end - begin < _MESSAGE_HEADER.size:
-                raise ValueError(f"a message has {end - begin} bytes, and its header alone has {_MESSAGE_HEADER.size}")
-            key, _, recorded_ns, _ = _MESSAGE_HEADER.unpack(read(begin, _MESSAGE_HEADER.size))
+            if length < _MESSAGE_HEADER.size:
+                raise ValueError(f"a message has {length} bytes, and its header alone has {_MESSAGE_HEADER.size}")
+            key, _, recorded_ns, _ = _MESSAGE_HEADER.unpack_from(record)
             if key not in self._channels:
                 raise ValueError(f"a message has the channel {key}, which nothing describes")
             return key, recorded_ns
-        if opcode in (_SCHEMA, _CHANNEL):
-            record = read(begin, end - begin)
+        if opcode == _SCHEMA:
             (key,) = struct.unpack_from("<H", record)
-            if opcode == _SCHEMA:
-                self._schemas.setdefault(key, _string(record, 2)[0])
-            else:
-                (schema,) = struct.unpack_from("<H", record, 2)
-                topic, position = _string(record, 4)
-                encoding, _ = _string(record, position)
-                self._channels.setdefault(key, _Channel(topic, self._schemas.get(schema, ""), encoding))
+            self._schemas.setdefault(key, _string(record, 2)[0])
+        elif opcode == _CHANNEL:
+            key, schema = struct.unpack_from("<HH", record)
+            topic, position = _string(record, 4)
+            encoding, _ = _string(record, position)
+            self._channels.setdefault(key, _Channel(topic, self._schemas.get(schema, ""), encoding))
         return None
 
     def _read(self, start: int, length: int) -> memoryview:
@@ -222,6 +228,10 @@ class McapFile(BagFile):
             raise ValueError(f"it has {length} bytes, and at most {MEMORY_LIMIT} are read")
         self._file.seek(start)
         return memoryview(self._file.read(length))
+
+    def _header(self, start: int) -> tuple[int, int]:
+        opcode, length = _RECORD_HEADER.unpack(self._read(start, _RECORD_HEADER.size))
+        return opcode, length
 
     def _report(self, start: int, error: Exception) -> None:
         self.damage.append(f"the record at byte {start} is damaged and left out: {error}")
@@ -254,10 +264,10 @@ class McapFile(BagFile):
         Raises:
             ValueError: If the summary is damaged, or contradicts itself.
         """
-        blocks, parts, message_count, read = [], [], None, _reader(summary)
-        for opcode, begin, end in _records(read, 0, len(summary)):
+        blocks, parts, message_count = [], [], None
+        for opcode, begin, end in _records(_headers(summary), 0, len(summary)):
             record = summary[begin:end]
-            self._learn(read, opcode, begin, end)
+            self._learn(opcode, record, end - begin)
             if opcode == _STATISTICS:
                 (message_count,) = struct.unpack_from("<Q", record)
             elif opcode == _CHUNK_INDEX:
@@ -287,7 +297,7 @@ class McapFile(BagFile):
     def _has_messages(self, begin: int, end: int) -> bool:
         """Return whether a part of the file that the summary does not list has messages."""
         try:
-            return any(opcode in (_MESSAGE, _CHUNK) for opcode, _, _ in _records(self._read, begin, end))
+            return any(opcode in (_MESSAGE, _CHUNK) for opcode, _, _ in _records(self._header, begin, end))
         except ValueError:
             return False  # it is damaged, and the summary is not
 
@@ -317,8 +327,10 @@ class McapFile(BagFile):
             if opcode == _CHUNK:
                 for key, recorded_ns, _, _ in self._messages_in(self._content(start, end - start)):
                     messages.append((key, recorded_ns))
-            elif message := self._learn(self._read, opcode, begin, end):
-                messages.append(message)
+            elif opcode in (_SCHEMA, _CHANNEL, _MESSAGE):
+                length = end - begin
+                record = self._read(begin, _MESSAGE_HEADER.size if opcode == _MESSAGE else length)
+                messages += filter(None, [self._learn(opcode, record, length)])
         except _ERRORS as error:
             self._report(start, error)
         return messages
@@ -329,7 +341,7 @@ class McapFile(BagFile):
         A record that is cut ends at the end of the file, and is left out if it is not a chunk.
         """
         try:
-            for opcode, begin, end in _records(self._read, len(_MAGIC), self._size):
+            for opcode, begin, end in _records(self._header, len(_MAGIC), self._size):
                 start = begin - _RECORD_HEADER.size
                 if opcode in (_FOOTER, _DATA_END):
                     return
@@ -348,18 +360,18 @@ class McapFile(BagFile):
         self.damage.append("it has no end: it was not closed, as when its recorder was killed")
 
 
-def _reader(content: memoryview) -> _Read:
-    return lambda start, length: content[start : start + length]
+def _headers(content: memoryview) -> _HeaderAt:
+    return partial(_RECORD_HEADER.unpack_from, content)
 
 
-def _records(read: _Read, position: int, size: int) -> Iterator[tuple[int, int, int]]:
+def _records(header_at: _HeaderAt, position: int, size: int) -> Iterator[tuple[int, int, int]]:
     """Yield opcode, and begin and end of the content of successive records; the last one may end after ``size``.
 
     Raises:
         ValueError: If there is no record at a position.
     """
     while position + _RECORD_HEADER.size <= size:
-        opcode, length = _RECORD_HEADER.unpack(read(position, _RECORD_HEADER.size))
+        opcode, length = header_at(position)
         if not opcode:
             raise ValueError(f"there is no record at byte {position}")
         begin = position + _RECORD_HEADER.size

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from netwarp_ros.models import shipped_models
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "netwarp_ros"
 
@@ -57,6 +59,9 @@ SEGMENT_NODE_LOADS = {
     "recordings.image_messages", "recordings.messages", "resources", "segmenter", "timing",
 }  # fmt: skip
 """What the robot's process consists of."""
+
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
+"""PyTorch's compiler and the largest library that it needs."""
 
 MOST_LINES, MOST_MODULES = 500, 8
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".js", ".css", ".html", ".jinja", ".sh")
@@ -161,6 +166,19 @@ def test_the_robots_process_loads_what_it_needs_to_segment() -> None:
         assert {inner, inner.split(".")[0]} & SEGMENT_NODE_LOADS, name
         assert not inner.startswith("node.tools"), name
     assert not {name.split(".")[0] for name in loaded} & {"matplotlib", "av", "typer", "ray"}
+
+
+@pytest.mark.parametrize("model", shipped_models())
+def test_loading_and_segmenting_does_not_load_the_compiler(model: str) -> None:
+    """PyTorch's compiler takes longer to import than all else that a start needs. Many a function imports it."""
+    loaded = loaded_by(f"from netwarp_ros import Segmenter; Segmenter({model!r}).warm_up()")
+    assert "torch" in loaded and not COMPILER & loaded
+
+
+def test_building_a_host_to_load_its_weights_does_not_load_the_compiler() -> None:
+    hosts = "from netwarp_ros.models.hosts import HOSTS; import torch"
+    loaded = loaded_by(f"{hosts}\nwith torch.device('meta'): [host(num_classes=11) for host in HOSTS.values()]")
+    assert "torch" in loaded and not COMPILER & loaded
 
 
 def test_the_architecture_shows_in_one_look() -> None:

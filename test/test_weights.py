@@ -160,7 +160,7 @@ def test_foreign_file_is_refused(file: Path) -> None:
         ({"netwarp": {"layers": ["x" * 201]}}, r"netwarp\.layers\[0\] is 'xxx.*xxx', must have at most 200 characters"),
         (
             {"netwarp": {"layers": [f"{'x' * 190}{index}" for index in range(100)]}},
-            "cannot build ddrnet23slim: .*no layer",
+            "cannot insert NetWarp into ddrnet23slim: .*no layer",
         ),
         ({"mean": [0.5, 0.5, float("nan")]}, r"mean\[2\] is nan, must be less than or equal to 1"),
         ({"mean": [123.7, 0.5, 0.5]}, r"mean\[0\] is 123\.7, must be less than or equal to 1"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models on disk: safetensors files whose header says how to build the network.
 
-The header holds a `ModelSpec` as JSON. Loading has three steps, and each can refuse the file: check the spec; build the
-network on PyTorch's meta device, which allocates no memory, and compare its shapes with the file's; read the tensors.
-Nothing is unpickled.
+The header holds a `ModelSpec` as JSON. Loading has four steps, and each can refuse the file: check the spec; build the
+host on PyTorch's meta device, which allocates no memory, and compare its shapes with the file's; read the tensors;
+insert NetWarp into the host. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,16 +118,30 @@ def build(spec: ModelSpec) -> VideoCNN:
     Raises:
         WeightsError: The spec names an unknown host, or its arguments do not fit.
     """
+    return _insert_netwarp(_build_host(spec), spec)
+
+
+def _build_host(spec: ModelSpec) -> nn.Module:
     if spec.host not in HOSTS:
         raise WeightsError(f"unknown host {quote(spec.host)}: this package has {', '.join(sorted(HOSTS))}")
     try:
-        host = HOSTS[spec.host](**spec.host_arguments)
-        if spec.netwarp is None:
-            return VideoCNN(host, {})
-        arguments = dataclasses.asdict(spec.netwarp)
-        return augment(host, arguments.pop("layers"), **arguments)
+        return HOSTS[spec.host](**spec.host_arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"cannot build {spec.host}: {cut(str(error), 400)}") from error
+
+
+def _insert_netwarp(host: nn.Module, spec: ModelSpec) -> VideoCNN:
+    if spec.netwarp is None:
+        return VideoCNN(host, {})
+    arguments = dataclasses.asdict(spec.netwarp)
+    try:
+        return augment(host, arguments.pop("layers"), **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"cannot insert NetWarp into {spec.host}: {cut(str(error), 400)}") from error
+
+
+MODEL_MARK = '"__metadata__":{"netwarp_ros":'
+"""Beginning of the header of every file that `save_model` writes."""
 
 
 def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: torch.dtype = torch.float16) -> Path:
@@ -154,9 +169,10 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
     header = json.dumps(dataclasses.asdict(spec))
     if len(header) > MAX_JSON:
         raise WeightsError(f"the spec has {len(header)} characters of JSON, at most {MAX_JSON} are read: shorten notes")
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={_HEADER: header})
-    return temporary.replace(path)
+    with tempfile.TemporaryDirectory(prefix=f"{path.name[:100]}.part-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        save_file(tensors, temporary, metadata={_HEADER: header})
+        return temporary.replace(path)
 
 
 def load_model(name_or_file: str | Path) -> Model:
@@ -171,22 +187,27 @@ def load_model(name_or_file: str | Path) -> Model:
     path = find_weights(name_or_file)
     spec = read_spec(path)
     with torch.device("meta"):
-        network = build(spec)
+        host = _build_host(spec)
     with _open(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _check_shapes(path, network, shapes)
+        _check_shapes(path, VideoCNN(host, {}), {name: shapes[name] for name in shapes if name.startswith("host.")})
         tensors = {name: file.get_tensor(name) for name in shapes}
     count = spec.host_arguments.get("num_classes", len(spec.classes))
     if count != len(spec.classes):
         raise WeightsError(f"{path}: num_classes is {count}, but {spec.classes.name} has {len(spec.classes)} classes")
     # Copy even tensors of the right type: the file maps them at addresses that are not aligned.
-    network.load_state_dict(
-        {
-            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-            for name, value in tensors.items()
-        },
-        assign=True,
+    weights = {
+        name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        for name, value in tensors.items()
+    }
+    host.load_state_dict(
+        {name.removeprefix("host."): value for name, value in weights.items() if name.startswith("host.")}, assign=True
     )
+    # With NetWarp the host is run once. On the meta device that would import torch._dynamo, which takes seconds.
+    with torch.random.fork_rng(devices=()):  # the random weights of NetWarp are replaced: draw no numbers for them
+        network = _insert_netwarp(host, spec)
+    _check_shapes(path, network, shapes)
+    network.load_state_dict(weights, assign=True)
     return Model(network.eval(), spec, path.stem)
 
 

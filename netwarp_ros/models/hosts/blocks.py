@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,11 +28,12 @@ def norm_relu_conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
     )
 
 
-def initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> None:
     """Initialise the kernels of all convolutions for ReLU (He et al., ICCV 2015). Nothing else changes."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        # On the meta device a kernel has no values, and `normal_` would import torch._dynamo, which takes seconds.
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
 
 
 def resize(features: Tensor, like: Tensor) -> Tensor:

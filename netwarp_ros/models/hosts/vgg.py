@@ -11,6 +11,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netwarp_ros.models.hosts.blocks import initialise
+
 _STAGES = (  # convolutions, channels as a multiple of the first stage's, dilation, whether pooling follows
     (2, 1, 1, True),
     (2, 2, 1, True),
@@ -50,9 +52,7 @@ class DilatedVGG16(nn.Module):
         self.fc6 = nn.Conv2d(inputs, 64 * width, 7, padding=12 if padded else 0, dilation=4)
         self.fc7 = nn.Conv2d(64 * width, 64 * width, 1)
         self.fc8 = nn.Conv2d(64 * width, num_classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        initialise(self, mode="fan_in")
 
     def forward(self, frame: Tensor) -> Tensor:
         """Segment a batch of frames.

@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "classes", "environment", "flow", "mailbox", "models", "msg", "recordings", "segmenter", "timing",
     },
     "node.tools": {
-        "benchmarks", "classes", "evaluation", "metrics", "models", "msg", "node", "recordings", "resources",
-        "segmenter", "street", "timing", "view",
+        "benchmarks", "classes", "environment", "evaluation", "metrics", "models", "msg", "node", "recordings",
+        "resources", "segmenter", "street", "timing", "view",
     },
     "cli": {
         "benchmarks", "classes", "datasets", "environment", "evaluation", "flow", "models", "node.tools", "node",

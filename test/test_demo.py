@@ -43,6 +43,46 @@ def test_every_frame_comes_out_or_is_counted(ros_domain: int, tmp_path: Path) ->
     assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == summary["frames_out"]
     assert video.get(cv2.CAP_PROP_FRAME_WIDTH) == 960
     assert "frames in" in program.output
+    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "overlay.png", "summary.json"]
+
+
+def test_only_the_results_of_an_earlier_demonstration_are_replaced(tmp_path: Path) -> None:
+    from netwarp_ros.node.tools.demo import PICTURES, publish, refuse_foreign_results
+
+    out = tmp_path / "out"
+    (out / "street").mkdir(parents=True)
+    (out / "street" / "thesis.txt").write_text("years of work")
+
+    def publish_run(run: str) -> None:
+        results = tmp_path / run
+        results.mkdir()
+        for name in PICTURES:
+            (results / name).write_text(run)
+        publish(results, {"frames_in": run}, out)
+
+    for run in ("first", "second"):
+        publish_run(run)
+        assert json.loads((out / "summary.json").read_text())["frames_in"] == run
+        assert [(out / name).read_text() for name in PICTURES] == [run, run]
+    for name in (*PICTURES, "summary.json"):
+        written = (out / name).read_bytes()
+        (out / name).write_text("years of work")
+        with pytest.raises(FileExistsError, match="exists already, and no demonstration wrote it: remove it, or give"):
+            refuse_foreign_results(out)
+        with pytest.raises(FileExistsError):
+            publish_run(f"third, over {name}")
+        assert (out / name).read_text() == "years of work"
+        (out / name).write_bytes(written)
+    refuse_foreign_results(out)
+    assert (out / "street" / "thesis.txt").read_text() == "years of work"
+
+
+def test_files_in_the_way_are_named_before_the_demonstration(ros_domain: int, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "overlay.png").write_text("years of work")
+    program = demo(tmp_path / "log", "--out", tmp_path / "out")
+    assert program.wait() == 2
+    assert program.output.startswith(f"demo: {tmp_path / 'out' / 'overlay.png'} exists already")
 
 
 def test_a_missing_model_is_named(ros_domain: int, tmp_path: Path) -> None:

@@ -51,8 +51,11 @@ def convert(
     from netwarp_ros.classes import load_classes
     from netwarp_ros.models import ModelSpec, build, save_model
     from netwarp_ros.models.public_weights import load_public_weights, read_checkpoint
+    from netwarp_ros.models.weights import MODEL_MARK
+    from netwarp_ros.recordings.atomic import refuse_foreign
     from netwarp_ros.resources import parse
 
+    refuse_foreign(output, MODEL_MARK)
     weights = read_checkpoint(checkpoint)
     class_set = load_classes(classes)
     content: dict[str, Any] = {

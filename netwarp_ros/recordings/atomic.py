@@ -7,11 +7,13 @@ file with its own mark, and refuses any other (`refuse_foreign`), before it begi
 
 from __future__ import annotations
 
+import json
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def written_by(command: str) -> str:
@@ -67,3 +69,15 @@ def replacing(path: Path, mark: str | None = None) -> Iterator[Path]:
         if mark is not None:
             refuse_foreign(path, mark)
         temporary.replace(path)
+
+
+def write_marked_json(path: Path, content: Mapping[str, Any], command: str) -> None:
+    """Write plain values as JSON, and the mark of a command as ``generator``.
+
+    Raises:
+        FileExistsError: As `refuse_foreign`.
+    """
+    mark = written_by(command)
+    with replacing(path, mark) as temporary:
+        text = json.dumps({"generator": mark, **content}, indent=1, allow_nan=False)
+        temporary.write_text(f"{text}\n", encoding="utf-8")

@@ -30,6 +30,7 @@ from netwarp_ros.metrics import ConfusionMatrix
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, save_model
 from netwarp_ros.models.checkpoints import load_checkpoint
 from netwarp_ros.models.hosts import HOSTS
+from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training.config import OptimiserConfig, TrainingConfig, difference
@@ -51,12 +52,18 @@ def train(config: TrainingConfig) -> Path:
         `netwarp_ros.models.load_model`.
 
     Raises:
+        FileExistsError: The output folder has a ``model.safetensors``, but no ``checkpoint.pt``.
         FileNotFoundError: A file or folder of the data is missing.
         ValueError: The data are not valid, the configuration does not fit the model, or the checkpoint belongs to
             another configuration.
     """
     output = Path(config.output)
     checkpoint, weights_file = output / "checkpoint.pt", output / "model.safetensors"
+    if weights_file.exists() and not checkpoint.exists():
+        raise FileExistsError(
+            f"{weights_file} exists already, without the checkpoint of its training: remove it, or "
+            "give another output folder"
+        )
     with contextlib.ExitStack() as stack:
         rank, world = stack.enter_context(process_group(config))
         datasets, validation = (open_sources(sources, config.augment) for sources in (config.data, config.validation))
@@ -202,10 +209,9 @@ class TrainingState:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint. It is renamed into place, so that the file is always complete."""
-        partial = path.with_suffix(".partial")
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        torch.save({**parts, "step": self.step, "config": dataclasses.asdict(self.config)}, partial)
-        partial.replace(path)
+        with replacing(path) as temporary:
+            torch.save({**parts, "step": self.step, "config": dataclasses.asdict(self.config)}, temporary)
 
     def load(self, path: Path) -> None:
         """Resume from a checkpoint.

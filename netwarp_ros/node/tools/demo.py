@@ -3,6 +3,9 @@
 
 It writes the clip as a bag. A replay node publishes the bag over DDS and a segment node segments it, each in a process
 of its own; this process records the masks. Every frame must get a mask or be counted as dropped.
+
+The bag and the logs of the nodes are temporary. Results go to the folder only when all are there, and replace only the
+results of an earlier demonstration: `summary.json` holds the hashes of the files that were written with it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ if __name__ == "__main__":
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,12 +36,14 @@ from rich.table import Table
 from sensor_msgs.msg import Image
 
 from netwarp_ros.classes import ClassSet, load_classes
+from netwarp_ros.evaluation.provenance import describe_input
 from netwarp_ros.metrics import ConfusionMatrix
 from netwarp_ros.models import DEFAULT_MODEL, read_spec
 from netwarp_ros.models.weights import find_weights
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.lifecycle import LifecycleClient
 from netwarp_ros.node.process import TIMEOUT_S, NodeError, NodeProcess, ros_process
+from netwarp_ros.recordings.atomic import temporary_folder
 from netwarp_ros.recordings.bag_writer import write_bag
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.messages import STAGES, stamp_of
@@ -50,6 +54,9 @@ from netwarp_ros.timing import percentiles
 
 CLASSES = "camvid"
 """Class set of the street's labels."""
+
+PICTURES, SUMMARY = ("overlay.mp4", "overlay.png"), "summary.json"
+"""The results."""
 
 
 def run(
@@ -62,13 +69,56 @@ def run(
     """Send a street clip through the ROS graph; write summary.json, overlay.mp4 and overlay.png."""
     classes = load_classes(CLASSES)
     classes.check_names(read_spec(find_weights(model)).classes, f"model {model}")
+    refuse_foreign_results(out)
     out.mkdir(parents=True, exist_ok=True)
-    bag = out / "street"
-    with Progress() as progress:
+    with temporary_folder(out / "demo") as work, Progress() as progress:
+        bag, results = work / "street", work / "results"
+        results.mkdir()
         labels = write_clip(bag, frames, rate, progress)
-        recorder = play(bag, frames, out, model, device, progress)
-        confusion = draw(bag, labels, recorder, classes, out, progress)
-    summary = {
+        recorder = play(bag, frames, work, model, device, progress)
+        confusion = draw(bag, labels, recorder, classes, results, progress)
+        summary = _summarise(recorder, confusion, frames, rate, model, device)
+        publish(results, summary, out)
+    _print(summary, out)
+
+
+def refuse_foreign_results(out: Path) -> None:
+    """Check that what is in the folder under the names of results is an earlier demonstration's, and unchanged.
+
+    Raises:
+        FileExistsError: It is something else.
+    """
+    try:
+        written = json.loads((out / SUMMARY).read_text(encoding="utf-8"))["files"]
+        hashes = {str(name): str(digest) for name, digest in written.items()}
+        is_ours = True
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        hashes, is_ours = {}, False
+    for name in (*PICTURES, SUMMARY):
+        path = out / name
+        if path.exists() and not (is_ours if name == SUMMARY else path.is_file() and hashes.get(name) == _sha256(path)):
+            raise FileExistsError(
+                f"{path} exists already, and no demonstration wrote it: remove it, or give another --out"
+            )
+
+
+def publish(results: Path, summary: dict[str, Any], out: Path) -> None:
+    """Move the pictures to the folder of the results, and write the summary with their hashes."""
+    summary = {**summary, "files": {name: _sha256(results / name) for name in PICTURES}}
+    (results / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    refuse_foreign_results(out)  # something may have been put there in the meantime
+    for name in (*PICTURES, SUMMARY):
+        (results / name).replace(out / name)
+
+
+def _sha256(path: Path) -> str:
+    return str(describe_input(path)["sha256"])
+
+
+def _summarise(
+    recorder: Recorder, confusion: ConfusionMatrix, frames: int, rate: float, model: str, device: str
+) -> dict[str, Any]:
+    return {
         "frames_in": frames,
         "frames_out": len(recorder.masks),
         "frames_dropped": recorder.dropped,
@@ -83,8 +133,6 @@ def run(
         "device": device,
         "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _print(summary, out)
 
 
 def write_clip(bag: Path, frames: int, rate: float, progress: Progress) -> dict[int, np.ndarray]:
@@ -92,8 +140,10 @@ def write_clip(bag: Path, frames: int, rate: float, progress: Progress) -> dict[
 
     Returns:
         The labels ``(H, W)`` uint8, by the stamps of their frames in ns.
+
+    Raises:
+        FileExistsError: If the path of the bag exists.
     """
-    shutil.rmtree(bag, ignore_errors=True)
     street, begin_ns = Street(rate=rate), time.time_ns()
     labels: dict[int, np.ndarray] = {}
 
@@ -107,8 +157,10 @@ def write_clip(bag: Path, frames: int, rate: float, progress: Progress) -> dict[
     return labels
 
 
-def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: Progress) -> Recorder:
+def play(bag: Path, frames: int, logs: Path, model: str, device: str, progress: Progress) -> Recorder:
     """Play the bag through a segment node, and record its results.
+
+    The logs of the nodes go to the folder ``logs``; an error quotes them.
 
     Raises:
         NodeError: If a process fails, or a frame neither gets a mask nor is counted as dropped.
@@ -126,7 +178,7 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
     recorder = Recorder(namespace)
     task = progress.add_task("starting the segment node", total=frames)
     with NodeProcess(
-        "netwarp_ros.node.segment_node", namespace, out, model=model, device=device, **lossless
+        "netwarp_ros.node.segment_node", namespace, logs, model=model, device=device, **lossless
     ) as segment_node:
         lifecycle = LifecycleClient(recorder.node, recorder.executor, f"{namespace}/segmenter", timeout_s=TIMEOUT_S)
         lifecycle.configure()
@@ -139,7 +191,7 @@ def play(bag: Path, frames: int, out: Path, model: str, device: str, progress: P
         recorder.spin_until(recorder.connected, show_and_check)
         progress.update(task, description="segmenting, over DDS")
         with NodeProcess(
-            "netwarp_ros.node.replay_node", namespace, out, path=bag, stamp="recorded", **lossless
+            "netwarp_ros.node.replay_node", namespace, logs, path=bag, stamp="recorded", **lossless
         ) as replay_node:
             recorder.spin_until(replay_node.has_ended, show_and_check)
             replay_node.check()

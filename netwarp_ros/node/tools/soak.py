@@ -20,7 +20,6 @@ if __name__ == "__main__":
     configure_libraries()
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -33,6 +32,7 @@ from netwarp_ros.evaluation.provenance import environment, versions
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.node.tools.load_cameras import memory_mb
 from netwarp_ros.node.tools.load_test import Bench, NodeUnderTest
+from netwarp_ros.recordings.atomic import refuse_foreign, write_marked_json, written_by
 
 OVERLOAD = 1.5
 """Images sent, divided by the images that the node can serve."""
@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--json", type=Path, help="file for all figures, with the series of memory measurements")
     arguments = parser.parse_args()
+    if arguments.json:
+        refuse_foreign(arguments.json, written_by("soak"))
     width, height = map(int, arguments.size.split("x"))
     seconds, parameters = 60 * arguments.minutes, {"model": arguments.model}
     service_s = service_time(arguments.cameras, (width, height), min(20.0, seconds / 4), **parameters)
@@ -174,7 +176,7 @@ def main() -> None:
     _print(figures, checks)
     if arguments.json:
         results = {"environment": {**environment(torch.device("cpu")), "versions": versions()}, **parameters, **figures}
-        arguments.json.write_text(json.dumps({**results, "checks": checks}, indent=1) + "\n", encoding="utf-8")
+        write_marked_json(arguments.json, {**results, "checks": checks}, "soak")
     raise SystemExit(not all(checks.values()))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -196,7 +197,7 @@ def test_color_and_overlay_are_not_made_without_subscribers(
 def test_any_error_while_configuring_leaves_the_node_unconfigured(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Segmenter | camera.Camera) -> None:
+    def fail(self: Segmenter | camera.Camera, *arguments: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image")
 
     with monkeypatch.context() as patch:
@@ -206,6 +207,31 @@ def test_any_error_while_configuring_leaves_the_node_unconfigured(
         patch.setattr(camera.Camera, "advertise", fail)
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+def test_the_network_runs_at_every_image_size_before_the_first_image(
+    ros_domain: int, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    infer, shapes = Segmenter.infer, []
+
+    def note(self: Segmenter, image: Any, *arguments: Any) -> Any:
+        shapes.append(image.shape[:2])
+        return infer(self, image, *arguments)
+
+    monkeypatch.setattr(Segmenter, "infer", note)
+    sizes, topic = "image_sizes:=[64x48, 96x96]", f"/{NAMESPACE}/camera/image_raw"
+    with open_graph("-r", f"__ns:=/{NAMESPACE}", "-p", f"model:={model}", "-p", sizes) as graph:
+        node = SegmentNode()
+        graph.executor.add_node(node)
+        assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert shapes == [(48, 64)] * 2 + [(48, 48)] * 2  # without and with memory, at the input's height
+        client = SegmentClient(graph)
+        client.segment(image_message(np.zeros((96, 96, 3), np.uint8), SECOND))
+        assert "image_sizes" not in capfd.readouterr().err
+        for _ in range(2):
+            client.segment(image_message(np.zeros((24, 64, 3), np.uint8), SECOND))
+        assert capfd.readouterr().err.count(f"the first image of 64x24 on {topic} may take longer") == 1
+        node.destroy_node()
 
 
 def test_a_wrong_qos_override_of_an_output_leaves_no_topics(ros_domain: int, model: Path) -> None:

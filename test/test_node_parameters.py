@@ -32,7 +32,7 @@ def test_the_file_of_parameters_holds_the_defaults() -> None:
     file = yaml.safe_load(resource("segmenter.yaml").read_text())
     assert list(file) == ["/**"]
     values = file["/**"]["ros__parameters"]
-    values["cameras"] = tuple(values["cameras"])
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     assert values == {field.name: field.default for group in PARAMETERS for field in dataclasses.fields(group)}
 
 
@@ -121,6 +121,10 @@ def test_parameters_of_the_replay_node_are_read_only() -> None:
         ("max_gap:=0.0", "max_gap.*0.0.*Give a number with a decimal point from 0.001 to 3600.0."),
         ("max_gap:=.nan", "max_gap.*nan.*Give a number with a decimal point from 0.001 to 3600.0."),
         ("max_gap:=1", "'1'.*max_gap. Give a number with a decimal point from 0.001 to 3600.0."),
+        ("image_sizes:=[640x480, big]", "['640x480', 'big']. Give a list of different widths and heights in pixels"),
+        ("image_sizes:=[640x48000]", "['640x48000']. Give a list of different widths and heights in pixels"),
+        ("image_sizes:=[640x480, 640x480]", "image_sizes is ['640x480', '640x480']. Give a list of different widths"),
+        ("image_sizes:=[]", "image_sizes is None. Give a list of different widths and heights in pixels, at most 9999"),
         ("host_only:=maybe", "'maybe'.*host_only. Give true or false."),
         ("overlay_alpha:=1.5", "overlay_alpha.*1.5.*Give a number with a decimal point from 0.0 to 1.0."),
     ],

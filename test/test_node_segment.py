@@ -105,7 +105,7 @@ def test_each_image_gives_one_mask_with_its_header_equal_to_that_of_netwarp_segm
 
     client = SegmentClient(graph)
     for frame in open_frames(folder):
-        message = image_message(frame.image, frame.stamp_ns)
+        message = image_message(frame.image, SECOND + frame.stamp_ns)  # ROS takes a stamp of 0 for none
         mask, timing = client.segment(message)
         assert mask.header == timing.header == message.header
         assert (mask.encoding, mask.step, mask.is_bigendian) == ("mono8", 64, 0)

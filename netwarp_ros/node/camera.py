@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from threading import Event
 from time import perf_counter
@@ -69,6 +69,7 @@ class Camera:
         classes: Names and colors of the ids in the masks.
         transport: ``raw`` or ``compressed``.
         alpha: Weight of the colors in the overlay.
+        sizes: Widths and heights for which the segmenter has warmed up.
 
     Attributes:
         alpha: Weight of the colors in the overlay; may be changed at any time.
@@ -77,7 +78,16 @@ class Camera:
         qos_problem: Why the QoS of an image publisher does not match; empty if all match.
     """
 
-    def __init__(self, node: Node, name: str, classes: ClassSet, *, transport: str, alpha: float) -> None:
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        classes: ClassSet,
+        *,
+        transport: str,
+        alpha: float,
+        sizes: Iterable[tuple[int, int]] = (),
+    ) -> None:
         self.name, self.alpha, self._node, self._classes = name, alpha, node, classes
         self._compressed = transport == "compressed"
         # Relative names, because rclpy applies the remapping rules to every name that it is given: it would remap a
@@ -86,6 +96,7 @@ class Camera:
         self.topic = node.resolve_topic_name(self._image_topic)
         self.counter = FrameCounter()
         self.qos_problem = ""
+        self._sizes = set(sizes)
         self._publishers: list[Publisher] = []
         self._subscription: Subscription | None = None
         self._stream: Stream | None = None
@@ -148,6 +159,7 @@ class Camera:
         message = deserialize(COMPRESSED_IMAGE if self._compressed else IMAGE, received.data)
         image = to_bgr(message)
         decoded = perf_counter()
+        self._note_size(image.shape[1], image.shape[0])
         stamp, frame_id = message.header.stamp, message.header.frame_id
         header = Header(stamp=Time(sec=stamp.sec, nanosec=stamp.nanosec), frame_id=frame_id)
         # Without a stamp, the time of receipt takes its place, as the time of recording does in a bag.
@@ -194,6 +206,14 @@ class Camera:
         )
         reset = "" if result.reason == Reset.HOST_ONLY else result.reason
         self.counter.count_published(total_ms, age_ms, reset, unstamped=stamp_of(message) == 0)
+
+    def _note_size(self, width: int, height: int) -> None:
+        """Log a size for which the segmenter has not warmed up, once."""
+        if (width, height) not in self._sizes:
+            self._sizes.add((width, height))
+            self._node.get_logger().info(
+                f"the first image of {width}x{height} on {self.topic} may take longer: its size is not in image_sizes"
+            )
 
     def _subscribe(self) -> None:
         """Subscribe to the images, with a QoS that matches the publishers present."""

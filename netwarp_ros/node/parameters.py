@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import Field, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -22,7 +22,35 @@ if TYPE_CHECKING:
 
 ParametersT = TypeVar("ParametersT", bound="DataclassInstance")
 
-_TOPIC = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a text.
+
+    Attributes:
+        pattern: Regular expression that it must match.
+        one: What to give, for an error.
+        several: What to give as a list, whose texts must differ.
+    """
+
+    pattern: re.Pattern[str]
+    one: str
+    several: str
+
+
+TOPIC = Form(
+    re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII),
+    "a name of letters, digits, _ and /, such as 'left/wide'",
+    "a list of different names, of letters, digits, _ and /, such as ['front', 'left/wide']",
+)
+"""A relative topic name."""
+
+SIZE = Form(
+    re.compile(r"[1-9][0-9]{0,3}x[1-9][0-9]{0,3}"),
+    "width and height in pixels, at most 9999, such as '640x480'",
+    "a list of different widths and heights in pixels, at most 9999, such as ['640x480', '1920x1080']",
+)
+"""The size of an image."""
 
 
 class ParameterError(ValueError):
@@ -35,7 +63,7 @@ def parameter(
     *,
     choices: Sequence[str] = (),
     limits: tuple[int, int] | tuple[float, float] | None = None,
-    is_topic: bool = False,
+    form: Form | None = None,
     live: bool = False,
 ) -> Any:
     """Return a dataclass field that is a parameter.
@@ -45,10 +73,10 @@ def parameter(
         description: Text for `ros2 param describe`.
         choices: The allowed strings.
         limits: The least and the greatest allowed number.
-        is_topic: Whether the string must be a relative topic name. The names in a list must also differ.
+        form: The form of the string, or of each string in the list. Those in a list must also differ.
         live: Whether the parameter may be changed while the node is configured.
     """
-    metadata = {"description": description, "choices": choices, "limits": limits, "is_topic": is_topic, "live": live}
+    metadata = {"description": description, "choices": choices, "limits": limits, "form": form, "live": live}
     return field(default=default, metadata=metadata)
 
 
@@ -101,15 +129,15 @@ def check_changes(group: type[DataclassInstance], changes: Sequence[Parameter], 
 
 def _problem(spec: Field[Any], value: Any) -> str:
     """Return what is wrong with a value, apart from its type and limits; empty if nothing is."""
-    choices, is_topic = spec.metadata["choices"], spec.metadata["is_topic"]
-    topics = [value] if isinstance(value, str) else value or []  # rclpy returns None for an empty list
-    if (choices and value not in choices) or (is_topic and not _are_topics(topics)):
+    choices, form = spec.metadata["choices"], spec.metadata["form"]
+    texts = [value] if isinstance(value, str) else value or []  # rclpy returns None for an empty list
+    if (choices and value not in choices) or (form and not _have_form(texts, form)):
         return f"{spec.name} is {value!r}. {_hint(spec)}"
     return ""
 
 
-def _are_topics(values: Sequence[str]) -> bool:
-    return len(set(values)) == len(values) > 0 and all(_TOPIC.fullmatch(value) for value in values)
+def _have_form(texts: Sequence[str], form: Form) -> bool:
+    return len(set(texts)) == len(texts) > 0 and all(form.pattern.fullmatch(text) for text in texts)
 
 
 def _descriptor(spec: Field[Any], read_only: bool) -> ParameterDescriptor:
@@ -131,10 +159,8 @@ def _hint(spec: Field[Any]) -> str:
     """Return a sentence that says which values are allowed."""
     if choices := spec.metadata["choices"]:
         return f"Give one of {', '.join(choices)}."
-    if isinstance(spec.default, tuple):
-        return "Give a list of different names, of letters, digits, _ and /, such as ['front', 'left/wide']."
-    if spec.metadata["is_topic"]:
-        return "Give a name of letters, digits, _ and /, such as 'left/wide'."
+    if form := spec.metadata["form"]:
+        return f"Give {form.several if isinstance(spec.default, tuple) else form.one}."
     types = {bool: "true or false", int: "a whole number", float: "a number with a decimal point", str: "a text"}
     interval = "from {} to {}".format(*limits) if (limits := spec.metadata["limits"]) else ""
     return f"Give {types[type(spec.default)]} {interval}".rstrip() + "."

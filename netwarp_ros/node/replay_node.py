@@ -23,7 +23,7 @@ from std_msgs.msg import Header
 
 from netwarp_ros.node import parameters
 from netwarp_ros.node.images import bgr_message
-from netwarp_ros.node.parameters import parameter
+from netwarp_ros.node.parameters import TOPIC, parameter
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.open import open_frames
@@ -50,7 +50,7 @@ class ReplayParameters:
 
     path: str = parameter("", "A folder of images, an image, a video, or a rosbag2. Must be given.")
     topic: str = parameter("", "Image topic of a bag that has several.")
-    camera: str = parameter("camera", "Name of the camera: images are published on <camera>/image_raw.", is_topic=True)
+    camera: str = parameter("camera", "Name of the camera: images are published on <camera>/image_raw.", form=TOPIC)
     frame_id: str = parameter("camera_optical_frame", "Coordinate frame (frame_id) in the headers.")
     rate: float = parameter(0.0, "Images per second; 0: as recorded.", limits=(0.0, 1000.0))
     stamp: str = parameter(

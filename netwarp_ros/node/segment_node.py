@@ -32,7 +32,7 @@ from netwarp_ros.node import parameters
 from netwarp_ros.node.camera import Camera, ReceivedImage
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_PERIODS, Thresholds, camera_status, node_status
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
-from netwarp_ros.node.parameters import parameter
+from netwarp_ros.node.parameters import SIZE, TOPIC, parameter
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.recordings.image_messages import ImageError
 from netwarp_ros.segmenter import COMPILE_MODES, MAX_GAP, MAX_INPUT_WIDTH, PRECISIONS, Segmenter
@@ -43,7 +43,7 @@ class SegmentParameters:
     """Parameters of the node; see `Thresholds` for those of its diagnostics."""
 
     cameras: tuple[str, ...] = parameter(
-        ("camera",), "Names of the cameras, with which their topics begin.", is_topic=True
+        ("camera",), "Names of the cameras, with which their topics begin.", form=TOPIC
     )
     transport: str = parameter(
         "raw",
@@ -79,6 +79,12 @@ class SegmentParameters:
         "The memory is reset if two images are more than this many seconds apart.",
         limits=(0.001, 3600.0),
         live=True,
+    )
+    image_sizes: tuple[str, ...] = parameter(
+        ("640x480",),
+        "Widths and heights of the cameras' images. While configuring, the node runs the network on each, so that the "
+        "first image does not have to wait for it.",
+        form=SIZE,
     )
     host_only: bool = parameter(False, "Run the image CNN on each frame by itself, without memory and flow.")
     overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
@@ -135,10 +141,14 @@ class SegmentNode(LifecycleNode):
                 self.get_logger().warning(
                     f"compile is {self._segmenter.compiled}, not {settings.compile}: {self._segmenter.compile_problem}"
                 )
-            self._segmenter.warm_up()
+            sizes = [(int(width), int(height)) for width, height in (size.split("x") for size in settings.image_sizes)]
+            for width, height in sizes:
+                self._segmenter.warm_up(width, height)
             classes = self._segmenter.model.spec.classes
             for name in settings.cameras:
-                camera = Camera(self, name, classes, transport=settings.transport, alpha=settings.overlay_alpha)
+                camera = Camera(
+                    self, name, classes, transport=settings.transport, alpha=settings.overlay_alpha, sizes=sizes
+                )
                 self._cameras[name] = camera
                 camera.advertise()
         except Exception as error:  # rclpy would discard the message

@@ -85,9 +85,13 @@ class BagFile(ABC):
     def close(self) -> None:
         """Close the file."""
 
-    def _add_topic(self, topic: str, message_type: str, encoding: str, count: int) -> None:
+    def _add_topic(self, name: str, message_type: str, encoding: str, count: int) -> None:
         """Add messages to a topic."""
-        if encoding in ("cdr", "ros1") and message_type.count("/") == 1:  # ROS 1 and the first ROS 2 write no "msg"
-            message_type = message_type.replace("/", "/msg/")
-        count += self.topics[topic].count if topic in self.topics else 0
-        self.topics[topic] = Topic(message_type, encoding, count)
+        count += self.topics[name].count if name in self.topics else 0
+        self.topics[name] = Topic(message_type, encoding, count)
+
+
+def full_type(message_type: str, encoding: str) -> str:
+    """Return a message type as ROS 2 writes it today. ROS 1 and the first ROS 2 leave out the ``msg`` in the middle."""
+    is_short = encoding in ("cdr", "ros1") and message_type.count("/") == 1
+    return message_type.replace("/", "/msg/") if is_short else message_type

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage
+from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage, full_type
 from netwarp_ros.recordings.decompression import MEMORY_LIMIT, decompress
 
 _MAGIC = b"\x89MCAP0\r\n"
@@ -50,8 +50,8 @@ _HeaderAt = Callable[[int], tuple[int, int]]
 
 class _Channel(NamedTuple):
     topic: str
-    message_type: str
     encoding: str
+    schema: int
 
 
 class _Block(NamedTuple):
@@ -96,9 +96,10 @@ class McapFile(BagFile):
         except BaseException:
             self._file.close()
             raise
-        counts = sum((Counter(block.counts) for block in self._blocks), Counter[int]())
-        for key, channel in self._channels.items():
-            self._add_topic(*channel, counts[key])
+        self._names = {key: self._channel_names(channel) for key, channel in self._channels.items()}
+        counts = _sum(self._blocks)
+        for key, names in self._names.items():
+            self._add_topic(*names, counts[key])
         if spans := [block[:2] for block in self._blocks if block.counts]:
             self.span_ns = spans[0][0], max(end_ns for _, end_ns in spans)
 
@@ -151,12 +152,12 @@ class McapFile(BagFile):
             for key, recorded_ns, begin, end in self._messages_in(content):
                 if missing[key] > 0:
                     missing[key] -= 1
-                    yield RecordedMessage(*self._channels[key], recorded_ns, bytes(content[begin:end]))
+                    yield RecordedMessage(*self._names[key], recorded_ns, bytes(content[begin:end]))
         except _ERRORS as error:
             if not self._is_scanned:  # the scan has reported it
                 self._report(block.start, error)
         for key in missing.elements():
-            yield RecordedMessage(*self._channels[key], block.end_ns, None)
+            yield RecordedMessage(*self._names[key], block.end_ns, None)
 
     # Records
 
@@ -215,8 +216,13 @@ class McapFile(BagFile):
             key, schema = struct.unpack_from("<HH", record)
             topic, position = _string(record, 4)
             encoding, _ = _string(record, position)
-            self._channels.setdefault(key, _Channel(topic, self._schemas.get(schema, ""), encoding))
+            self._channels.setdefault(key, _Channel(topic, encoding, schema))
         return None
+
+    def _channel_names(self, channel: _Channel) -> tuple[str, str, str]:
+        """Return topic, message type and encoding."""
+        message_type = full_type(self._schemas.get(channel.schema, ""), channel.encoding)
+        return channel.topic, message_type, channel.encoding
 
     def _read(self, start: int, length: int) -> memoryview:
         """Read a part of the file.
@@ -264,29 +270,28 @@ class McapFile(BagFile):
         Raises:
             ValueError: If the summary is damaged, or contradicts itself.
         """
-        blocks, parts, message_count = [], [], None
+        blocks: list[_Block] = []
+        ends: list[int] = []
+        message_count = None
         for opcode, begin, end in _records(_headers(summary), 0, len(summary)):
             record = summary[begin:end]
             self._learn(opcode, record, end - begin)
             if opcode == _STATISTICS:
                 (message_count,) = struct.unpack_from("<Q", record)
             elif opcode == _CHUNK_INDEX:
-                begin_ns, end_ns, start, length, map_length = struct.unpack_from("<QQQQI", record)
-                offsets = sorted((offset, key) for key, offset in struct.iter_unpack("<HQ", record[36:][:map_length]))
-                (indexes_length,) = struct.unpack_from("<Q", record, 36 + map_length)
-                part_end = start + length + indexes_length
-                # The chunk's message indexes, one for each channel, have 15 bytes and 16 more for each message.
-                ends = [*(offset for offset, _ in offsets[1:]), part_end]
-                counts = {key: (end - start - 15) // 16 for (start, key), end in zip(offsets, ends, strict=False)}
-                if not counts.keys() <= self._channels.keys() or min(counts.values(), default=0) < 0:
-                    raise ValueError(f"the index of the chunk at byte {start} is damaged")
-                blocks.append(_Block(begin_ns, end_ns, start, length, counts))
-                parts.append((start, part_end))
-        total = sum(sum(block.counts.values()) for block in blocks)
-        if not blocks or (total if message_count is None else message_count) != total:
+                block, block_end = _listed_chunk(record)
+                blocks.append(block)
+                ends.append(block_end)
+        counts = _sum(blocks)
+        if message_count is None and all(block.counts for block in blocks):
+            message_count = counts.total()
+        if not blocks or message_count != counts.total():
             return None  # messages are in no chunk, or chunks have no message index
+        schemas = {channel.schema for channel in self._channels.values()}
+        if not (counts.keys() <= self._channels.keys() and schemas <= {0, *self._schemas}):
+            return None
         position = len(_MAGIC)
-        for start, end in [*sorted(parts), (data_end, data_end)]:
+        for start, end in [*sorted(zip((block.start for block in blocks), ends, strict=True)), (data_end, data_end)]:
             if start < position:
                 raise ValueError(f"the chunk at byte {start} begins before the end of the one before it")
             if self._has_messages(position, start):
@@ -358,6 +363,28 @@ class McapFile(BagFile):
             self.damage.append(f"{error}: what follows is lost")
             return
         self.damage.append("it has no end: it was not closed, as when its recorder was killed")
+
+
+def _listed_chunk(record: memoryview) -> tuple[_Block, int]:
+    """Return the chunk of a chunk index, and the end of the message indexes that follow it in the file."""
+    begin_ns, end_ns, start, length, map_length = struct.unpack_from("<QQQQI", record)
+    offsets = sorted((offset, key) for key, offset in struct.iter_unpack("<HQ", record[36:][:map_length]))
+    (indexes_length,) = struct.unpack_from("<Q", record, 36 + map_length)
+    end = start + length + indexes_length
+    # A message index, one for each channel, has 15 bytes, and 16 more for each message.
+    ends = [*(offset for offset, _ in offsets[1:]), end]
+    counts = {key: (after - offset - 15) // 16 for (offset, key), after in zip(offsets, ends, strict=False)}
+    if min(counts.values(), default=0) < 0:
+        raise ValueError(f"the index of the chunk at byte {start} contradicts itself")
+    return _Block(begin_ns, end_ns, start, length, counts), end
+
+
+def _sum(blocks: Sequence[_Block]) -> Counter[int]:
+    """Return the number of messages of each channel."""
+    counts = Counter[int]()
+    for block in blocks:
+        counts.update(block.counts)
+    return counts
 
 
 def _headers(content: memoryview) -> _HeaderAt:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 import apsw
 import numpy as np
 
-from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage
+from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage, full_type
 from netwarp_ros.recordings.decompression import MEMORY_LIMIT
 
 _ROW = np.dtype([("recorded_ns", np.int64), ("topic", np.int64), ("id", np.int64)])
@@ -88,10 +88,12 @@ class SqliteFile(BagFile):
         query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name IN ('topics', 'messages')"
         if len(self._database.execute(query).fetchall()) != 2:
             raise ValueError("it is a database, but lacks the tables of rosbag2, topics and messages")
-        rows = self._database.execute("SELECT id, name, type, serialization_format FROM topics")
-        return {
-            key: (str(name), str(kind), str(encoding)) for key, name, kind, encoding in rows if isinstance(key, int)
-        }
+        names = {}
+        for key, *texts in self._database.execute("SELECT id, name, type, serialization_format FROM topics"):
+            if isinstance(key, int):
+                topic, message_type, encoding = map(str, texts)
+                names[key] = topic, full_type(message_type, encoding), encoding
+        return names
 
     def _read_rows(self) -> Iterator[tuple[int, int, int]]:
         """Yield time of recording, topic and number of each message, up to the first damage."""

@@ -10,15 +10,15 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 
 from netwarp_ros.cli import main as netwarp
-from netwarp_ros.view import serving
+from netwarp_ros.view import protocol, serving
 from netwarp_ros.view.server import FILES, _stream
 
 
@@ -136,6 +136,80 @@ def test_a_slow_browser_gets_the_current_states(source: FakeSource) -> None:
         [{"name": "/front"}],
         [{"name": "/front", "picture": 999}],
     ]
+
+
+def closed(connection: socket.socket) -> bool:
+    """Tell whether the server closes a connection, after perhaps a response; it has a minute to do so."""
+    connection.settimeout(60)
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GE",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHo",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nhalf a body",
+    ],
+    ids=["nothing", "a method", "a header", "a second request", "a body"],
+)
+def test_a_request_that_is_never_complete_is_closed(port: int, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """A byte now and then does not keep it open."""
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_S", 1.0)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(sent)
+        stop = Event()
+
+        def trickle() -> None:
+            with suppress(OSError):
+                while not stop.wait(0.2):
+                    connection.sendall(b"x")
+
+        sender = Thread(target=trickle)
+        if sent:
+            sender.start()
+        try:
+            assert closed(connection)
+        finally:
+            stop.set()
+            if sent:
+                sender.join()
+
+
+def test_a_stream_and_a_slow_answer_are_not_closed(
+    source: FakeSource, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_S", 0.2)
+    answer = ask(port, "/states")
+    for _ in range(30):  # every 0.1 s
+        assert answer.readline().startswith(b"data: ") and answer.readline() == b"\n"
+    source.open = False
+    answer.read()
+
+
+def test_only_so_many_connections_are_open_at_a_time(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_S", 2.0)
+    with ExitStack() as ends:
+        half_sent = [ends.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(50)]
+        for connection in half_sent[5:]:
+            assert closed(connection)
+        for connection in half_sent[:5]:
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
+        for connection in half_sent[:5]:
+            assert closed(connection)
+    assert ask(port, "/").status == 200
 
 
 def test_the_connection_of_a_browser_that_does_not_read_is_cut_at_the_end(

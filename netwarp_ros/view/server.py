@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from netwarp_ros.view.protocol import BoundedProtocol
+
 PERIOD_S = 0.1
 """Seconds between two messages of the stream."""
 
@@ -69,6 +71,7 @@ def serving(source: Source, host: str, port: int) -> Iterator[str]:
 
     Another site must not read this page by pointing its own name at this machine (DNS rebinding). On a `LOOPBACK` host,
     the server therefore answers only requests for `LOOPBACK` names; on any other host, it answers for every name.
+    Connections are bounded, see `BoundedProtocol`.
 
     Args:
         source: Provides what is shown.
@@ -87,6 +90,7 @@ def serving(source: Source, host: str, port: int) -> Iterator[str]:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}. Give another port or host.") from error
     config = uvicorn.Config(
         make_app(source, [*LOOPBACK, "[::1]"] if host in LOOPBACK else ["*"]),
+        http=BoundedProtocol,
         lifespan="off",
         ws="none",
         log_level="warning",

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons: values, bootstrap intervals, and files that cannot be compared."""
+"""Comparisons: values, verdicts, and files that cannot be compared."""
 
 from __future__ import annotations
 
 import json
+import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import numpy as np
 import pytest
 
 from netwarp_ros import cli
-from netwarp_ros.evaluation.comparison import Difference, Observations, compare, read_pair, select_gates
+from netwarp_ros.evaluation import observations as observations_module
+from netwarp_ros.evaluation.comparison import Difference, compare, describe, select_gates
+from netwarp_ros.evaluation.observations import read_pair
+from netwarp_ros.evaluation.result_files import write_json
 from netwarp_ros.evaluation.results import sparse
 from netwarp_ros.metrics import iou, miou
 
@@ -72,25 +77,8 @@ def test_values_are_those_of_all_frames_together(tmp_path: Path) -> None:
         assert differences[measure].is_better() and not differences[measure].is_worse()
 
 
-def test_an_interval_equals_a_plain_bootstrap() -> None:
-    rng = np.random.default_rng(1)
-    first, second = (
-        Observations([""] * 30, CLASSES, {"iou": rng.integers(1, 50, (30, 2, 2)).astype(float)}, np.ones((30, 2)))
-        for _ in range(2)
-    )
-    drawn = []
-    for _ in range(4000):
-        chosen = rng.integers(0, 30, 30)
-        scores = [miou(observations.counts["iou"][chosen].sum(axis=0)) for observations in (first, second)]
-        drawn.append(scores[1] - scores[0])
-    expected = np.percentile(drawn, [5, 95])
-    difference = by_measure(compare(first, second, draws=4000, confidence=90))["miou"]
-    assert [difference.low, difference.high] == pytest.approx(expected, abs=0.15)
-    assert difference == by_measure(compare(first, second, draws=4000, confidence=90))["miou"]  # the same draws
-
-
 def test_the_same_results_do_not_differ(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.json", frames(5, 0.8))
+    file = write(tmp_path / "a.json", frames(6, 0.8))
     for difference in compare(*read_pair(file, file)):
         assert (difference.low, difference.high) == (0, 0) and difference.first == difference.second
         assert not difference.is_worse() and not difference.is_better()
@@ -136,13 +124,13 @@ def test_without_labels_consistency_is_compared(tmp_path: Path) -> None:
 
 
 def test_what_is_worse_depends_on_the_measure() -> None:
-    slower, lower = Difference("total_ms", 10, 12, 1, 3), Difference("miou", 70, 68, -3, -1)
+    slower, lower = Difference("total_ms", 10, 12, 1, 3, 9), Difference("miou", 70, 68, -3, -1, 9)
     for difference in (slower, lower):
         assert difference.is_worse() and difference.is_worse(0.9) and not difference.is_worse(1.1)
         assert not difference.is_better()
-    unsure = Difference("miou", 70, 68, -3, 0.1)
+    unsure = Difference("miou", 70, 68, -3, 0.1, 9)
     assert not unsure.is_worse() and not unsure.is_better()
-    assert Difference("total_ms", 10, 8, -3, -1).is_better()
+    assert Difference("total_ms", 10, 8, -3, -1, 9).is_better()
 
 
 @pytest.mark.parametrize(
@@ -171,13 +159,73 @@ def test_a_file_without_scores_by_frame_is_refused(tmp_path: Path, content: str)
         read_pair(tmp_path / "a.json", tmp_path / "a.json")
 
 
-def test_fewer_than_two_frames_cannot_be_compared(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.json", frames(1, 0.8))
-    with pytest.raises(ValueError, match="there is 1 to draw from"):
-        compare(*read_pair(file, file))
+def test_the_confidence_is_checked(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", frames(3, 0.8))
     with pytest.raises(ValueError, match="confidence is 100"):
         compare(*read_pair(file, file), confidence=100)
+
+
+def test_few_frames_of_one_drive_show_little(tmp_path: Path) -> None:
+    """What differs in all of four frames is not known, in thirty it is."""
+    for count, is_known in ((4, False), (30, True)):
+        pair = read_pair(*(write(tmp_path / f"{right}.json", frames(count, right)) for right in (0.8, 0.9)))
+        (miou,) = select_gates(compare(*pair), [])
+        assert miou.is_known == miou.is_better() == is_known and not miou.is_worse()
+        verdict = describe(miou, pair[0])
+        if is_known:
+            assert re.fullmatch(
+                r"miou: B is better, \+1\d\.\d\d ± \d\.\d\d "
+                r"\(30 frames of one drive, which count as \d+\.\d independent pieces\)", verdict
+            )  # fmt: skip
+        else:
+            assert verdict == "miou: not known, it occurs in too few of the 4 frames: give at least 5, or 2 recordings"
+            assert miou.to_json() == {
+                "measure": "miou", "first": miou.first, "second": miou.second, "low": None, "high": None, "units": 0,
+                "difference": miou.second - miou.first,
+            }  # fmt: skip
+
+
+def test_a_long_recording_is_added_up_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [write(tmp_path / f"{right}.json", frames(45, right)) for right in (0.8, 0.85)]
+    frame_by_frame = read_pair(*files)
+    monkeypatch.setattr(observations_module, "MAX_GROUPS", 10)
+    grouped = read_pair(*files)
+    assert grouped[0].times[:, 1].tolist() == [8, 8, 8, 8, 8, 5]
+    assert list(grouped[0].names) == ["f0", "f8", "f16", "f24", "f32", "f40"]
+    for ours, theirs in zip(grouped, frame_by_frame, strict=True):
+        assert ours.frames == theirs.frames == 45 and not ours.independent
+        for measure, counts in theirs.counts.items():
+            np.testing.assert_array_equal(ours.counts[measure][1], counts[8:16].sum(axis=0))
+            np.testing.assert_array_equal(ours.counts[measure].sum(axis=0), counts.sum(axis=0))
+
+
+def test_recordings_in_one_file_are_told_apart(tmp_path: Path) -> None:
+    """The JSON of many recordings names that of each frame."""
+    for name, right in (("a", 0.8), ("b", 0.9)):
+        named = [{**frame, "recording": f"drive{bag}"} for bag in range(4) for frame in frames(3, right, seed=bag)]
+        write(tmp_path / f"{name}.json", named)
+    first, second = read_pair(tmp_path / "a.json", tmp_path / "b.json")
+    assert first.independent and second.independent and first.times[:, 1].tolist() == [3] * 4
+    miou = by_measure(compare(first, second))["miou"]
+    assert miou.units == 4 and miou.is_better()
+    assert describe(miou, first).endswith("(4 recordings, 12 frames)")
+
+
+def test_frames_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that `write_json` wrote needs as much memory for 800 frames as for 200."""
+    monkeypatch.setattr(observations_module, "MAX_GROUPS", 50)
+    cells = [number for cell in range(361) for number in (cell, 1000 + cell)]
+    frame = {**frames(1, 0.8)[0], "confusion": cells, "tiou": {}, "tc": None, "tc_unmasked": None}
+    peaks = []
+    for count in (200, 800):
+        file, scores = tmp_path / f"{count}.json", {"iou": dict.fromkeys(map(str, range(19))), "tiou": {}}
+        write_json(file, scores, ({**frame, "name": f"f{index}"} for index in range(count)))
+        tracemalloc.start()
+        pair = read_pair(file, file)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert pair[0].frames == count and len(pair[0].names) == 50
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 # The command
@@ -190,7 +238,7 @@ def run(*arguments: object) -> int:
 
 
 def test_the_exit_status_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, bad = write(tmp_path / "good.json", frames(9, 0.9)), write(tmp_path / "bad.json", frames(9, 0.8, took_ms=1))
+    good, bad = write(tmp_path / "good.json", frames(30, 0.9)), write(tmp_path / "bad.json", frames(30, 0.8, took_ms=1))
     assert run("compare", bad, good, "--json", tmp_path / "deep" / "differences.json") == 0
     shown = capsys.readouterr()
     assert "miou" in shown.out and "better" in shown.out and shown.err == ""

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.evaluation.plots import timeline_figure
+from netwarp_ros.evaluation.plots import MAX_POINTS, timeline_figure
 from netwarp_ros.evaluation.report import FrameGallery, check_requirements, write_page
-from netwarp_ros.evaluation.results import EvaluationResults, FrameRecord, Scores
+from netwarp_ros.evaluation.results import EvaluationResults, FrameCounts, FrameRecord, Scores
 from netwarp_ros.evaluation.scoring import ScoredFrame
 from netwarp_ros.recordings.frames import Frame
 
@@ -36,11 +36,9 @@ CONTEXT = {
 
 
 def record(index: int, gain: float = 0.0, **changes: Any) -> FrameRecord:
-    """A frame of 100 pixels. The host labels 80 of them correctly, NetWarp ``gain`` more."""
-    right = round(80 + gain)
-    counts = np.zeros((11, 11), np.int32)
-    counts[0, :2] = right, 100 - right
-    values = {"confusion": counts, "consistency": counts, "host_miou": 80.0, "host_tc": 80.0, "disagreement": 5.0}
+    """A frame of which the host scores 80 per cent, NetWarp ``gain`` more."""
+    score = 80.0 + gain
+    values = {"miou": score, "tc": score, "host_miou": 80.0, "host_tc": 80.0, "disagreement": 5.0}
     times = {"prepare": 1.0, "flow": 2.0, "network": 4.0}
     return FrameRecord(f"f{index}", "", index * 10**9 // 5, times, **{**values, **changes})
 
@@ -83,7 +81,8 @@ def scored_frame(record: FrameRecord, *, host: bool = True) -> ScoredFrame:
     image = np.full((20, 30, 3), 100, np.uint8)
     mask, host_mask = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
     mask[:, 15:] = 8
-    return ScoredFrame(record, Frame(0, record.stamp_ns, record.name, image), mask, host_mask if host else None, None)
+    frame = Frame(0, record.stamp_ns, record.name, image)
+    return ScoredFrame(record, FrameCounts(), frame, mask, host_mask if host else None, None)
 
 
 def gallery_of(records: list[FrameRecord], *, labelled: bool = True, host: bool = True) -> FrameGallery:
@@ -161,7 +160,7 @@ def test_a_page_shows_the_results(tmp_path: Path) -> None:
 
 
 def test_a_page_without_labels_and_host(tmp_path: Path) -> None:
-    records = [record(index, confusion=None, host_tc=NAN, host_miou=NAN, disagreement=NAN) for index in range(3)]
+    records = [record(index, miou=NAN, host_tc=NAN, host_miou=NAN, disagreement=NAN) for index in range(3)]
     scores = results(records, labelled=False, host=False)
     text = page(tmp_path, scores, gallery_of(records, labelled=False, host=False))
     assert text.count("<svg") == 1
@@ -202,7 +201,7 @@ def test_without_the_host_frames_are_ranked_by_their_own_score() -> None:
     gallery = gallery_of(records, host=False)
     assert [picture.value for picture in gallery.best()] == [83] and gallery.measure == "mean IoU"
     assert [picture.value for picture in gallery.worst()] == [80]
-    by_consistency = [record(0, confusion=None, consistency=None), record(1, confusion=None)]
+    by_consistency = [record(0, miou=NAN, tc=NAN), record(1, miou=NAN)]
     gallery = gallery_of(by_consistency, labelled=False, host=False)
     assert [picture.record.name for picture in gallery.best()] == ["f1"] and list(gallery.worst()) == []
     assert list(gallery_of([]).best()) == []
@@ -228,15 +227,14 @@ def test_pictures_show_where_host_and_netwarp_differ() -> None:
     assert set(gallery_of([record(0)], host=False).best()[0].images) == {"image", "mask"}
 
 
-def test_large_pictures_are_scaled_down() -> None:
-    large = dataclasses.replace(scored_frame(record(0)), frame=Frame(0, 0, "f0", np.zeros((1000, 1500, 3), np.uint8)))
-    large = dataclasses.replace(
-        large, mask=np.zeros((1000, 1500), np.uint8), host_mask=np.zeros((1000, 1500), np.uint8)
-    )
+@pytest.mark.parametrize(("size", "shown"), [((1000, 1500), (320, 480)), ((1, 2048), (1, 480))])
+def test_large_pictures_are_scaled_down(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    large = dataclasses.replace(scored_frame(record(0)), frame=Frame(0, 0, "f0", np.zeros((*size, 3), np.uint8)))
+    large = dataclasses.replace(large, mask=np.zeros(size, np.uint8), host_mask=np.zeros(size, np.uint8))
     gallery = FrameGallery(CAMVID, labelled=True, host=True)
     gallery.add(large)
     data = base64.b64decode(gallery.best()[0].images["host"].partition(",")[2])
-    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (320, 480, 3)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (*shown, 3)
 
 
 # The timeline
@@ -249,12 +247,24 @@ def test_the_timeline_has_a_panel_for_each_measure_with_values() -> None:
     lines = {line.get_label(): line.get_xydata().tolist() for line in panels[1].lines}
     np.testing.assert_allclose(lines["host"], [[0, 80], [0.2, 80], [0.4, 80], [0.6, 80]])
     assert "NetWarp" in lines
-    assert [line.get_xdata() for line in panels[0].lines if line.get_linestyle() == ":"] == [[0, 0]]
-    alone = [
-        dataclasses.replace(entry, confusion=None, disagreement=NAN, host_tc=NAN, host_miou=NAN) for entry in records
-    ]
+    for axes in panels:
+        assert [path.vertices.tolist() for path in axes.collections[0].get_paths()] == [[[0, 0], [0, 1]]]
+    assert panels[1].get_ylim()[0] > 70  # the lines of resets do not stretch the axis
+    alone = [dataclasses.replace(entry, miou=NAN, disagreement=NAN, host_tc=NAN, host_miou=NAN) for entry in records]
     panels = timeline_figure(alone).axes
     assert [axes.get_ylabel() for axes in panels] == ["ms", "consistency in %"]
+
+
+def test_a_long_recording_is_drawn_by_few_points() -> None:
+    """All that can be seen, such as a spike, is drawn."""
+    records = [record(index, reason="gap") for index in range(20_000)]
+    records[777] = dataclasses.replace(records[777], miou=3.0)
+    axes = timeline_figure(records).axes[1]
+    (seconds, values), *_ = (line.get_data() for line in axes.lines)
+    assert 1000 <= len(values) <= MAX_POINTS and min(values) == 3 and seconds[list(values).index(3)] == 777 / 5
+    assert seconds[0] < 10 and seconds[-1] > 3990
+    resets = [path.vertices[0, 0] for path in axes.collections[0].get_paths()]
+    assert 1000 <= len(resets) <= MAX_POINTS + 1 and max(resets) == 19_999 / 5
 
 
 def test_cameras_are_lines_of_their_own() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netwarp_ros.evaluation.results import EvaluationResults, FrameRecord, Scores, dense, sparse, write_csv, write_json
+from netwarp_ros.evaluation.result_files import FramesFile, FrameSpool, write_csv, write_json
+from netwarp_ros.evaluation.results import EvaluationResults, FrameCounts, FrameRecord, Scores, dense, sparse
 
 NAN = math.nan
 
@@ -56,11 +58,19 @@ def results(records: list[FrameRecord], host: Scores | None = None) -> Evaluatio
 def test_results_as_json_have_no_nan(tmp_path: Path) -> None:
     counts = np.array([[0, 5], [7, 0]], np.int32)
     records = [
-        record("f0", reason="first frame", confusion=counts, trimap={2: counts}),
-        record("f1", consistency=counts, unmasked=counts, disagreement=3.5, wait_ms=1.0, age_ms=4.0, host_miou=30.0),
+        record("f0", reason="first frame", labelled=True, miou=0.0),
+        record("f1", tc=0.0, disagreement=3.5, wait_ms=1.0, age_ms=4.0, host_miou=30.0),
     ]
+    counts_of = [FrameCounts(confusion=counts, trimap={2: counts}), FrameCounts(consistency=counts, unmasked=counts)]
     file = tmp_path / "deep" / "scores.json"
-    write_json(file, {**results(records, Scores(**scores(miou=40.0))).to_json(), "settings": {"model": "small"}})
+    frames = [one.to_json(of_frame) for one, of_frame in zip(records, counts_of, strict=True)]
+    head = {**results(records, Scores(**scores(miou=40.0))).to_json(), "settings": {"model": "small"}}
+    write_json(file, head, frames)
+    head = {"generator": "written by netwarp evaluate", **json.loads(json.dumps(head))}
+    assert FramesFile(file).head == head and list(FramesFile(file).frames()) == frames
+    for one, frame in zip(records, frames, strict=True):
+        again = FrameRecord.from_json(frame, 2)
+        assert repr(again) == repr(dataclasses.replace(one, stages_ms={"flow": 1.0, "network": 2.0}))
     plain = {
         "miou": 50,
         "iou": {"sky": None, "road": 50},
@@ -74,6 +84,7 @@ def test_results_as_json_have_no_nan(tmp_path: Path) -> None:
     }
     common = {"camera": "", "stamp_ns": 7, "stages_ms": {"flow": 1.0, "network": 2.0}}
     assert json.loads(file.read_text()) == {
+        "generator": "written by netwarp evaluate",
         "frames": 2,
         "labelled": 1,
         **plain,
@@ -122,17 +133,46 @@ def test_results_as_json_have_no_nan(tmp_path: Path) -> None:
 
 
 def test_results_without_frames_are_json_too(tmp_path: Path) -> None:
-    write_json(tmp_path / "scores.json", results([]).to_json())
+    write_json(tmp_path / "scores.json", results([]).to_json(), [])
     assert json.loads((tmp_path / "scores.json").read_text())["per_frame"] == []
+    assert list(FramesFile(tmp_path / "scores.json").frames()) == []
+
+
+def test_a_file_that_was_written_again_is_read_as_well(tmp_path: Path) -> None:
+    file, frames = tmp_path / "scores.json", [{"name": "f0"}, {"name": "f1"}]
+    for indent in (None, 1, 4):
+        file.write_text(json.dumps({"per_frame": frames, "miou": 50}, indent=indent))
+        again = FramesFile(file)
+        assert again.head == {"miou": 50} and list(again.frames()) == frames
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    write_json(file, {"miou": 50}, [{"name": "f0"}, {"name": "f1"}])
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-2]))
+    with pytest.raises(ValueError, match="the file is cut off"):
+        list(FramesFile(file).frames())
+    file.write_text("".join(lines[:-3]) + '    {"name": "f')
+    with pytest.raises(ValueError, match="Unterminated string"):
+        list(FramesFile(file).frames())
+
+
+def test_frames_wait_in_a_file_without_a_name(tmp_path: Path) -> None:
+    with FrameSpool(tmp_path) as spool:
+        for index in range(3):
+            spool.add({"name": f"f{index}"})
+        assert list(tmp_path.iterdir()) == []
+        assert [frame["name"] for frame in spool] == ["f0", "f1", "f2"]
 
 
 def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "frames.csv"
-    file.write_text("old")
+    file.write_text("name,camera,stamp_ns,reason,old")
     broken = [record("f0"), FrameRecord("f1", "", 0, {})]
     with pytest.raises(KeyError):
         write_csv(file, broken)
-    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    assert file.read_text().endswith("old") and list(tmp_path.iterdir()) == [file]
     write_csv(file, broken[:1])
     assert file.read_text().splitlines() == [
         "name,camera,stamp_ns,reason,flow_ms,network_ms,total_ms,wait_ms,age_ms,miou,tc,disagreement",
@@ -146,5 +186,5 @@ def test_dense_undoes_sparse() -> None:
     np.testing.assert_array_equal(dense([], 5), np.zeros((5, 5)))
     assert sparse(np.zeros((2, 2), np.int32)) == [] and sparse(None) is None
     for wrong in ([1], [25, 3], [-1, 3], [3, -1]):
-        with pytest.raises(ValueError, match=r"reshape|are not pairs of cell and count for 5 classes"):
+        with pytest.raises(ValueError, match="numbers are not pairs of cell and count for 5 classes"):
             dense(wrong, 5)

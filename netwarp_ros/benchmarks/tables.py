@@ -21,7 +21,7 @@ from netwarp_ros.evaluation.results import EvaluationResults
 from netwarp_ros.flow import open_flow
 from netwarp_ros.models import Model, load_model, read_spec
 from netwarp_ros.models.weights import find_weights
-from netwarp_ros.recordings.atomic import replacing
+from netwarp_ros.recordings.atomic import replacing, written_by
 from netwarp_ros.recordings.frames import FrameSource
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.training.config import FREE_KEYS, TrainingConfig, load_config
@@ -59,12 +59,12 @@ class RowEvaluator:
         """Score and time a model.
 
         Args:
-            model: The model; it must not be used elsewhere afterwards.
+            model: The model.
             flow: Name of an estimator, or folder of precomputed flow, as `open_flow` takes it.
             host: Also score the host on its own, if the model has NetWarp.
 
         Returns:
-            `EvaluationResults.to_json` without frames, and ``runtime`` (of `Overhead.to_json`; None without NetWarp or
+            `EvaluationResults.to_json`, and ``runtime`` (of `Overhead.to_json`; None without NetWarp or
             with precomputed flow), ``flow``, ``netwarp`` and ``environment``.
         """
         estimator, flows = open_flow(flow)
@@ -72,7 +72,6 @@ class RowEvaluator:
         segmenter = Segmenter(model, **options)
         classes, video = model.spec.classes, segmenter.uses_netwarp
         scores = self.evaluate(segmenter, classes, flows=flows, host=host and video, widths=[TRIMAP_WIDTH]).to_json()
-        del scores["per_frame"]
         timed = video and flows is None and len(self.images) > 1
         return {
             "flow": flow if video else "",
@@ -183,6 +182,8 @@ def variants(recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int = 
     for override in overrides:
         name = ", ".join(f"{key}: {_text(value)}" for key, value in override.items()) or "as in the recipe"
         folder = Path(base.output) / "sweep" / re.sub(r"[^\w.]+", "-", name)
+        while str(folder) in (config.output for config in configs.values()):
+            folder = folder.with_name(f"{folder.name}-")
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         content.pop("validation", None)
         content["output"] = str(folder)
@@ -192,8 +193,9 @@ def variants(recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int = 
             _change(content, key if "." in key else f"model.netwarp.{key}", value)
         if content["model"]["netwarp"].get("flow_cnn") is False:
             content.get("optimiser", {}).pop("flow_cnn_rate", None)  # a recipe without FlowCNN must not have its rate
-        with replacing(folder / "recipe.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        mark = written_by("table")
+        with replacing(folder / "recipe.yaml", mark) as temporary:
+            temporary.write_text(f"# {mark}\n{yaml.safe_dump(content, sort_keys=False)}", encoding="utf-8")
         configs[name] = load_config(folder / "recipe.yaml")
     return configs
 
@@ -285,7 +287,7 @@ def _read(file: Path, kind: str) -> dict[str, dict[str, Any]]:
         table = json.loads(file.read_text(encoding="utf-8"))
         if table["table"] == kind:
             return {row["name"]: row for row in table["rows"] if row["origin"] is not None}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file} is not a table: give a file of `netwarp table {kind}`, or a new one") from error
     raise ValueError(f"{file} is the table {table['table']}, not {kind}: give another file")
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from netwarp_ros.evaluation.comparison import Difference
+    from netwarp_ros.evaluation.observations import Observations
 
 
 def compare(
@@ -41,19 +41,22 @@ def compare(
         float, typer.Option("--margin", min=0.0, help="How much worse B may be, in per cent or milliseconds.")
     ] = 0.0,
     confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the intervals in per cent.")] = 95.0,
-    draws: Annotated[int, typer.Option("--draws", help="How often frames, or bags, are resampled.")] = 2000,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the differences to this file.", show_default=False)
     ] = None,
 ) -> None:
     """Compare two evaluations. The exit status is 1 if B is significantly worse than A."""
     from netwarp_ros.evaluation.comparison import compare as compare_results
-    from netwarp_ros.evaluation.comparison import read_pair, select_gates
+    from netwarp_ros.evaluation.comparison import describe, select_gates
+    from netwarp_ros.evaluation.observations import read_pair
 
     pair = read_pair(first, second)
-    differences = compare_results(*pair, draws=draws, confidence=confidence)
-    failed = [gated.measure for gated in select_gates(differences, gate or []) if gated.is_worse(margin)]
-    _print(differences, confidence, f"{len(pair[0].names)} {'bags' if first.is_dir() else 'frames'}")
+    differences = compare_results(*pair, confidence=confidence)
+    gates = select_gates(differences, gate or [])
+    failed = [gated.measure for gated in gates if gated.is_worse(margin)]
+    _print(differences, confidence, pair[0])
+    for gated in gates:
+        typer.echo(describe(gated, pair[0]))
     if json_file:
         _write(json_file, differences, failed)
     if failed:
@@ -62,23 +65,27 @@ def compare(
         raise typer.Exit(1)
 
 
-def _print(differences: Sequence[Difference], confidence: float, title: str) -> None:
-    table = Table("measure", "A", "B", "B − A", f"{confidence:g} % from", "to", "B is", title=title)
+def _print(differences: Sequence[Difference], confidence: float, observations: Observations) -> None:
+    recordings = len(observations.names)
+    units = "recordings" if observations.independent else "pieces"
+    title = f"{observations.frames} frames of {f'{recordings} recordings' if observations.independent else 'one drive'}"
+    table = Table("measure", "A", "B", "B − A", f"{confidence:g} % from", "to", units, "B is", title=title)
     for difference in differences:
-        values = (difference.first, difference.second)
-        changes = (difference.second - difference.first, difference.low, difference.high)
+        ends = (f"{end:+.2f}" if difference.is_known else "?" for end in (difference.low, difference.high))
         table.add_row(
             difference.measure,
-            *(f"{value:.2f}" for value in values),
-            *(f"{value:+.2f}" for value in changes),
+            f"{difference.first:.2f}",
+            f"{difference.second:.2f}",
+            f"{difference.second - difference.first:+.2f}",
+            *ends,
+            f"{round(difference.units, 1):g}",
             "worse" if difference.is_worse() else "better" if difference.is_better() else "",
         )
     Console().print(table)
 
 
 def _write(file: Path, differences: Sequence[Difference], failed: Sequence[str]) -> None:
-    from netwarp_ros.recordings.atomic import replacing
+    from netwarp_ros.recordings.atomic import write_marked_json
 
     content = {"differences": [difference.to_json() for difference in differences], "failed": list(failed)}
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_marked_json(file, content, "compare")

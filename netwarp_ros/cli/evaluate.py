@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from netwarp_ros.cli.printing import print_results, progress_bar
 if TYPE_CHECKING:
     from netwarp_ros.classes import ClassSet
     from netwarp_ros.evaluation.report import FrameGallery
+    from netwarp_ros.evaluation.result_files import FrameSpool
     from netwarp_ros.evaluation.results import EvaluationResults
     from netwarp_ros.evaluation.scoring import ScoredFrame
     from netwarp_ros.segmenter import Segmenter
@@ -51,12 +52,11 @@ def evaluate(
     files.make_folders()
     if bags:
         _check_options_for_bags(data, scoring, model, files)
-        outcome = _evaluate_bags(bags, setup, data.label_topics or [], slicing)
-    else:
-        _check_options_for_one_recording(slicing)
-        outcome = _evaluate_recording(data, setup, with_gallery=files.html_file is not None)
-    print_results(outcome.results, outcome.damage)
-    _write(files, setup, outcome)
+        _write(files, setup, _evaluate_bags(bags, setup, data.label_topics or [], slicing))
+        return
+    _check_options_for_one_recording(slicing)
+    with files.spool() as frames:
+        _write(files, setup, _evaluate_recording(data, setup, frames, with_gallery=files.html_file is not None))
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class _Outcome:
         damage: Notes on what could not be read or matched.
         settings: Settings in addition to those of the setup.
         inputs: Paths of what was read, by name.
+        frames: The JSON of each frame.
         gallery: Frames for the report, if there is one.
     """
 
@@ -100,6 +101,7 @@ class _Outcome:
     damage: Sequence[str]
     settings: Mapping[str, Any]
     inputs: Mapping[str, Path | None]
+    frames: Iterable[Mapping[str, Any]]
     gallery: FrameGallery | None = None
 
 
@@ -148,7 +150,7 @@ def _refuse(options: Mapping[str, Any], reason: str) -> None:
         raise ValueError(f"{', '.join(given)} {reason}")
 
 
-def _evaluate_recording(data: DataOptions, setup: _Setup, *, with_gallery: bool) -> _Outcome:
+def _evaluate_recording(data: DataOptions, setup: _Setup, frames: FrameSpool | None, *, with_gallery: bool) -> _Outcome:
     """Evaluate one recording, or Cityscapes, as a whole."""
     from netwarp_ros.evaluation.report import FrameGallery
     from netwarp_ros.evaluation.scoring import evaluate as evaluate_frames
@@ -164,6 +166,8 @@ def _evaluate_recording(data: DataOptions, setup: _Setup, *, with_gallery: bool)
 
         def on_frame(frame: ScoredFrame) -> None:
             progress.advance(task)
+            if frames:
+                frames.add(frame.to_json())
             if gallery:
                 gallery.add(frame)
 
@@ -173,7 +177,7 @@ def _evaluate_recording(data: DataOptions, setup: _Setup, *, with_gallery: bool)
             flows=flows, on_frame=on_frame,
         )  # fmt: skip
     inputs = {**opened.inputs, "model": setup.model.weights(), "flow": flows.folder if flows else None}
-    return _Outcome(results, opened.damage(), {"cameras": list(opened.frames.cameras)}, inputs, gallery)
+    return _Outcome(results, opened.damage(), {"cameras": list(opened.frames.cameras)}, inputs, frames or (), gallery)
 
 
 def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[str], slicing: SliceOptions) -> _Outcome:
@@ -188,7 +192,8 @@ def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[s
     settings = SliceSettings(
         segmenter={
             "model": str(weights.resolve()), "flow": model.flow, "device": model.device,
-            "precision": setup.segmenter.precision, "input_height": model.input_height, "host_only": model.host_only,
+            "precision": setup.segmenter.precision, "input_height": model.input_height,
+            "max_input_width": model.max_input_width, "host_only": model.host_only,
             "inference": setup.segmenter.inference,
         },
         classes=setup.classes, topics=setup.reading.topics or [], label_topics=label_topics, rate=setup.reading.rate,
@@ -199,17 +204,20 @@ def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[s
     context = {"settings": {**setup.settings, **lengths}, "environment": setup.environment}
     with progress_bar() as progress, slicing.runner() as run:
         task = progress.add_task(f"evaluating {len(slices)} slices", total=len(slices))
-        results, damage = evaluate_recordings(
+        results, damage, frames = evaluate_recordings(
             settings, slices, slicing.output, weights, context, run, lambda slice_: progress.advance(task)
         )
-    return _Outcome(results, damage, lengths, {**{recording_name(bag): bag for bag in bags}, "model": weights})
+    inputs = {**{recording_name(bag): bag for bag in bags}, "model": weights}
+    return _Outcome(results, damage, lengths, inputs, frames)
 
 
 def _write(files: ResultFiles, setup: _Setup, outcome: _Outcome) -> None:
+    """Print the results and write them to files."""
     from netwarp_ros.evaluation.provenance import describe_input
     from netwarp_ros.evaluation.report import write_page
-    from netwarp_ros.evaluation.results import write_csv, write_json
+    from netwarp_ros.evaluation.result_files import write_csv, write_json
 
+    print_results(outcome.results, outcome.damage)
     if files.csv_file:
         write_csv(files.csv_file, outcome.results.records)
     if not (files.json_file or files.html_file):
@@ -221,6 +229,6 @@ def _write(files: ResultFiles, setup: _Setup, outcome: _Outcome) -> None:
         "environment": setup.environment,
     }
     if files.json_file:
-        write_json(files.json_file, {**outcome.results.to_json(), **context})
+        write_json(files.json_file, {**outcome.results.to_json(), **context}, outcome.frames)
     if files.html_file and outcome.gallery:
         write_page(files.html_file, outcome.results, setup.classes, outcome.gallery, context)

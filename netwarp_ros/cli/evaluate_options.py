@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from netwarp_ros.classes import ClassSet
+    from netwarp_ros.evaluation.result_files import FrameSpool
     from netwarp_ros.evaluation.slices import SliceRunner
     from netwarp_ros.segmenter import Segmenter
 
@@ -87,10 +88,29 @@ class ResultFiles:
     ] = None
 
     def make_folders(self) -> None:
-        """Make the folders of the files, so that a wrong path shows before the evaluation."""
-        for file in (self.json_file, self.csv_file, self.html_file):
+        """Make the folders of the files, so that a wrong path shows before the evaluation.
+
+        Raises:
+            FileExistsError: If there is a file that `netwarp evaluate` did not write.
+        """
+        from netwarp_ros.evaluation.result_files import CSV_MARK, MARK
+        from netwarp_ros.recordings.atomic import refuse_foreign
+
+        for file, mark in ((self.json_file, MARK), (self.csv_file, CSV_MARK), (self.html_file, MARK)):
             if file:
+                refuse_foreign(file, mark)
                 file.parent.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def spool(self) -> Iterator[FrameSpool | None]:
+        """Provide what keeps the frames for the JSON file; None without it."""
+        from netwarp_ros.evaluation.result_files import FrameSpool
+
+        if not self.json_file:
+            yield None
+            return
+        with FrameSpool(self.json_file.parent) as frames:
+            yield frames
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of two evaluations by the paired bootstrap: how much their scores differ, and how certain that is.
-
-The paired bootstrap (Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13) draws frames, or bags, with
-replacement, the same ones for both evaluations. It computes each score again from the counts of those drawn. After many
-draws, percentiles of the differences are their confidence intervals.
-"""
+"""Comparison of two evaluations: how much their scores differ, and how certain that is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from netwarp_ros.evaluation.results import dense, read_json
+from netwarp_ros.evaluation.jackknife import MIN_PIECES, jackknife_interval
+from netwarp_ros.evaluation.observations import Observations
 from netwarp_ros.metrics import iou
 
 SMALLER_IS_BETTER = ("total_ms", "flicker")
 """Measures of which a smaller value is better; of ``flicker.CLASS``, the part before the dot."""
 
-_BATCH = 100
-"""Number of draws computed at a time."""
+Score = Callable[[np.ndarray], np.ndarray]
+"""Computes scores ``(...)`` of sums of counts ``(..., K, K)`` or ``(..., 2)``."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,9 @@ class Difference:
             ``total_ms``, the mean over the frames.
         first: Value of the first evaluation.
         second: Value of the second evaluation.
-        low: Lower end of the confidence interval of second - first.
-        high: Upper end of it.
+        low: Lower end of the confidence interval of second - first; -inf if nothing can be said.
+        high: Upper end of it; inf if nothing can be said.
+        units: Number of recordings, or of independent pieces of a drive, that the interval rests on.
     """
 
     measure: str
@@ -43,6 +40,7 @@ class Difference:
     second: float
     low: float
     high: float
+    units: float
 
     def is_worse(self, margin: float = 0.0) -> bool:
         """Tell whether the whole interval lies on the worse side, by more than a margin in the measure's unit."""
@@ -53,117 +51,48 @@ class Difference:
         return self.high < 0 if self._smaller_is_better else self.low > 0
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is an interval: there are enough independent units for one."""
+        return math.isfinite(self.high)
+
+    @property
     def _smaller_is_better(self) -> bool:
         return self.measure.partition(".")[0] in SMALLER_IS_BETTER
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "difference": self.second - self.first}
+        """Return plain values for JSON; None stands for an end that is not known."""
+        ends = {name: getattr(self, name) if self.is_known else None for name in ("low", "high")}
+        return {**vars(self), **ends, "difference": self.second - self.first}
 
 
-@dataclass(frozen=True)
-class Observations:
-    """What the bootstrap draws from: N frames or bags of one evaluation, with K classes.
-
-    Attributes:
-        names: Their names.
-        classes: Names of the classes.
-        counts: Confusion matrices ``(N, K, K)`` by measure: ``iou``, ``tiou.WIDTH``, ``tc``, ``tc_unmasked``.
-        times: ``(N, 2)``: total milliseconds, and the number of frames in that total.
-    """
-
-    names: Sequence[str]
-    classes: Sequence[str]
-    counts: dict[str, np.ndarray]
-    times: np.ndarray
-
-    def sum(self, name: str) -> Observations:
-        """Add up all observations to a single one."""
-        counts = {measure: values.sum(axis=0, keepdims=True) for measure, values in self.counts.items()}
-        return Observations([name], self.classes, counts, self.times.sum(axis=0, keepdims=True))
-
-
-def read_pair(first: Path, second: Path) -> tuple[Observations, Observations]:
-    """Read two evaluations of the same recordings.
-
-    Args:
-        first: A file written by ``netwarp evaluate --json``, to draw its frames; or a folder of such files, one for
-            each bag, to draw bags.
-        second: A file with the same frames, or a folder with files of the same names.
-
-    Raises:
-        ValueError: If a file does not hold such results, or the two differ in frames, classes or labels.
-    """
-    if not first.is_dir():
-        pair = _read(first), _read(second)
-        _check_pair(first, second, *pair)
-        return pair
-    names = [sorted(path.name for path in folder.glob("*.json")) for folder in (first, second)]
-    if names[0] != names[1] or not names[0]:
-        unpaired = ", ".join(sorted(set(names[0]) ^ set(names[1]))) or "no file at all"
-        raise ValueError(f"{first} and {second} must hold JSON files of the same names, but there is {unpaired} in one")
-    pairs = []
-    for name in names[0]:
-        bags = _read(first / name), _read(second / name)
-        _check_pair(first / name, second / name, *bags)
-        pairs.append([bag.sum(name) for bag in bags])
-    joined = [_join(bags) for bags in zip(*pairs, strict=True)]
-    return joined[0], joined[1]
-
-
-def compare(
-    first: Observations, second: Observations, *, draws: int = 2000, confidence: float = 95.0, seed: int = 0
-) -> list[Difference]:
+def compare(first: Observations, second: Observations, *, confidence: float = 95.0) -> list[Difference]:
     """Compare two evaluations.
 
     Args:
         first: The first of `read_pair`.
         second: The second of `read_pair`.
-        draws: Number of draws.
         confidence: Confidence of the intervals in per cent.
-        seed: Seed of the draws; the same seed gives the same intervals.
 
     Returns:
         The difference in each measure that both have.
 
     Raises:
-        ValueError: If there are fewer than two frames or bags, or an argument is out of its range.
+        ValueError: If the confidence is out of its range.
     """
-    count = len(first.names)
-    if count < 2:
-        raise ValueError(f"there is {count} to draw from: give at least 2 frames, or folders of at least 2 bags")
-    if draws < 1 or not 0 < confidence < 100:
-        raise ValueError(f"draws is {draws}, confidence is {confidence}: give draws > 0 and 0 < confidence < 100")
-    drawn = paired_bootstrap(first, second, draws, np.random.default_rng(seed))
-    all_once = np.ones((1, count))
-    before, after = (
-        {measure: float(values[0]) for measure, values in _scores(observations, all_once)}
-        for observations in (first, second)
-    )
-    tails = [50 - confidence / 2, 50 + confidence / 2]
+    if not 0 < confidence < 100:
+        raise ValueError(f"confidence is {confidence}: give 0 < confidence < 100")
     differences = []
-    for measure in before:
-        if measure in after and not np.isnan([before[measure], after[measure]]).any():
-            low, high = np.nanpercentile(drawn[measure], tails)
-            differences.append(Difference(measure, before[measure], after[measure], float(low), float(high)))
+    seconds = {measure: counts for measure, counts, _ in _measures(second)}
+    for measure, counts, score in _measures(first):
+        if measure not in seconds:
+            continue
+        pair = np.stack([counts, seconds[measure]], axis=1)
+        before, after = (float(value) for value in score(pair.sum(axis=0)))
+        if math.isnan(before + after):
+            continue
+        interval = jackknife_interval(pair, _difference_in(score), independent=first.independent, confidence=confidence)
+        differences.append(Difference(measure, before, after, *interval))
     return differences
-
-
-def paired_bootstrap(
-    first: Observations, second: Observations, draws: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Draw observations with replacement, the same for both evaluations, and compute how the scores differ.
-
-    Returns:
-        second - first by measure, ``(draws,)`` each.
-    """
-    count = len(first.names)
-    differences: dict[str, list[np.ndarray]] = {}
-    for start in range(0, draws, _BATCH):
-        times_drawn = rng.multinomial(count, [1 / count] * count, size=min(_BATCH, draws - start)).astype(float)
-        firsts, seconds = (dict(_scores(observations, times_drawn)) for observations in (first, second))
-        for measure in firsts.keys() & seconds.keys():
-            differences.setdefault(measure, []).append(seconds[measure] - firsts[measure])
-    return {measure: np.concatenate(batches) for measure, batches in differences.items()}
 
 
 def select_gates(differences: Sequence[Difference], measures: Sequence[str]) -> list[Difference]:
@@ -180,74 +109,48 @@ def select_gates(differences: Sequence[Difference], measures: Sequence[str]) -> 
     return [by_measure[measure] for measure in chosen]
 
 
-def _scores(observations: Observations, times_drawn: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Compute each measure for D draws, ``(D,)``, given how often each observation was drawn, ``(D, N)``."""
+def describe(difference: Difference, observations: Observations) -> str:
+    """Say in words how a measure differs, and how much or little the observations can show."""
+    name, frames = difference.measure, f"{observations.frames} frames"
+    if not difference.is_known:
+        return f"{name}: not known, it occurs in too few of the {frames}: give at least {MIN_PIECES}, or 2 recordings"
+    if observations.independent:
+        basis = f"{round(difference.units)} recordings, {frames}"
+    else:
+        basis = f"{frames} of one drive, which count as {difference.units:.1f} independent pieces"
+    uncertainty = (difference.high - difference.low) / 2
+    change = f"{difference.second - difference.first:+.2f} ± {uncertainty:.2f}"
+    known = "B is worse" if difference.is_worse() else "B is better" if difference.is_better() else ""
+    return f"{name}: {known or 'no clear difference'}, {change} ({basis})"
+
+
+def _measures(observations: Observations) -> Iterator[tuple[str, np.ndarray, Score]]:
+    """Yield each measure, the counts ``(N, ...)`` that it is computed from, and how."""
     for name, counts in observations.counts.items():
-        sums = (times_drawn @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
-        by_class, labelled = iou(sums), sums.sum(axis=-1) > 0
-        with np.errstate(invalid="ignore"):
-            mean = np.where(labelled, by_class, 0).sum(axis=-1) / labelled.sum(axis=-1)
-        yield ("miou" if name == "iou" else name), mean
-        if name == "iou":
+        yield ("miou" if name == "iou" else name), counts, _mean_iou
+        if name in ("iou", "tc"):
+            intersection, labelled = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2)
+            by_class = np.stack([intersection, labelled + counts.sum(axis=1) - intersection], axis=2)
             for index, class_name in enumerate(observations.classes):
-                yield f"iou.{class_name}", np.where(labelled[:, index], by_class[:, index], np.nan)
-        elif name == "tc":
-            for index, class_name in enumerate(observations.classes):
-                yield f"flicker.{class_name}", 100 - by_class[:, index]
-    milliseconds, frames = (times_drawn @ observations.times).T
-    yield "total_ms", milliseconds / frames
+                if name == "tc":
+                    yield f"flicker.{class_name}", by_class[:, index], lambda sums: 100 - 100 * _ratio(sums)
+                elif labelled[:, index].any():
+                    yield f"iou.{class_name}", by_class[:, index], lambda sums: 100 * _ratio(sums)
+    yield "total_ms", observations.times, _ratio
 
 
-def _read(path: Path) -> Observations:
-    """Read the frames of one evaluation."""
-    results = read_json(path)
-    frames, classes = results["per_frame"], list(results["iou"])
-
-    def stack(counts: Iterable[Sequence[int] | None]) -> np.ndarray:
-        return np.stack([dense(pairs or [], len(classes)) for pairs in counts]).astype(float)
-
-    try:
-        counts = {"iou": stack(frame["confusion"] for frame in frames)}
-        for width in results["tiou"]:
-            counts[f"tiou.{width}"] = stack(frame["tiou"].get(width) for frame in frames)
-        for measure in ("tc", "tc_unmasked"):
-            counts[measure] = stack(frame[measure] for frame in frames)
-        times = np.array([[sum(frame["stages_ms"].values()), 1.0] for frame in frames])
-        return Observations([f"{frame['camera']} {frame['name']}".strip() for frame in frames], classes, counts, times)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} has frames that cannot be read: {error}") from error
+def _difference_in(score: Score) -> Score:
+    """Return what computes the differences ``(D,)`` of the scores of D pairs of sums, ``(D, 2, ...)``."""
+    return lambda pairs: np.diff(score(pairs), axis=1)[:, 0]
 
 
-def _check_pair(first: Path, second: Path, before: Observations, after: Observations) -> None:
-    """Check that two files have the same classes, frames and labels.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    if list(before.classes) != list(after.classes):
-        raise ValueError(f"{first} has the classes {', '.join(before.classes)}, {second} {', '.join(after.classes)}")
-    if len(before.names) != len(after.names):
-        raise ValueError(
-            f"{first} has {len(before.names)} frames, {second} has {len(after.names)}: give results on the same frames"
-        )
-    for ours, theirs in zip(before.names, after.names, strict=True):
-        if ours != theirs:
-            raise ValueError(f"a frame is {ours} in {first}, but {theirs} in {second}: give results on the same frames")
-    labelled = [observations.counts["iou"].sum(axis=2) for observations in (before, after)]
-    differing = np.flatnonzero((labelled[0] != labelled[1]).any(axis=1))
-    if differing.size:
-        raise ValueError(
-            f"{before.names[differing[0]]} has another label in {first} than in {second}: give results on the same "
-            "labels"
-        )
+def _mean_iou(confusion: np.ndarray) -> np.ndarray:
+    """Compute the mean IoU over the labelled classes, as `miou` does, of matrices ``(..., K, K)``."""
+    labelled = confusion.sum(axis=-1) > 0
+    return _ratio(np.stack([np.where(labelled, iou(confusion), 0).sum(axis=-1), labelled.sum(axis=-1)], axis=-1))
 
 
-def _join(bags: Sequence[Observations]) -> Observations:
-    """Put the observations of several bags into one, with the measures that all of them have."""
-    measures = [measure for measure in bags[0].counts if all(measure in bag.counts for bag in bags)]
-    return Observations(
-        [name for bag in bags for name in bag.names],
-        bags[0].classes,
-        {measure: np.concatenate([bag.counts[measure] for bag in bags]) for measure in measures},
-        np.concatenate([bag.times for bag in bags]),
-    )
+def _ratio(pairs: np.ndarray) -> np.ndarray:
+    """Divide pairs ``(..., 2)``; nan where the divisor is 0."""
+    with np.errstate(invalid="ignore"):
+        return pairs[..., 0] / pairs[..., 1]

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from netwarp_ros.classes import ClassSet
-from netwarp_ros.evaluation.results import Scores, mean_iou
+from netwarp_ros.evaluation.results import FrameCounts, Scores
 from netwarp_ros.metrics import (
     ConfusionMatrix,
     InstanceIoU,
@@ -84,7 +84,7 @@ class FrameScorer:
         self._max_gap = max_gap
         self._previous: dict[str, _SegmentedFrame] = {}
 
-    def score(self, labelled: LabelledFrame, masks: Sequence[np.ndarray], *, stills: bool) -> dict[str, Any]:
+    def score(self, labelled: LabelledFrame, masks: Sequence[np.ndarray], *, stills: bool) -> list[FrameCounts]:
         """Score the masks of a frame.
 
         Args:
@@ -93,7 +93,7 @@ class FrameScorer:
             stills: Do not compare the frame with the next one.
 
         Returns:
-            The scores under the names of the fields of `FrameRecord`.
+            The counts of each network, the host last.
 
         Raises:
             ValueError: If the label map does not fit.
@@ -106,8 +106,8 @@ class FrameScorer:
             reverse = consistency_flow(present.grey, previous.grey)
             trusted = flows_agree(reverse, consistency_flow(previous.grey, present.grey))
             for counters, mask, before, counted in zip(self._counters, masks, previous.masks, counts, strict=True):
-                counted["consistency"] = _int32(counters.consistency.update(mask, before, reverse, where=trusted))
-                counted["unmasked"] = _int32(counters.unmasked.update(mask, before, reverse))
+                counted["consistency"] = counters.consistency.update(mask, before, reverse, where=trusted)
+                counted["unmasked"] = counters.unmasked.update(mask, before, reverse)
         if stills:
             del self._previous[frame.camera]
 
@@ -118,20 +118,14 @@ class FrameScorer:
             try:
                 distance = boundary_distance(label)
                 for counters, mask, counted in zip(self._counters, masks, counts, strict=True):
-                    counted["confusion"] = _int32(counters.confusion.update(mask, label))
-                    trimap = counters.trimap.update(mask, label, distance)
-                    counted["trimap"] = {width: _int32(matrix) for width, matrix in trimap.items()}
+                    counted["confusion"] = counters.confusion.update(mask, label)
+                    counted["trimap"] = counters.trimap.update(mask, label, distance)
                     counters.video.update(mask, label, frame.camera)
                     if instances is not None:
                         counters.instance.update(mask, label, instances)
             except ValueError as error:
                 raise ValueError(f"the label of {frame.name} does not fit: {error}") from error
-        host = counts[1] if len(counts) > 1 else {}
-        return {
-            **counts[0],
-            "host_miou": mean_iou(host.get("confusion")),
-            "host_tc": mean_iou(host.get("consistency")),
-        }
+        return [FrameCounts(**counted) for counted in counts]
 
     def remember(self, frame: Frame, masks: Sequence[np.ndarray]) -> _SegmentedFrame:
         """Keep a frame and its masks, to compare with the next frame of its camera."""
@@ -203,8 +197,3 @@ class _SegmentedFrame:
         """Tell whether both frames have the same size, and this one is later by at most ``max_gap`` seconds."""
         seconds = (self.stamp_ns - previous.stamp_ns) * 1e-9
         return self.grey.shape == previous.grey.shape and 0 < seconds <= max_gap
-
-
-def _int32(counts: np.ndarray) -> np.ndarray:
-    """Halve the memory of the counts, which are kept for every frame."""
-    return counts.astype(np.int32)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from netwarp_ros.evaluation.provenance import describe_input
-from netwarp_ros.evaluation.results import EvaluationResults, PartialResults, write_json
+from netwarp_ros.evaluation.result_files import write_json
+from netwarp_ros.evaluation.results import EvaluationResults, PartialResults
 from netwarp_ros.evaluation.scoring import summarise
 from netwarp_ros.evaluation.slices import (
     Slice,
@@ -17,9 +19,24 @@ from netwarp_ros.evaluation.slices import (
     SliceSettings,
     evaluate_slices,
     prefix_cameras,
+    prefixed,
     recording_name,
     run_serially,
 )
+
+
+class RecordingsResults(NamedTuple):
+    """Results over all recordings. If there are several, the name of a camera starts with that of its recording.
+
+    Attributes:
+        results: Scores and times.
+        damage: What could not be read or matched, a sentence for each.
+        frames: The JSON of each frame, with its ``recording`` if there are several; read from files, once.
+    """
+
+    results: EvaluationResults
+    damage: Sequence[str]
+    frames: Iterator[dict[str, Any]]
 
 
 def evaluate_recordings(
@@ -30,7 +47,7 @@ def evaluate_recordings(
     context: Mapping[str, Any],
     run: SliceRunner = run_serially,
     on_slice: Callable[[Slice], None] = lambda slice_: None,
-) -> tuple[EvaluationResults, list[str]]:
+) -> RecordingsResults:
     """Evaluate slices, and write the results of each recording to ``folder/NAME.json``.
 
     The results of each slice are kept in ``folder/slices``. A later call with the same input and settings reads them
@@ -45,10 +62,6 @@ def evaluate_recordings(
         run: What evaluates the slices: `run_serially` or `run_on_ray`.
         on_slice: Called with each slice once its results are there.
 
-    Returns:
-        The results over all recordings, and the notes on damage. If there are several recordings, the name of a camera
-        starts with that of its recording.
-
     Raises:
         ValueError: If a slice cannot be evaluated.
         OSError: If a file cannot be written, or a slice is lost on Ray.
@@ -61,16 +74,31 @@ def evaluate_recordings(
     origins = {recording: _origin(settings, described, context) for recording, described in inputs.items()}
     results = evaluate_slices(settings, slices, folder / "slices", origins, run, on_slice)
 
+    evaluated = list(zip(slices, results, strict=True))
     for recording, described in inputs.items():
-        own = [result for slice_, result in zip(slices, results, strict=True) if slice_.recording == recording]
+        own = [result for slice_, result in evaluated if slice_.recording == recording]
         scores = _summarise(settings, [result.results for result in own]).to_json()
         content = {**scores, "damage": _damage(own), "inputs": described, **context}
-        write_json(folder / f"{recording_name(recording)}.json", content)
+        write_json(folder / f"{recording_name(recording)}.json", content, _frames(own))
 
-    parts = [result.results for result in results]
-    if len(inputs) > 1:
-        parts = [prefix_cameras(slice_.recording, part) for slice_, part in zip(slices, parts, strict=True)]
-    return _summarise(settings, parts), _damage(results)
+    damage = _damage(results)
+    if len(inputs) == 1:
+        return RecordingsResults(_summarise(settings, [result.results for result in results]), damage, _frames(results))
+    parts = [prefix_cameras(slice_.recording, result.results) for slice_, result in evaluated]
+    return RecordingsResults(_summarise(settings, parts), damage, _frames_of_recordings(evaluated))
+
+
+def _frames(results: Iterable[SliceResults]) -> Iterator[dict[str, Any]]:
+    """Read the JSON of each frame."""
+    return chain.from_iterable(result.file.frames() for result in results)
+
+
+def _frames_of_recordings(evaluated: Iterable[tuple[Slice, SliceResults]]) -> Iterator[dict[str, Any]]:
+    """Read the JSON of each frame, and name its recording."""
+    for slice_, result in evaluated:
+        for frame in result.file.frames():
+            camera = prefixed(slice_.recording, frame["camera"])
+            yield {**frame, "camera": camera, "recording": recording_name(slice_.recording)}
 
 
 def _origin(settings: SliceSettings, inputs: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:

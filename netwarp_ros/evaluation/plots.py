@@ -10,16 +10,25 @@ from itertools import cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from netwarp_ros.evaluation.result_files import FramesFile
 from netwarp_ros.evaluation.results import FrameRecord
-from netwarp_ros.recordings.atomic import replacing
+from netwarp_ros.recordings.atomic import replacing, written_by
 from netwarp_ros.segmenter import Reset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_POINTS = 2000
+"""Greatest number of points of a line over time, and of resets: two for each pixel of a screen."""
+
 _COLORS = ("#0b6e99", "#e07a1f", "#5a9e4b", "#a0457e", "#707070")
 _RESET = "#c62828"
+_MARK = written_by("plot")
+_METADATA = {".png": "Software", ".svg": "Creator", ".pdf": "Creator"}
+"""Where matplotlib writes the name of the program, by format."""
 
 
 def trimap_curves(files: Sequence[Path]) -> dict[str, dict[int, float]]:
@@ -34,9 +43,9 @@ def trimap_curves(files: Sequence[Path]) -> dict[str, dict[int, float]]:
     curves = {}
     for file in files:
         try:
-            tiou = json.loads(file.read_text(encoding="utf-8"))["tiou"]
+            tiou = FramesFile(file).head["tiou"]
             curve = {int(width): float(value) for width, value in tiou.items() if value is not None}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file} has no trimap IoU (tiou): give a file of `netwarp evaluate --json`") from error
         if file.stem in curves:
             raise ValueError(f"two files are called {file.stem}, which names their curves: rename one")
@@ -52,11 +61,10 @@ def plot_trimap(files: Sequence[Path], output: Path) -> None:
         output: The figure, in the format of its ending: ``.png``, ``.svg`` or ``.pdf``.
 
     Raises:
+        FileExistsError: There is a file that `netwarp plot` did not write.
         ValueError: As `trimap_curves`; if matplotlib is not installed, or does not know the format.
     """
-    figure = trimap_figure(trimap_curves(files))
-    with replacing(output) as temporary:
-        figure.savefig(temporary, dpi=150)
+    _save(trimap_figure(trimap_curves(files)), output)
 
 
 def trimap_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -83,6 +91,8 @@ def trimap_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
 def timeline_figure(records: Sequence[FrameRecord]) -> Figure:
     """Draw durations and scores of frames over the time of their stamps; resets of the memory are dotted lines.
 
+    Of a long recording, no more is drawn than can be seen: `MAX_POINTS` resets, and about as many points of a line.
+
     Args:
         records: At least one frame. Each camera is a line of its own.
 
@@ -102,17 +112,23 @@ def timeline_figure(records: Sequence[FrameRecord]) -> Figure:
         if any(lines.values())
     ]
     first_ns = min(record.stamp_ns for record in records)
+    duration = (max(record.stamp_ns for record in records) - first_ns) * 1e-9
+    reset_at = ((record.stamp_ns - first_ns) * 1e-9 for record in records if record.reason not in ("", Reset.HOST_ONLY))
+    step = duration / MAX_POINTS or 1.0
+    resets = list({int(seconds / step): seconds for seconds in reset_at}.values())
     figure = _figure(10, 1.8 * len(panels) + 0.4)
+    from matplotlib.collections import LineCollection
+
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (title, lines) in zip(all_axes, panels, strict=True):
         for (name, cameras), color in zip(lines.items(), _COLORS, strict=False):
             for number, points in enumerate(cameras):
-                seconds = [(stamp_ns - first_ns) * 1e-9 for stamp_ns, _ in points]
-                values = [value for _, value in points]
-                axes.plot(seconds, values, color=color, linewidth=1, label=None if number else name)
-        for record in records:
-            if record.reason and record.reason != Reset.HOST_ONLY:
-                axes.axvline((record.stamp_ns - first_ns) * 1e-9, color=_RESET, linewidth=0.8, linestyle=":")
+                stamps_ns, values = _thinned(points).T
+                seconds, label = (stamps_ns - first_ns) * 1e-9, None if number else name
+                axes.plot(seconds, values, color=color, linewidth=1, label=label)
+        marks = LineCollection([[(at, 0), (at, 1)] for at in resets], colors=_RESET, linewidths=0.8, linestyles=":")
+        marks.set_transform(axes.get_xaxis_transform())
+        axes.add_collection(marks, autolim=False)
         axes.set_ylabel(title)
         axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, borderpad=0)
         _tidy(axes)
@@ -129,14 +145,20 @@ def plot_node(file: Path, output: Path) -> None:
         output: The figure, in the format of its ending: ``.png``, ``.svg`` or ``.pdf``.
 
     Raises:
+        FileExistsError: There is a file that `netwarp plot` did not write.
         ValueError: If the file has no runs; if matplotlib is not installed, or does not know the format.
     """
     try:
         figure = node_figure(json.loads(file.read_text(encoding="utf-8"))["runs"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file} has no runs ({error}): give a file of `netwarp benchmark node --json`") from error
-    with replacing(output) as temporary:
-        figure.savefig(temporary, dpi=150)
+    _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> None:
+    key = _METADATA.get(output.suffix.lower())
+    with replacing(output, _MARK) as temporary:
+        figure.savefig(temporary, dpi=150, metadata={key: _MARK} if key else None)
 
 
 def node_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
@@ -191,6 +213,16 @@ def _series(records: Sequence[FrameRecord], name: str) -> list[list[tuple[int, f
         if not math.isnan(value):
             cameras.setdefault(record.camera, []).append((record.stamp_ns, value))
     return list(cameras.values())
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> np.ndarray:
+    """Return the points ``(N, 2)``; of many, only the lowest and the highest of each of `MAX_POINTS` / 2 parts."""
+    array = np.array(points, dtype=np.float64)
+    if len(array) <= MAX_POINTS:
+        return array
+    parts = np.array_split(np.arange(len(array)), MAX_POINTS // 2)
+    kept = [part[extreme(array[part, 1])] for part in parts for extreme in (np.argmin, np.argmax)]
+    return array[np.unique(kept)]
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-from netwarp_ros.evaluation.slices import Slice, SliceSettings, evaluate_slice
+from netwarp_ros.evaluation.slices import EvaluatedSlice, Opened, Slice, SliceSettings, evaluate_slice
+from netwarp_ros.recordings.bags import BagLabels
 
 RETRIES = 3
 """How often a slice is started again after its worker was lost."""
@@ -51,10 +55,11 @@ def ray_cluster(address: str = "local", workers: int | None = None) -> Iterator[
         ray.shutdown()
 
 
-def run_on_ray(settings: SliceSettings, slices: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
+def run_on_ray(settings: SliceSettings, slices: Sequence[Slice], folder: Path) -> Iterator[EvaluatedSlice]:
     """Evaluate slices on the connected `ray_cluster`, each as a task of one CPU, and of one GPU if the device is CUDA.
 
-    Every node must find recordings and weights at the same paths. A slice that loses its worker is started again.
+    Every node must find recordings and weights at the same paths. A slice that loses its worker is started again. The
+    JSON of a slice's frames, a few kB each, is returned as a whole, so ``folder`` is not used.
 
     Yields:
         Slices and their results, in the order in which they are done.
@@ -66,16 +71,34 @@ def run_on_ray(settings: SliceSettings, slices: Sequence[Slice]) -> Iterator[tup
     import ray
 
     gpus = int(str(settings.segmenter.get("device", "cpu")).startswith("cuda"))
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_slice)
+    open_recording = ray.remote(num_cpus=1, max_retries=RETRIES)(_open)
+    evaluate = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_evaluate_whole)
     shared_settings = ray.put(settings)
-    waiting = {task.remote(shared_settings, slice_): slice_ for slice_ in slices}
+    waiting: dict[Any, Slice] = {}
+    for recording, own in groupby(slices, key=lambda slice_: slice_.recording):
+        opened = open_recording.remote(shared_settings, recording)
+        waiting |= {evaluate.remote(shared_settings, slice_, opened): slice_ for slice_ in own}
     while waiting:
         (done,), _ = ray.wait(list(waiting), num_returns=1)
         slice_ = waiting.pop(done)
         try:
-            result = ray.get(done)
+            result, frames = ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
             raise OSError(f"{slice_.name} is lost on Ray: {error}") from error
-        yield slice_, result
+        yield slice_, result, map(json.loads, frames)
+
+
+def _open(settings: SliceSettings, recording: Path) -> Opened:
+    """Open a recording with the index of its label maps, so that no slice has to read all of them."""
+    frames, labels = settings.open(recording)
+    if isinstance(labels, BagLabels):
+        labels.index()
+    return frames, labels
+
+
+def _evaluate_whole(settings: SliceSettings, slice_: Slice, opened: Opened) -> tuple[dict[str, Any], list[str]]:
+    """Return what `evaluate_slice` does, and the JSON of all frames as text, which is smaller than values are."""
+    frames: list[str] = []
+    return evaluate_slice(settings, slice_, opened, lambda frame: frames.append(json.dumps(frame))), frames

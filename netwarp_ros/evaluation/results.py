@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of an evaluation, in memory and as the JSON of ``netwarp evaluate --json``."""
+"""Results of an evaluation, and their plain values for JSON."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from netwarp_ros.metrics import miou
-from netwarp_ros.recordings.atomic import replacing
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,37 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class FrameCounts:
+    """Pixel counts of one frame: matrices ``(K, K)``, as `ConfusionMatrix.counts`.
+
+    They take 16 bytes for each of the cells that are not 0, 2 to 10 kB in all. So nothing keeps those of many frames.
+
+    Attributes:
+        confusion: Labels and predictions; None without a label.
+        trimap: Labels and predictions within the trimap, by its width in pixels.
+        consistency: Predictions and warped predictions of the frame before, over the pixels that pass `flows_agree`;
+            None if there is no frame to compare with.
+        unmasked: As ``consistency``, over all pixels whose flow stays within the image.
+    """
+
+    confusion: np.ndarray | None = None
+    trimap: Mapping[int, np.ndarray] = field(default_factory=dict)
+    consistency: np.ndarray | None = None
+    unmasked: np.ndarray | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON; matrices as by `sparse`."""
+        return {
+            "confusion": sparse(self.confusion),
+            "tiou": {str(width): sparse(counts) for width, counts in self.trimap.items()},
+            "tc": sparse(self.consistency),
+            "tc_unmasked": sparse(self.unmasked),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class FrameRecord:
     """Scores and timings of one frame.
-
-    Matrices count pixels, ``(K, K)`` int32, as `ConfusionMatrix.counts` does.
 
     Attributes:
         name: Name of the frame.
@@ -77,11 +100,9 @@ class FrameRecord:
         wait_ms: Waiting time in the mailbox; 0 unless real time is simulated.
         age_ms: Time from the stamp to the mask; nan unless real time is simulated.
         disagreement: Per cent of the pixels to which the host gives another class; nan without the host.
-        confusion: Labels and predictions; None without a label.
-        trimap: Labels and predictions within the trimap, by its width in pixels.
-        consistency: Predictions and warped predictions of the frame before, over the pixels that pass `flows_agree`;
-            None if there is no frame to compare with.
-        unmasked: As ``consistency``, over all pixels whose flow stays within the image.
+        labelled: Whether the frame has a label.
+        miou: Mean IoU of this frame alone, in per cent; nan without a label.
+        tc: Temporal consistency with the frame before, in per cent; nan if there is none to compare with.
         host_miou: `miou` of the host's mask; nan without the host.
         host_tc: `tc` of the host's mask; nan without the host.
     """
@@ -94,10 +115,9 @@ class FrameRecord:
     wait_ms: float = 0.0
     age_ms: float = math.nan
     disagreement: float = math.nan
-    confusion: np.ndarray | None = None
-    trimap: Mapping[int, np.ndarray] = field(default_factory=dict)
-    consistency: np.ndarray | None = None
-    unmasked: np.ndarray | None = None
+    labelled: bool = False
+    miou: float = math.nan
+    tc: float = math.nan
     host_miou: float = math.nan
     host_tc: float = math.nan
 
@@ -106,18 +126,8 @@ class FrameRecord:
         """Duration of all stages."""
         return sum(self.stages_ms.values())
 
-    @property
-    def miou(self) -> float:
-        """Mean IoU of this frame alone, in per cent; nan without a label."""
-        return mean_iou(self.confusion)
-
-    @property
-    def tc(self) -> float:
-        """Temporal consistency with the frame before, in per cent; nan if there is none to compare with."""
-        return mean_iou(self.consistency)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON; matrices as by `sparse`."""
+    def to_json(self, counts: FrameCounts) -> dict[str, Any]:
+        """Return plain values for JSON, with the counts of the frame; its ``miou`` and ``tc`` follow from them."""
         return {
             "name": self.name,
             "camera": self.camera,
@@ -127,28 +137,22 @@ class FrameRecord:
             "wait_ms": round(self.wait_ms, 3),
             "age_ms": _plain(round(self.age_ms, 3)),
             "disagreement": _plain(self.disagreement),
-            "confusion": sparse(self.confusion),
-            "tiou": {str(width): sparse(counts) for width, counts in self.trimap.items()},
-            "tc": sparse(self.consistency),
-            "tc_unmasked": sparse(self.unmasked),
+            **counts.to_json(),
             "host_miou": _plain(self.host_miou),
             "host_tc": _plain(self.host_tc),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], num_classes: int) -> FrameRecord:
-        """Undo `to_json`; times stay rounded."""
-        matrices: dict[str, Any] = {
-            name: None if data[key] is None else dense(data[key], num_classes)
-            for name, key in (("confusion", "confusion"), ("consistency", "tc"), ("unmasked", "tc_unmasked"))
-        }
+        """Undo `to_json`, but for the counts; times stay rounded."""
         numbers: dict[str, Any] = {
             name: math.nan if data[name] is None else data[name]
             for name in ("wait_ms", "age_ms", "disagreement", "host_miou", "host_tc")
         }
-        trimap = {int(width): dense(pairs, num_classes) for width, pairs in data["tiou"].items()}
+        for name, key in (("miou", "confusion"), ("tc", "tc")):
+            numbers[name] = mean_iou(None if data[key] is None else dense(data[key], num_classes))
         plain = {name: data[name] for name in ("name", "camera", "stamp_ns", "stages_ms", "reason")}
-        return cls(**plain, **numbers, **matrices, trimap=trimap)
+        return cls(**plain, **numbers, labelled=data["confusion"] is not None)
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ class EvaluationResults(Scores):
         return 100 * self.wall_s["segmenting"] / (self.wall_s["segmenting"] + self.wall_s["reading"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON; None stands for nan."""
+        """Return plain values for JSON, without the records; None stands for nan."""
         return {
             "frames": self.frames,
             "labelled": self.labelled,
@@ -206,7 +210,6 @@ class EvaluationResults(Scores):
             "age_ms": _plain(self.age_ms),
             "wall_s": _plain(self.wall_s),
             "share": self.segmenting_percent,
-            "per_frame": [record.to_json() for record in self.records],
         }
 
 
@@ -230,14 +233,13 @@ class PartialResults:
     wall_s: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return plain values for JSON, without the records."""
         totals = [{name: values.tolist() for name, values in network.items()} for network in self.totals]
-        return {**vars(self), "totals": totals, "records": [record.to_json() for record in self.records]}
+        return {"totals": totals, "resets": self.resets, "dropped": self.dropped, "wall_s": self.wall_s}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], num_classes: int) -> PartialResults:
-        """Undo `to_json`; times of frames stay rounded."""
-        records = [FrameRecord.from_json(record, num_classes) for record in data["records"]]
+    def from_json(cls, data: Mapping[str, Any], records: Sequence[FrameRecord]) -> PartialResults:
+        """Undo `to_json`."""
         totals = [{name: np.array(values) for name, values in network.items()} for network in data["totals"]]
         return cls(records, totals, data["resets"], data["dropped"], data["wall_s"])
 
@@ -261,58 +263,13 @@ def dense(pairs: Sequence[int], num_classes: int) -> np.ndarray:
     Raises:
         ValueError: If the list does not hold such pairs.
     """
-    cells = np.array(pairs, np.int64).reshape(-1, 2)
-    if cells.size and (cells.min() < 0 or cells[:, 0].max() >= num_classes**2):
-        raise ValueError(f"{pairs} are not pairs of cell and count for {num_classes} classes")
+    numbers = np.array(pairs, np.int64)
+    cells, values = numbers[::2], numbers[1::2]
+    if len(cells) != len(values) or (cells.size and (numbers.min() < 0 or cells.max() >= num_classes**2)):
+        raise ValueError(f"{len(numbers)} numbers are not pairs of cell and count for {num_classes} classes")
     counts = np.zeros(num_classes**2, np.int64)
-    counts[cells[:, 0]] = cells[:, 1]
+    counts[cells] = values
     return counts.reshape(num_classes, num_classes)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a file with the keys of `EvaluationResults.to_json`, and perhaps more; each frame on a line of its own.
-
-    The file is written completely or not at all.
-    """
-    lines = [json.dumps(record, allow_nan=False) for record in data["per_frame"]]
-    head = json.dumps({**data, "per_frame": []}, indent=2, allow_nan=False)
-    text = head.replace('"per_frame": []', '"per_frame": [\n    ' + ",\n    ".join(lines) + "\n  ]")
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file written by `write_json`.
-
-    Raises:
-        ValueError: If the file is not one.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if not all(
-            isinstance(results[key], kind) for key, kind in (("per_frame", list), ("iou", dict), ("tiou", dict))
-        ):
-            raise TypeError
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} has no scores by frame: give a file of `netwarp evaluate --json`") from error
-    return results
-
-
-def write_csv(path: Path, records: Sequence[FrameRecord]) -> None:
-    """Write a table with a line for each frame: times in ms, scores in per cent, empty cells for nan."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        stages = list(records[0].stages_ms) if records else []
-        table = csv.writer(file)
-        names = ["name", "camera", "stamp_ns", "reason"]
-        times = [f"{stage}_ms" for stage in (*stages, "total", "wait", "age")]
-        table.writerow([*names, *times, "miou", "tc", "disagreement"])
-        for record in records:
-            durations = [*(record.stages_ms[stage] for stage in stages), record.total_ms, record.wait_ms, record.age_ms]
-            values = [*durations, record.miou, record.tc, record.disagreement]
-            table.writerow(
-                [record.name, record.camera, record.stamp_ns, record.reason]
-                + ["" if math.isnan(value) else f"{value:.3f}" for value in values]
-            )
 
 
 def _plain(value: Any) -> Any:

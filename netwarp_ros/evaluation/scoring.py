@@ -13,7 +13,7 @@ import numpy as np
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.evaluation.frame_scorer import FrameScorer, LabelledFrame, NetworkCounters
-from netwarp_ros.evaluation.results import EvaluationResults, FrameRecord, PartialResults
+from netwarp_ros.evaluation.results import EvaluationResults, FrameCounts, FrameRecord, PartialResults, mean_iou
 from netwarp_ros.flow import FlowFolder
 from netwarp_ros.mailbox import SimulatedRealtime
 from netwarp_ros.offline import segment_frame
@@ -34,6 +34,7 @@ class ScoredFrame:
 
     Attributes:
         record: Scores and timings.
+        counts: Pixel counts.
         frame: The frame.
         mask: ``(H, W)`` uint8 class ids.
         host_mask: The host's mask, ``(H, W)`` uint8 class ids; None if the host is not run.
@@ -41,10 +42,15 @@ class ScoredFrame:
     """
 
     record: FrameRecord
+    counts: FrameCounts
     frame: Frame
     mask: np.ndarray
     host_mask: np.ndarray | None
     label: np.ndarray | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return scores, timings and counts as plain values for JSON."""
+        return self.record.to_json(self.counts)
 
 
 def evaluate(
@@ -107,7 +113,7 @@ def score_frames(
         instances: Returns the object numbers of a labelled frame, as `InstanceIoU.update` takes them.
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
         flows: Precomputed flow; by default the segmenter estimates it.
-        on_frame: Called with each frame after it is scored.
+        on_frame: Called with each frame after it is scored; only it gets the pixel counts, masks and images.
         begin: Index of the first frame to score. Earlier frames are only segmented, to fill the memory.
 
     Raises:
@@ -156,6 +162,7 @@ def score_frames(
         if frame.index < begin:
             scorer.remember(frame, masks)
             continue
+        counts = scorer.score(labelled, masks, stills=stills)
         record = FrameRecord(
             name=frame.name,
             camera=frame.camera,
@@ -165,10 +172,14 @@ def score_frames(
             wait_ms=wait_ms,
             age_ms=age_ms,
             disagreement=100 * float(np.mean(masks[0] != masks[1])) if host else math.nan,
-            **scorer.score(labelled, masks, stills=stills),
+            labelled=labelled.label is not None,
+            miou=mean_iou(counts[0].confusion),
+            tc=mean_iou(counts[0].consistency),
+            host_miou=mean_iou(counts[1].confusion) if host else math.nan,
+            host_tc=mean_iou(counts[1].consistency) if host else math.nan,
         )
         records.append(record)
-        on_frame(ScoredFrame(record, frame, masks[0], masks[1] if host else None, labelled.label))
+        on_frame(ScoredFrame(record, counts[0], frame, masks[0], masks[1] if host else None, labelled.label))
         wall.lap("scoring")
 
     resets = Counter(record.reason for record in records if record.reason) if segmenter.uses_netwarp else {}
@@ -198,7 +209,7 @@ def summarise(
     records = [record for partial in partial_results for record in partial.records]
     if not records:
         raise ValueError("there is no frame to evaluate")
-    count = sum(record.confusion is not None for record in records)
+    count = sum(record.labelled for record in records)
     if labelled and not count:
         raise ValueError(
             f"none of the {len(records)} frames has a label: labels must be named like the images, NAME.png, or have "
@@ -251,6 +262,7 @@ def _host_segmenter(segmenter: Segmenter) -> Segmenter:
         device=str(segmenter.device),
         precision=segmenter.precision,
         input_height=segmenter.input_height,
+        max_input_width=segmenter.max_input_width,
         host_only=True,
         inference=segmenter.inference,
     )

@@ -8,10 +8,10 @@ slices are evaluated.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ import cv2
 import torch
 
 from netwarp_ros.classes import ClassSet
-from netwarp_ros.evaluation.results import PartialResults
+from netwarp_ros.evaluation.result_files import FramesFile, FrameSpool, write_json
+from netwarp_ros.evaluation.results import FrameRecord, PartialResults
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, score_frames
 from netwarp_ros.flow import create_estimator
-from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.recordings.bags import BagLabels
 from netwarp_ros.recordings.frames import FrameSource
 from netwarp_ros.recordings.open import open_frames, open_labels
 from netwarp_ros.segmenter import Segmenter
+
+Opened = tuple[FrameSource, Labels | None]
+"""A recording and its label maps."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class SliceSettings:
     host: bool = False
     widths: Sequence[int] = TRIMAP_WIDTHS
 
-    def open(self, recording: Path) -> tuple[FrameSource, Labels | None]:
+    def open(self, recording: Path) -> Opened:
         """Open a recording and its label maps."""
         frames = open_frames(recording, rate=self.rate, topics=self.topics, leave_out=self.label_topics)
         return frames, open_labels(frames, recording, None, self.label_topics)
@@ -88,14 +91,19 @@ class SliceResults:
     Attributes:
         results: Results for its frames.
         damage: What could not be read or matched, a sentence for each.
+        file: Holds them, and the JSON of each frame.
     """
 
     results: PartialResults
     damage: Sequence[str]
+    file: FramesFile
 
 
-SliceRunner = Callable[[SliceSettings, Sequence[Slice]], Iterable[tuple[Slice, dict[str, Any]]]]
-"""Calls `evaluate_slice` for each slice, and returns the slices with what it returned, in any order."""
+EvaluatedSlice = tuple[Slice, dict[str, Any], Iterable[dict[str, Any]]]
+"""A slice, what `evaluate_slice` returned, and the JSON of its frames."""
+
+SliceRunner = Callable[[SliceSettings, Sequence[Slice], Path], Iterable[EvaluatedSlice]]
+"""Calls `evaluate_slice` for each slice, and yields the results in any order; temporary files go into the folder."""
 
 
 def recording_name(recording: Path) -> str:
@@ -136,27 +144,43 @@ def cut_slices(
     return slices
 
 
-def evaluate_slice(settings: SliceSettings, slice_: Slice) -> dict[str, Any]:
-    """Evaluate a slice; return plain values: ``part`` (of `PartialResults.to_json`) and ``damage``."""
+def evaluate_slice(
+    settings: SliceSettings, slice_: Slice, opened: Opened, add_frame: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Evaluate a slice.
+
+    Args:
+        settings: How to evaluate.
+        slice_: The slice.
+        opened: Its recording, opened once for all its slices.
+        add_frame: Called with the JSON of each frame.
+
+    Returns:
+        Plain values: ``results`` (of `PartialResults.to_json`) and ``damage``.
+    """
+    frames, labels = opened
     with _one_thread():
-        frames, labels = settings.open(slice_.recording)
         segmenter = Segmenter(**{**settings.segmenter, "flow": create_estimator(settings.segmenter["flow"])})
         results = score_frames(
             frames.read(slice_.read_from, slice_.end), labels, segmenter, settings.classes,
             stills=settings.stills, host=settings.host, widths=settings.widths, begin=slice_.score_from,
+            on_frame=lambda scored: add_frame(scored.to_json()),
         )  # fmt: skip
     damage = list(frames.damage)
     if isinstance(labels, BagLabels):
         damage += labels.damage
         if slice_.score_from == 0 and slice_.end is None:
             damage += labels.unmatched()
-    return {"part": results.to_json(), "damage": damage}
+    return {"results": results.to_json(), "damage": damage}
 
 
-def run_serially(settings: SliceSettings, slices: Sequence[Slice]) -> Iterator[tuple[Slice, dict[str, Any]]]:
+def run_serially(settings: SliceSettings, slices: Sequence[Slice], folder: Path) -> Iterator[EvaluatedSlice]:
     """Evaluate slices in this process, one after the other."""
-    for slice_ in slices:
-        yield slice_, evaluate_slice(settings, slice_)
+    for recording, own in groupby(slices, key=lambda slice_: slice_.recording):
+        opened = settings.open(recording)
+        for slice_ in own:
+            with FrameSpool(folder) as frames:
+                yield slice_, evaluate_slice(settings, slice_, opened, frames.add), frames
 
 
 def evaluate_slices(
@@ -186,44 +210,49 @@ def evaluate_slices(
         ValueError: If a slice cannot be evaluated.
         OSError: If a file cannot be written, or as ``run`` does.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     files = {slice_: folder / f"{slice_.name}.json" for slice_ in slices}
-    results: dict[Slice, dict[str, Any]] = {}
     origin_of = {
         slice_: {"recording": origins[slice_.recording], "frames": [slice_.read_from, slice_.score_from, slice_.end]}
         for slice_ in slices
     }
-    for slice_, file in files.items():
-        kept = _read_results(file)
-        if kept and kept["origin"] == origin_of[slice_]:
+    results: dict[Slice, SliceResults] = {}
+
+    def read_kept(slice_: Slice) -> None:
+        kept = _read_results(files[slice_], origin_of[slice_], len(settings.classes))
+        if kept:
             results[slice_] = kept
             on_slice(slice_)
-    for slice_, result in run(settings, [slice_ for slice_ in slices if slice_ not in results]):
-        results[slice_] = result
-        with replacing(files[slice_]) as temporary:
-            text = json.dumps({"origin": origin_of[slice_], **result}, allow_nan=False)
-            temporary.write_text(text, encoding="utf-8")
-        on_slice(slice_)
-    count = len(settings.classes)
-    return [
-        SliceResults(PartialResults.from_json(results[slice_]["part"], count), results[slice_]["damage"])
-        for slice_ in slices
-    ]
+
+    for slice_ in slices:
+        read_kept(slice_)
+    for slice_, result, frames in run(settings, [slice_ for slice_ in slices if slice_ not in results], folder):
+        write_json(files[slice_], {"origin": origin_of[slice_], **result}, frames)
+        read_kept(slice_)
+    return [results[slice_] for slice_ in slices]
 
 
 def prefix_cameras(recording: Path, results: PartialResults) -> PartialResults:
     """Put the name of a recording before the names of its cameras, so that cameras of several recordings differ."""
-    name = recording_name(recording)
-    records = [replace(record, camera=f"{name} {record.camera}".strip()) for record in results.records]
+    records = [replace(record, camera=prefixed(recording, record.camera)) for record in results.records]
     return replace(results, records=records)
 
 
-def _read_results(file: Path) -> dict[str, Any] | None:
-    """Read the results of a slice; None if there is no file, or no valid one."""
+def prefixed(recording: Path, camera: str) -> str:
+    """Return the name of a camera with that of its recording before it."""
+    return f"{recording_name(recording)} {camera}".strip()
+
+
+def _read_results(file: Path, origin: Mapping[str, Any], num_classes: int) -> SliceResults | None:
+    """Read the results of a slice; None if there is no file, or no valid one of this origin."""
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        kept = FramesFile(file)
+        if not {"origin", "results", "damage"} <= kept.head.keys() or kept.head["origin"] != origin:
+            return None
+        records = [FrameRecord.from_json(frame, num_classes) for frame in kept.frames()]
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return results if isinstance(results, dict) and results.keys() == {"origin", "part", "damage"} else None
+    return SliceResults(PartialResults.from_json(kept.head["results"], records), kept.head["damage"], kept)
 
 
 @contextmanager

@@ -37,6 +37,9 @@ NEEDED = {"transport": "raw", "autostart": "true", "respawn": "false"}
 RECORDED = ("mask", "timing", "label_info")
 """The recorded topics under <camera>/segmentation."""
 
+CLOSING_S = "60"
+"""Seconds that the recorder has to close its bag, before `launch` sends it SIGTERM and then SIGKILL."""
+
 REST_S = 2.0
 """Seconds from the last image to the end, in which the last masks are published and recorded."""
 
@@ -111,7 +114,12 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         outputs = PurePosixPath(namespace, given["camera"], "segmentation")
         topics = [str(outputs / topic) for topic in RECORDED]
         command = ["ros2", "bag", "record", "--storage", "mcap", "--output", given["record"], "--topics", *topics]
-        entities.append(ExecuteProcess(cmd=command, name="recorder", output="screen", on_exit=_check_recorder))
+        timeout = LaunchConfiguration("sigterm_timeout", default=CLOSING_S)
+        entities.append(
+            ExecuteProcess(
+                cmd=command, name="recorder", output="screen", sigterm_timeout=timeout, on_exit=_check_recorder
+            )
+        )
     return entities
 
 

@@ -6,6 +6,7 @@ A test module that imports this one is skipped, with the reason, if ROS is missi
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -154,12 +155,12 @@ def node_command(module: str, **parameters: Any) -> list[str]:
 
 
 class Program:
-    """A process, and its output."""
+    """A process, and its output. If it has to be killed, so are the processes that it has started."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self._log = log
         with log.open("wb") as output:
-            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, process_group=0)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal unless the process has ended, wait for its end, and return the exit status."""
@@ -172,7 +173,7 @@ class Program:
         try:
             return self._process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             raise
 
     def send(self, number: int) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import pytest
@@ -42,8 +42,8 @@ def ros2_launch(log: Path, *arguments: str, file: str | Path = "segment.launch.p
     return Program(["ros2", "launch", *package, str(file), *arguments], log)
 
 
-def write_launch_file(file: Path, included: str, **arguments: str | Path) -> Path:
-    """Write a launch file that includes one of the package, with arguments, in a group with a namespace.
+def write_launch_file(file: Path, included: str, namespace: str, /, **arguments: str | Path) -> Path:
+    """Write a launch file that includes one of the package, with arguments, in a namespace unless that is empty.
 
     Its launch process receives no transition event, as happens if it discovers the node too late.
     """
@@ -60,8 +60,10 @@ LifecycleNode._on_transition_event = lambda *_: None
 
 def generate_launch_description():
     path = get_package_share_directory("netwarp_ros") + "/launch/{included}"
-    included = IncludeLaunchDescription(path, launch_arguments={given})
-    return LaunchDescription([GroupAction([PushRosNamespace("fleet"), included])])
+    include = IncludeLaunchDescription(path, launch_arguments={given})
+    if {namespace!r}:
+        include = GroupAction([PushRosNamespace({namespace!r}), include])
+    return LaunchDescription([include])
 """
     )
     return file
@@ -203,27 +205,52 @@ def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
         assert len(list(frames)) >= 1
 
 
-def test_a_replay_depends_on_no_event(ros_domain: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("namespace", ["", "fleet"])
+def test_a_replay_depends_on_no_event(ros_domain: int, tmp_path: Path, namespace: str) -> None:
     images, model = write_images(tmp_path / "images"), tiny_model(tmp_path / "tiny.safetensors")
-    file = write_launch_file(tmp_path / "own.launch.py", "replay.launch.py", path=images, namespace="robot")
+    given = {"path": images, "namespace": "robot"}
+    file = write_launch_file(tmp_path / "own.launch.py", "replay.launch.py", namespace, **given)
     program = ros2_launch(tmp_path / "log", f"model:={model}", "rate:=10", file=file)
     assert program.wait() == 0
-    assert "5 images published on /fleet/robot/camera/image_raw" in program.output
+    topic = PurePosixPath("/", namespace, "robot/camera/image_raw")
+    assert f"5 images published on {topic}" in program.output
     assert not re.search("ERROR|WARNING", program.output)
 
-    program = ros2_launch(tmp_path / "log", "model:=nonesuch", file=file)
+
+def test_a_failed_replay_depends_on_no_event(ros_domain: int, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    file = write_launch_file(tmp_path / "own.launch.py", "replay.launch.py", "", path=images, model="nonesuch")
+    program = ros2_launch(tmp_path / "log", file=file)
     assert program.wait() == 1
     assert "cannot be configured: no model named 'nonesuch'" in program.output
 
 
-def test_the_segment_launch_depends_on_no_event(graph: Graph, tmp_path: Path) -> None:
+@pytest.mark.parametrize("namespace", ["", "fleet"])
+def test_a_segment_launch_depends_on_no_event(graph: Graph, tmp_path: Path, namespace: str) -> None:
     model = tiny_model(tmp_path / "tiny.safetensors")
-    file = write_launch_file(tmp_path / "own.launch.py", "segment.launch.py", model=model)
+    file = write_launch_file(tmp_path / "own.launch.py", "segment.launch.py", namespace, model=model)
     program = ros2_launch(tmp_path / "log", file=file)
     try:
-        SegmentClient(graph, "fleet/camera").segment(image_message(moving_images(1)[0], SECOND))
+        SegmentClient(graph, f"{namespace}/camera").segment(image_message(moving_images(1)[0], SECOND))
     finally:
         assert program.end(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize(("recorder_status", "launch_status"), [(0, 0), (signal.SIGINT, 0), (3, 1)])
+def test_a_recorder_that_cannot_close_its_bag_fails_the_replay(
+    ros_domain: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder_status: int, launch_status: int
+) -> None:
+    record = f"trap 'exit {recorder_status:d}' INT; while :; do sleep 0.1; done"
+    fake = tmp_path / "ros2"
+    fake.write_text(f'#!/bin/sh\n[ "$1" = bag ] || exec {shutil.which("ros2")} "$@"\n{record}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    images, model = write_images(tmp_path / "images"), tiny_model(tmp_path / "tiny.safetensors")
+    arguments = [f"path:={images}", f"model:={model}", "rate:=10", f"record:={tmp_path / 'drive'}"]
+    program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
+    assert program.wait() == launch_status
+    assert "5 images published on /camera/image_raw" in program.output
+    assert ("the recorder has ended with status 3" in program.output) == bool(launch_status)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,31 @@ def test_bags_are_evaluated_in_slices(tmp_path: Path, model: Path, images: Path,
     assert sliced["settings"]["slice_s"] == 0.1 and sliced["inputs"]["images"] == whole["inputs"]["images"]
 
 
+def test_a_folder_of_results_is_of_one_model_and_its_settings(
+    tmp_path: Path, model: Path, images: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`netwarp compare` takes all files of a folder, so an earlier run's must not stay among the new ones."""
+    out, bags = tmp_path / "results", [tmp_path / "a.mcap", tmp_path / "b.mcap"]
+    for bag in bags:
+        run("bag", images, labels, "-o", bag)
+    options = ["--topic", "/camera/image_raw", "--label-topic", "/camera/labels", "--model", model, "-o", out]
+    assert run("evaluate", bags[0], *options) == 0
+    (out / "notes.json").write_text("{}")  # in nobody's way
+    (out / "empty.json").touch()
+    assert run("evaluate", bags[1], *options) == 0
+    before = (out / "a.json").read_bytes()
+    assert run("evaluate", bags[1], *options, "--input-height", 32) == 2
+    assert f"{out / 'a.json'} holds results of another model or other settings" in capsys.readouterr().err
+    assert (out / "a.json").read_bytes() == before
+    assert run("evaluate", *bags, *options, "--input-height", 32) == 0
+    assert [json.loads((out / f"{name}.json").read_text())["settings"]["input_height"] for name in "ab"] == [32, 32]
+
+    (out / "a.json").write_text("years of work")
+    assert run("evaluate", *bags, *options) == 2
+    assert f"{out / 'a.json'} exists already, and this command did not write it" in capsys.readouterr().err
+    assert (out / "a.json").read_text() == "years of work"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -225,6 +225,14 @@ def test_variants_are_the_papers_by_default(tmp_path: Path, camvid: Path) -> Non
     assert len({config.output for config in configs.values()}) == 6
 
 
+def test_variants_with_names_alike_have_folders_of_their_own(tmp_path: Path, camvid: Path) -> None:
+    alike = [{"layers": ["a", "b"]}, {"layers": ["a-b"]}, {"layers": ["a:b"]}]
+    configs = variants(recipe(tmp_path, camvid), alike).values()
+    names = ["as-in-the-recipe", "layers-a-b", "layers-a-b-", "layers-a-b--"]
+    assert [Path(config.output).name for config in configs] == names
+    assert [config.model.netwarp.layers for config in configs][1:] == [("a", "b"), ("a-b",), ("a:b",)]
+
+
 def test_variants_of_any_key(tmp_path: Path, camvid: Path) -> None:
     file = recipe(tmp_path, camvid)
     overrides = [{"remember": "after"}, {"blend": "concatenation", "optimiser.rate": 0.5}]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from netwarp_ros.evaluation.provenance import describe_input
-from netwarp_ros.evaluation.result_files import write_json
+from netwarp_ros.evaluation.result_files import MARK, FramesFile, write_json
 from netwarp_ros.evaluation.results import EvaluationResults, PartialResults
 from netwarp_ros.evaluation.scoring import summarise
 from netwarp_ros.evaluation.slices import (
@@ -23,6 +23,7 @@ from netwarp_ros.evaluation.slices import (
     recording_name,
     run_serially,
 )
+from netwarp_ros.recordings.atomic import holds, refuse_foreign
 
 
 class RecordingsResults(NamedTuple):
@@ -63,14 +64,15 @@ def evaluate_recordings(
         on_slice: Called with each slice once its results are there.
 
     Raises:
+        FileExistsError: If the folder has results of other recordings with other settings or another model, or a file
+            in the way that this program did not write.
         ValueError: If a slice cannot be evaluated.
         OSError: If a file cannot be written, or a slice is lost on Ray.
     """
     model = describe_input(weights)
-    inputs = {
-        recording: {"images": describe_input(recording), "model": model}
-        for recording in dict.fromkeys(slice_.recording for slice_ in slices)
-    }
+    recordings = list(dict.fromkeys(slice_.recording for slice_ in slices))
+    _refuse_others(folder, [recording_name(recording) for recording in recordings], model, context)
+    inputs = {recording: {"images": describe_input(recording), "model": model} for recording in recordings}
     origins = {recording: _origin(settings, described, context) for recording, described in inputs.items()}
     results = evaluate_slices(settings, slices, folder / "slices", origins, run, on_slice)
 
@@ -86,6 +88,25 @@ def evaluate_recordings(
         return RecordingsResults(_summarise(settings, [result.results for result in results]), damage, _frames(results))
     parts = [prefix_cameras(slice_.recording, result.results) for slice_, result in evaluated]
     return RecordingsResults(_summarise(settings, parts), damage, _frames_of_recordings(evaluated))
+
+
+def _refuse_others(folder: Path, names: Sequence[str], model: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+    """Check that the results in a folder are of one model and its settings, once those of these names are written."""
+    for name in names:
+        refuse_foreign(folder / f"{name}.json", MARK)
+    for file in sorted(folder.glob("*.json")):
+        if file.stem in names or not holds(file, MARK):
+            continue
+        try:
+            head = FramesFile(file).head
+            same = head["inputs"]["model"]["sha256"] == model["sha256"] and head["settings"] == context["settings"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            same = False
+        if not same:
+            raise FileExistsError(
+                f"{file} holds results of another model or other settings, and {folder} would be a mix of both: give "
+                "another --output, or remove the file"
+            )
 
 
 def _frames(results: Iterable[SliceResults]) -> Iterator[dict[str, Any]]:

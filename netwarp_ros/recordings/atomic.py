@@ -31,14 +31,17 @@ def refuse_foreign(path: Path, mark: str) -> None:
     Raises:
         FileExistsError: There is something else.
     """
-    if not path.exists() or (path.is_file() and (not path.stat().st_size or _holds(path, mark.encode()))):
+    if not path.exists() or (path.is_file() and (not path.stat().st_size or holds(path, mark))):
         return
     raise FileExistsError(f"{path} exists already, and this command did not write it: remove it, or give another path")
 
 
-def _holds(path: Path, mark: bytes) -> bool:
+def holds(path: Path, mark: str) -> bool:
+    """Tell whether a file holds a mark."""
+    if not path.stat().st_size:  # cannot be mapped
+        return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(mark) >= 0
+        return content.find(mark.encode()) >= 0
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.evaluation.plots import timeline_figure, trimap_figure
 from netwarp_ros.evaluation.report.gallery import FrameGallery
+from netwarp_ros.evaluation.result_files import MARK
 from netwarp_ros.evaluation.results import EvaluationResults
 from netwarp_ros.recordings.atomic import replacing
 
@@ -47,6 +48,9 @@ def write_page(
         classes: Names and colors of the classes.
         gallery: Holds the pictures.
         context: The other keys of `netwarp evaluate --json`: ``settings``, ``inputs``, ``environment``, ``damage``.
+
+    Raises:
+        FileExistsError: There is a file that `netwarp evaluate` did not write.
     """
     import jinja2
 
@@ -71,9 +75,10 @@ def write_page(
         gallery=[("Best", gallery.best()), ("Worst", gallery.worst())],
         measure=gallery.measure,
         max_notes=MAX_NOTES,
+        mark=MARK,
         **context,
     )
-    with replacing(path) as temporary:
+    with replacing(path, MARK) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rosbags.rosbag2 import StoragePlugin
 from netwarp_ros.datasets.bag import BagDataset
 from netwarp_ros.datasets.camvid import VOID
 from netwarp_ros.datasets.samples import clips
+from netwarp_ros.recordings.bag_reader import BagReader
 
 
 def message(image: np.ndarray, encoding: str, stamp_ms: int) -> Any:
@@ -93,3 +95,18 @@ def test_names_are_known_without_reading(tmp_path: Path) -> None:
     for index in range(len(bag)):
         for before in range(bag.frames_before(index) + 1):
             assert bag.name(index, before) == bag.read(index, before).name
+
+
+def test_a_bag_stays_open_for_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    open_files = BagReader._open_files
+    monkeypatch.setattr(BagReader, "_open_files", lambda bag: opened.append(bag.path) or open_files(bag))
+    bag = write_drive(tmp_path / "bag")
+    assert len(opened) == 2  # for the stamps of images and of label maps
+    for _ in range(3):
+        assert [bag[index].label[0, 0] for index in (2, 0, 1)] == [4, 1, 2]
+    assert len(opened) == 3
+    # Forked processes would move each other's position in the file, so each opens it again.
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert bag[1].label[0, 0] == 2
+    assert len(opened) == 4

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,37 @@ def test_label_maps_of_a_bag_are_found_by_stamp(tmp_path: Path) -> None:
     np.testing.assert_array_equal(second, label)
     assert labels.unmatched() == [f"{bag}: 1 of the 2 label maps of /labels match no image by stamp"]
     assert labels.damage == []
+
+
+def test_label_maps_of_two_cameras_in_any_order(tmp_path: Path) -> None:
+    """The label maps are recorded after the images, those of one camera in reverse, and one of the other twice."""
+    stamps = [T0 + stamp(index, 10) for index in range(40)]
+    messages: list[tuple[str, Any]] = []
+    for time in stamps:
+        messages += [(camera, image_message(noise(0, 2, 3), "bgr8", time)) for camera in ("/a", "/b")]
+    maps = [np.full((2, 3), index, np.uint8) for index in range(40)]
+    messages += [("/b/labels", image_message(maps[i], "mono8", stamps[i])) for i in reversed(range(40))]
+    messages += [("/a/labels", image_message(maps[i], "mono8", stamps[i])) for i in (3, *range(40))]
+    bag = write_messages(tmp_path / "bag", messages)
+    labels = BagLabels(bag, {"/a": "/a/labels", "/b": "/b/labels"})
+    for reader in (labels, pickle.loads(pickle.dumps(labels))):
+        found = [reader(frame) for frame in open_frames(bag, topics=["/a", "/b"])]
+        assert [label[0, 0] for label in found if label is not None] == [i for i in range(40) for _ in ("/a", "/b")]
+        assert reader.unmatched() == []
+
+
+def test_a_bag_that_changed_after_it_was_indexed_is_refused(tmp_path: Path) -> None:
+    label = np.zeros((48, 64), np.uint8)
+    bag = write_labelled(tmp_path / "bag", *(image_message(label, "mono8", T0 + index * 10**8) for index in range(2)))
+    first, second = open_frames(bag, topics=["/c"])
+    labels = BagLabels(bag, {"/c": "/labels"})
+    labels.index()
+    shutil.rmtree(bag)
+    write_labelled(bag, image_message(label, "mono8", T0 + 7))
+    with pytest.raises(ValueError, match="label map of image 000000, .* the bag has changed since it was opened"):
+        labels(first)
+    with pytest.raises(ValueError, match="label map of image 000001, .* message 1 is no longer there"):
+        labels(second)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from labelled import CAMVID, HEIGHT, WIDTH, label, write, write_cityscapes, write_labelled_video
 
+from netwarp_ros.datasets import folder
 from netwarp_ros.datasets.camvid import VOID, CamVid
 from netwarp_ros.datasets.cityscapes import Cityscapes
 from netwarp_ros.datasets.folder import ImageFolder
@@ -107,6 +108,16 @@ def test_labelled_frames_become_a_recording_with_pauses(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frames.instances(frame), frames.samples.instances(1))
     with pytest.raises(ValueError, match="length is 0"):
         SampleFrames(frames.samples, 0)
+
+
+def test_a_range_of_frames_reads_its_own_samples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = SampleFrames(write_labelled_video(tmp_path, 4, {0, 2, 3}), 3)
+    whole = [(frame.index, frame.stamp_ns, frame.name) for frame in frames]
+    read: list[int] = []
+    read_image = folder.read_image
+    monkeypatch.setattr(folder, "read_image", lambda path: read.append(path) or read_image(path))
+    part = [(frame.index, frame.stamp_ns, frame.name) for frame in frames.read(4, 6)]
+    assert part == whole[4:6] and len(read) == 2
 
 
 def test_a_recording_of_a_video_has_a_clip_for_each_labelled_frame(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
+from netwarp_ros.recordings.bag_messages import BagMessages
 from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
 from netwarp_ros.recordings.messages import stamp_of
@@ -37,16 +38,17 @@ class BagDataset(Samples):
     ) -> None:
         self.path, self.classes = Path(path), classes
         self.image_topic, self.label_topic = image_topic, label_topic
-        self._images, labels = (_stamps(self.path, topic) for topic in (image_topic, label_topic))
-        self._labels = dict(labels)
-        self._labelled = [index for index, (stamp_ns, _) in enumerate(self._images) if stamp_ns in self._labels]
+        self._stamps, label_stamps = (_stamps(self.path, topic) for topic in (image_topic, label_topic))
+        self._labels = {stamp_ns: number for number, stamp_ns in enumerate(label_stamps)}
+        self._labelled = [number for number, stamp_ns in enumerate(self._stamps) if stamp_ns in self._labels]
         if not self._labelled:
             raise ValueError(
-                f"{path}: none of the {len(labels)} label maps of {label_topic} has the stamp of one of the "
-                f"{len(self._images)} images of {image_topic}"
+                f"{path}: none of the {len(label_stamps)} label maps of {label_topic} has the stamp of one of the "
+                f"{len(self._stamps)} images of {image_topic}"
             )
+        self._messages = BagMessages(self.path, _refuse)
         self._frames_before = [0]
-        for (previous_ns, _), (present_ns, _) in pairwise(self._images):
+        for previous_ns, present_ns in pairwise(self._stamps):
             follows = 0 < present_ns - previous_ns <= max_gap * 1e9
             self._frames_before.append(self._frames_before[-1] + 1 if follows else 0)
 
@@ -64,36 +66,34 @@ class BagDataset(Samples):
 
     def read(self, index: int, before: int = 0) -> Sample:
         position, name = self._labelled[index] - before, self.name(index, before)
-        stamp_ns, recorded_ns = self._images[position]
+        stamp_ns = self._stamps[position]
         with named_in_errors(f"{self.path}: image {position} of {self.image_topic}"):
-            image = to_writable_bgr(self._message(self.image_topic, stamp_ns, recorded_ns))
+            image = to_writable_bgr(self._message(self.image_topic, position, stamp_ns))
         if stamp_ns not in self._labels:
             return self.without_label(name, image)
         label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
         with named_in_errors(label_name):
-            label = to_label(self._message(self.label_topic, stamp_ns, self._labels[stamp_ns]), image.shape[:2])
+            label = to_label(self._message(self.label_topic, self._labels[stamp_ns], stamp_ns), image.shape[:2])
         self.classes.check(label, label_name)
         return Sample(name, image, label)
 
-    def _message(self, topic: str, stamp_ns: int, recorded_ns: int) -> Any:
-        """Read the message with this stamp that was recorded at this time."""
-        with BagReader(self.path, _refuse) as bag:
-            for recorded in bag.messages_at(topic, recorded_ns):
-                message = read_image(recorded)
-                if stamp_of(message, recorded_ns) == stamp_ns:
-                    return message
-        raise ValueError("it is no longer there")
+    def _message(self, topic: str, number: int, stamp_ns: int) -> Any:
+        recorded = self._messages.read(topic, number)
+        message = read_image(recorded)
+        if stamp_of(message, recorded.recorded_ns) != stamp_ns:
+            raise ValueError("the bag has changed since it was opened")
+        return message
 
 
-def _stamps(path: Path, topic: str) -> list[tuple[int, int]]:
-    """Return the stamp and the time of recording of each message of an image topic, both in ns."""
+def _stamps(path: Path, topic: str) -> list[int]:
+    """Return the stamp of each message of an image topic in ns."""
     stamps = []
     with BagReader(path, _refuse) as bag:
         bag.check_image_topic(topic)
         for number, recorded in bag.messages([topic]):
             with named_in_errors(f"{path}: message {number} of {topic}"):
                 message = read_image(recorded)
-            stamps.append((stamp_of(message, recorded.recorded_ns), recorded.recorded_ns))
+            stamps.append(stamp_of(message, recorded.recorded_ns))
     return stamps
 
 

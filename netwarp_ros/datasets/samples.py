@@ -226,16 +226,18 @@ class SampleFrames(FrameSource):
         return len(self._counts_before) + sum(self._counts_before)
 
     def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
-        return islice(self._read(), begin, end)
+        for number, (stamp_ns, index, before) in islice(enumerate(self._positions()), begin, end):
+            sample = self.samples.read(index, before)
+            self._latest_labelled = None if before else (number, index, sample.label)
+            yield Frame(number, stamp_ns, sample.name, sample.image)
 
-    def _read(self) -> Iterator[Frame]:
-        number = stamp_ns = 0
+    def _positions(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the stamp of each frame, and where it is in the data set: the arguments of `Samples.read`."""
+        stamp_ns = 0
         for index, count in enumerate(self._counts_before):
             for before in range(count, -1, -1):
-                sample = self.samples.read(index, before)
-                self._latest_labelled = None if before else (number, index, sample.label)
-                yield Frame(number, stamp_ns, sample.name, sample.image)
-                number, stamp_ns = number + 1, stamp_ns + stamp(1, self.rate)
+                yield stamp_ns, index, before
+                stamp_ns += stamp(1, self.rate)
             stamp_ns += 60 * 10**9
 
     def label(self, frame: Frame) -> np.ndarray | None:

@@ -78,10 +78,6 @@ class BagFile(ABC):
         """
 
     @abstractmethod
-    def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
-        """Read the messages of a topic that were recorded at one time."""
-
-    @abstractmethod
     def close(self) -> None:
         """Close the file."""
 

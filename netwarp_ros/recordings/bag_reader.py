@@ -98,15 +98,6 @@ class BagReader:
             if missing := lost[topic] + count - earlier[topic]:
                 self._on_damage(f"{self.path}: {missing} of the {count} messages of {topic} are lost")
 
-    def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
-        """Read the messages of a topic that were recorded at one time."""
-        for file in self._files:
-            for message in file.messages_at(topic, recorded_ns):
-                message = self._decompressed(file, message)
-                self._take_damage(file)
-                self._report()
-                yield message
-
     def check_image_topic(self, name: str) -> None:
         """Check that there is an image topic of this name.
 

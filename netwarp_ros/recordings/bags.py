@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from netwarp_ros.recordings.bag_file import RecordedMessage
+from netwarp_ros.recordings.bag_messages import BagMessages
 from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
@@ -113,14 +112,17 @@ class BagFrames(FrameSource):
 
 
 class BagLabels:
-    """Label maps of a bag, looked up by the stamps of frames; held in memory, compressed.
+    """Label maps of a bag, looked up by the stamps of frames, and read when they are asked for.
+
+    Opening checks the topics. `index` reads the stamps of all label maps, at the latest when the first label map is
+    asked for, and only these are kept in memory.
 
     Args:
         path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file; the bag of the images or another one.
         topics: For each camera, the topic of its label maps (``sensor_msgs/Image`` with encoding ``mono8``).
 
     Attributes:
-        damage: What could not be read, one sentence each.
+        damage: What `index` could not read, one sentence each.
 
     Raises:
         ValueError: If the bag cannot be read, or a topic is missing or has another type.
@@ -129,14 +131,22 @@ class BagLabels:
     def __init__(self, path: str | Path, topics: Mapping[str, str]) -> None:
         self.path, self.topics = Path(path), topics
         self.damage: list[str] = []
-        self._compressed: dict[tuple[str, int], RecordedMessage] = {}
-        self._requested: set[tuple[str, int]] = set()
-        with BagReader(self.path, self.damage.append) as bag:
+        self._numbers: dict[str, dict[int, int]] = {}
+        self._requested: dict[str, set[int]] = {topic: set() for topic in topics.values()}
+        self._messages = BagMessages(self.path, _ignore)
+        with BagReader(self.path, _ignore) as bag:
             for topic in topics.values():
                 bag.check_image_topic(topic)
                 if not is_raw_image(bag.topics[topic]):
                     raise ValueError(f"{path}: {topic} is compressed; label maps must be sensor_msgs/Image with mono8")
-            for number, recorded in bag.messages(set(topics.values())):
+
+    def index(self) -> Mapping[str, Mapping[int, int]]:
+        """Return for each topic the numbers of the label maps by their stamps. The first call reads all label maps."""
+        if self._numbers:
+            return self._numbers
+        self._numbers = {topic: {} for topic in self.topics.values()}
+        with BagReader(self.path, self.damage.append) as bag:
+            for number, recorded in bag.messages(self._numbers.keys()):
                 if recorded.data is None:
                     continue
                 try:
@@ -145,8 +155,8 @@ class BagLabels:
                 except ValueError as error:
                     self.damage.append(str(error))
                     continue
-                compressed = recorded._replace(data=zlib.compress(recorded.data, level=1))
-                self._compressed[recorded.topic, stamp_ns] = compressed
+                self._numbers[recorded.topic][stamp_ns] = number
+        return self._numbers
 
     def __call__(self, frame: Frame) -> np.ndarray | None:
         """Return the label map of a frame, ``(H, W)`` uint8, or None if the bag has none.
@@ -154,21 +164,27 @@ class BagLabels:
         Raises:
             ValueError: If the message is not a label map of the frame's size.
         """
-        key = self.topics[frame.camera], frame.stamp_ns
-        if key not in self._compressed:
+        topic = self.topics[frame.camera]
+        number = self.index()[topic].get(frame.stamp_ns)
+        if number is None:
             return None
-        self._requested.add(key)
-        recorded = self._compressed[key]
-        assert recorded.data is not None
-        with named_in_errors(f"{self.path}: the label map of image {frame.name}, on {key[0]},"):
-            message = read_image(recorded._replace(data=zlib.decompress(recorded.data)))
+        self._requested[topic].add(frame.stamp_ns)
+        with named_in_errors(f"{self.path}: the label map of image {frame.name}, on {topic},"):
+            recorded = self._messages.read(topic, number)
+            message = read_image(recorded)
+            if stamp_of(message, recorded.recorded_ns) != frame.stamp_ns:
+                raise ValueError("the bag has changed since it was opened")
             return to_label(message, frame.image.shape[:2])
 
     def unmatched(self) -> list[str]:
         """Return one sentence for each topic that has unmatched label maps: their number."""
-        counts = Counter(topic for topic, _ in self._compressed)
-        unmatched = Counter(topic for topic, _ in self._compressed.keys() - self._requested)
+        counts = {topic: (len(numbers), len(self._requested[topic])) for topic, numbers in self.index().items()}
         return [
-            f"{self.path}: {unmatched[topic]} of the {counts[topic]} label maps of {topic} match no image by stamp"
-            for topic in unmatched
+            f"{self.path}: {count - matched} of the {count} label maps of {topic} match no image by stamp"
+            for topic, (count, matched) in counts.items()
+            if matched < count
         ]
+
+
+def _ignore(damage: str) -> None:
+    """Do not report the damage: `BagLabels.index` does."""

@@ -124,11 +124,6 @@ class McapFile(BagFile):
                 yield numbers[message.topic], message
             numbers[message.topic] += 1
 
-    def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
-        channels = {key for key, channel in self._channels.items() if channel.topic == topic}
-        blocks = [block for block in self._blocks if block.begin_ns <= recorded_ns <= block.end_ns]
-        return (message for message in self._in_order(blocks, channels) if message.recorded_ns == recorded_ns)
-
     def _in_order(self, blocks: Sequence[_Block], channels: Collection[int]) -> Iterator[RecordedMessage]:
         """Read the messages of blocks that are sorted by their begin, in the order of recording."""
         pending: list[tuple[int, int, int, RecordedMessage]] = []  # a heap, because blocks may overlap in time

@@ -68,9 +68,6 @@ class Ros1File(BagFile):
             yield numbers[message.topic], message
             numbers[message.topic] += 1
 
-    def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
-        return self._read([e for e in self._entries if e.topic == topic and e.recorded_ns == recorded_ns])
-
     def _read(self, entries: Collection[_Entry]) -> Iterator[RecordedMessage]:
         chunk, content = -1, None
         for entry in entries:

@@ -59,15 +59,13 @@ class SqliteFile(BagFile):
 
     def messages(self, topics: Collection[str], skip: int = 0) -> Iterator[tuple[int, RecordedMessage]]:
         rows = self._rows_of(topics)
-        numbers = Counter(self._names[key][0] for key in rows["topic"][:skip].tolist())
+        numbers = Counter[str]()
+        for key, count in zip(*np.unique(rows["topic"][:skip], return_counts=True), strict=True):
+            numbers[self._names[int(key)][0]] += int(count)
         for row in rows[skip:]:
             message = self._message(row)
             yield numbers[message.topic], message
             numbers[message.topic] += 1
-
-    def messages_at(self, topic: str, recorded_ns: int) -> Iterator[RecordedMessage]:
-        rows = self._rows_of([topic])
-        return (self._message(row) for row in rows[rows["recorded_ns"] == recorded_ns])
 
     def _rows_of(self, topics: Collection[str]) -> np.ndarray:
         keys = [key for key, names in self._names.items() if names[0] in topics]

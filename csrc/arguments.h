@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <optional>
 
+#include "geometry.h"
 #include "shape.h"
 
 namespace netwarp {
@@ -44,6 +45,8 @@ inline Shape check_features(const Tensor& features) {
   const auto type = features.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
                   "features must be float32, float16 or bfloat16");
+  STD_TORCH_CHECK(features.size(2) <= kLargestSide && features.size(3) <= kLargestSide, "features have ",
+                  features.size(2), " x ", features.size(3), " pixels: give at most 2^24 in each direction");
   return {features.size(0), features.size(1), features.size(2), features.size(3)};
 }
 

@@ -15,6 +15,9 @@
 
 namespace netwarp {
 
+// The largest height and width: float32 counts pixels up to here.
+constexpr int64_t kLargestSide = int64_t{1} << 24;
+
 // A position on one axis: `fraction` of the way from cell `index` to the next one.
 struct Place {
   int32_t index;
@@ -22,7 +25,7 @@ struct Place {
 };
 
 // NaN counts as no displacement. Displacements are clamped to the grid's size, so that the sum stays exact and finite.
-static NETWARP_DEVICE inline Place locate(int64_t position, float displacement, int64_t size) {
+static NETWARP_DEVICE inline Place locate(int32_t position, float displacement, int32_t size) {
   const float bound = (float)size, last = (float)(size - 1);
   displacement = displacement == displacement ? displacement : 0.0f;
   displacement = displacement < -bound ? -bound : displacement;
@@ -34,10 +37,10 @@ static NETWARP_DEVICE inline Place locate(int64_t position, float displacement, 
   return {index, place - (float)index};
 }
 
-// The derivative of the place by the displacement: 1, and 0 where the place is clamped or NaN (which compares false).
-static NETWARP_DEVICE inline float derivative(int64_t position, float displacement, int64_t size) {
+// Whether the place moves with the displacement: not where it is clamped, and not where it is NaN (which compares false).
+static NETWARP_DEVICE inline bool moves(int32_t position, float displacement, int32_t size) {
   const float place = (float)position + displacement;
-  return place >= 0.0f && place <= (float)(size - 1) ? 1.0f : 0.0f;
+  return place >= 0.0f && place <= (float)(size - 1);
 }
 
 }  // namespace netwarp

@@ -163,6 +163,27 @@ def test_infinity_beside_the_border_does_not_leak_into_it() -> None:
         assert torch.equal(warped, torch.zeros(1, 2, 3, 40))
 
 
+def test_infinite_gradients_give_the_flow_no_gradient_on_a_clamped_axis() -> None:
+    """Training in float16 can overflow: 0 times infinity would be NaN, and stay."""
+    features = torch.randn(1, 4, 3, 5)
+    flow = torch.zeros(1, 2, 3, 5).index_fill_(1, torch.tensor(0), 100.0).requires_grad_()
+    for layout in ("contiguous", "channels-last"):
+        warped = warp(LAYOUTS[layout](features), flow)
+        (grad,) = torch.autograd.grad(warped, flow, torch.full_like(warped, math.inf))
+        assert torch.equal(grad[:, 0], torch.zeros(1, 3, 5))
+
+
+def test_sides_that_float32_cannot_count_are_refused() -> None:
+    features = torch.zeros(1, 1, 1, 1).expand(1, 1, 1, 2**24 + 1)
+    flow = torch.zeros(1, 2, 1, 1).expand(1, 2, 1, 2**24 + 1)
+    with pytest.raises(RuntimeError, match="1 x 16777217 pixels: give at most 2.24 in each direction"):
+        torch.ops.netwarp_ros.warp(features, flow)
+    with pytest.raises(
+        ValueError, match=r"features is \(1, 1, 1, 16777217\).*at most 2\*\*24 pixels in each direction"
+    ):
+        warp(features, flow)
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_lesser_instruction_sets_pass_the_same_tests(capability: str) -> None:
     tests = [

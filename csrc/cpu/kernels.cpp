@@ -200,9 +200,10 @@ struct Corners {
   float weight[kRun][4];
 };
 
-// For the gradient of the flow: the fractions x and y, and the derivatives by u and v, 0 or 1.
+// For the gradient of the flow: the fractions x and y, and whether the place moves with u and v.
 struct Slopes {
-  float x[kRun], y[kRun], u[kRun], v[kRun];
+  float x[kRun], y[kRun];
+  bool u[kRun], v[kRun];
 };
 
 inline void fill(Corners& corners, Slopes* slopes, const Shape& shape, const Flow& flow, int64_t b, int64_t y,
@@ -225,8 +226,8 @@ inline void fill(Corners& corners, Slopes* slopes, const Shape& shape, const Flo
     if (slopes) {
       slopes->x[i] = column.fraction;
       slopes->y[i] = row.fraction;
-      slopes->u[i] = derivative(x + i, u[i], shape.width);
-      slopes->v[i] = derivative(y, v[i], shape.height);
+      slopes->u[i] = moves(x + i, u[i], shape.width);
+      slopes->v[i] = moves(y, v[i], shape.height);
     }
   }
 }
@@ -324,8 +325,8 @@ void backward_flow(const Backward& task, int64_t begin, int64_t end) {
                    along_y = fma(value, fma(x, (v3 - v1) - left, left), along_y);
                  });
                  float* to = task.grad_flow + b * plane + pixel;  // v is one plane after u
-                 to[0] = slopes.u[i] * sum(along_x);
-                 to[plane] = slopes.v[i] * sum(along_y);
+                 to[0] = slopes.u[i] ? sum(along_x) : 0.0f;  // not multiplied: the sums may be infinite
+                 to[plane] = slopes.v[i] ? sum(along_y) : 0.0f;
                });
   }
 }

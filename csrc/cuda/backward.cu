@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
-constexpr int64_t kChunks = 256;  // parts of the pixels that sum the weights' gradients separately
+constexpr int64_t kManyWarps = 1 << 13;  // as many as a large GPU runs at a time
 
 template <typename T>
 struct Backward {
@@ -26,12 +26,19 @@ struct Backward {
 };
 
 struct Pixel {
-  int64_t b, y, x;
+  int64_t b;
+  int32_t y, x;
 };
 
 __device__ inline Pixel pixel_at(const Shape& shape, int64_t index) {
   const int64_t row = index / shape.width;
-  return {row / shape.height, row % shape.height, index % shape.width};
+  return {row / shape.height, static_cast<int32_t>(row % shape.height), static_cast<int32_t>(index % shape.width)};
+}
+
+__device__ inline Pixel next(const Shape& shape, Pixel at) {
+  if (++at.x < shape.width) return at;
+  if (++at.y < shape.height) return {at.b, at.y, 0};
+  return {at.b + 1, 0, 0};
 }
 
 template <typename T>
@@ -68,12 +75,13 @@ __global__ void scatter(Backward<T> task, float* sums) {
 template <typename T>
 __global__ void scatter_in_order(Backward<T> task, float* sums) {
   const auto [batch, channels, height, width] = task.shape;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x, plane = height * width;
+  const int64_t groups = ceil_div(channels, kWarp), plane = height * width;
+  const int64_t b = blockIdx.x / groups, c = blockIdx.x % groups * kWarp + threadIdx.x;
   if (c >= channels) return;
-  const int64_t b = blockIdx.y;
   float* image = sums + b * plane * channels + c;
-  for (int64_t i = 0; i < plane; ++i) {
-    const Corners corners = corners_of(task, {b, i / width, i % width});
+  Pixel at{b, 0, 0};
+  for (int64_t i = 0; i < plane; ++i, at = next(task.shape, at)) {
+    const Corners corners = corners_of(task, at);
     const float grad = scaled_grad(task, b * plane + i, c);
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) image[corners.offset[corner]] += corners.weight[corner] * grad;
@@ -89,7 +97,8 @@ __global__ void flow_gradient(Backward<T> task, float* out) {
   const Pixel at = pixel_at(task.shape, pixel);
   const Displacement by = read(task.flow, at.b, at.y, at.x);
   const Corners corners = corners_of(task, at);
-  const float x = locate(at.x, by.u, width).fraction, y = locate(at.y, by.v, height).fraction;
+  const int32_t columns = static_cast<int32_t>(width), rows = static_cast<int32_t>(height);
+  const float x = locate(at.x, by.u, columns).fraction, y = locate(at.y, by.v, rows).fraction;
   const T* image = task.features + at.b * plane * channels;
   float along_x = 0, along_y = 0;
   for (int64_t c = threadIdx.x; c < channels; c += kWarp) {
@@ -106,22 +115,22 @@ __global__ void flow_gradient(Backward<T> task, float* out) {
   }
   if (threadIdx.x == 0) {
     float* to = out + at.b * plane + pixel;  // `pixel` counts b planes, of u alone; v is one plane after u
-    to[0] = derivative(at.x, by.u, width) * along_x;
-    to[plane] = derivative(at.y, by.v, height) * along_y;
+    to[0] = moves(at.x, by.u, columns) ? along_x : 0.0f;  // not multiplied: the sums may be infinite
+    to[plane] = moves(at.y, by.v, rows) ? along_y : 0.0f;
   }
 }
 
 // A thread handles one channel of one chunk of pixels. `partial` is (2, chunks, C): the sums of w1, then those of w2.
 template <typename T>
-__global__ void weight_gradients(Backward<T> task, float* partial, int64_t chunk) {
+__global__ void weight_gradients(Backward<T> task, float* partial, int64_t chunks, int64_t chunk) {
   const auto [batch, channels, height, width] = task.shape;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
   const int64_t index = static_cast<int64_t>(blockIdx.y) * kWarps + threadIdx.y;
-  if (c >= channels || index >= kChunks) return;
+  if (c >= channels || index >= chunks) return;
   const int64_t plane = height * width, end = min((index + 1) * chunk, batch * plane);
   float sum1 = 0, sum2 = 0;
-  for (int64_t pixel = index * chunk; pixel < end; ++pixel) {
-    const Pixel at = pixel_at(task.shape, pixel);
+  Pixel at = pixel_at(task.shape, index * chunk);
+  for (int64_t pixel = index * chunk; pixel < end; ++pixel, at = next(task.shape, at)) {
     const Corners corners = corners_of(task, at);
     const T* image = task.features + at.b * plane * channels + c;
     float warped = 0;
@@ -133,7 +142,7 @@ __global__ void weight_gradients(Backward<T> task, float* partial, int64_t chunk
     sum2 = fmaf(grad, warped, sum2);
   }
   partial[index * channels + c] = sum1;
-  partial[(kChunks + index) * channels + c] = sum2;
+  partial[(chunks + index) * channels + c] = sum2;
 }
 
 Tensor backward_features(const Tensor& grad, const Tensor& flow, const std::optional<Tensor>& weight,
@@ -153,7 +162,7 @@ Tensor backward_features(const Tensor& grad, const Tensor& flow, const std::opti
                              nullptr, nullptr,       factor ? data<float>(*factor) : nullptr};
       float* to = sums.mutable_data_ptr<float>();
       if (deterministic) {
-        launch(scatter_in_order<T>, grid_of(ceil_div(shape.channels, kWarp), shape.batch), dim3(kWarp), grad, task, to);
+        launch(scatter_in_order<T>, grid_of(shape.batch * ceil_div(shape.channels, kWarp)), dim3(kWarp), grad, task, to);
       } else {
         launch(scatter<T>, grid_of(ceil_div(shape.batch * shape.height * shape.width, kWarps)), dim3(kWarp, kWarps),
                grad, task, to);
@@ -192,15 +201,17 @@ std::tuple<Tensor, Tensor> backward_weights(const Tensor& grad, const Tensor& pr
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const Tensor dense_grad = channels_last(grad), dense_present = channels_last(present);
   const Tensor dense_previous = channels_last(previous);
-  Tensor partial = empty({2, kChunks, shape.channels}, ScalarType::Float, grad);
+  const int64_t pixels = shape.batch * shape.height * shape.width, groups = ceil_div(shape.channels, kWarp);
+  const int64_t chunks = std::clamp<int64_t>(kManyWarps / std::max<int64_t>(groups, 1), 32, 4096);
+  Tensor partial = empty({2, chunks, shape.channels}, ScalarType::Float, grad);
   torch::stable::zero_(partial);
   if (grad.numel() > 0) {
     with_type(grad, [&](auto type) {
       using T = decltype(type);
       const Backward<T> task{shape,   flow_of(flow), data<T>(dense_grad), data<T>(dense_previous), data<T>(dense_present),
                              nullptr};
-      launch(weight_gradients<T>, grid_of(ceil_div(shape.channels, kWarp), kChunks / kWarps), dim3(kWarp, kWarps), grad,
-             task, partial.mutable_data_ptr<float>(), ceil_div(shape.batch * shape.height * shape.width, kChunks));
+      launch(weight_gradients<T>, grid_of(groups, ceil_div(chunks, kWarps)), dim3(kWarp, kWarps), grad, task,
+             partial.mutable_data_ptr<float>(), chunks, ceil_div(pixels, chunks));
     });
   }
   const auto total = [&](int64_t index) {

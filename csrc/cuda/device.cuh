@@ -6,8 +6,10 @@
 #include <cuda_fp16.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "../arguments.h"
 #include "../geometry.h"
@@ -35,6 +37,36 @@ struct alignas(sizeof(T) * kCount) Pack {
 template <typename T>
 constexpr int kPack = 16 / sizeof(T);
 
+// Reads as read-only data: nothing writes to the inputs while a kernel runs, so these reads need not wait for its writes.
+template <typename T, int kCount>
+__device__ inline Pack<T, kCount> read_pack(const T* from) {
+  Pack<T, kCount> pack;
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(from));
+    memcpy(&pack, &bits, sizeof(pack));
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) pack.element[k] = __ldg(from + k);
+  }
+  return pack;
+}
+
+template <int kCount>
+__device__ inline Pack<float, kCount> read_weights(const float* from) {
+  Pack<float, kCount> weights;
+  if constexpr (kCount % 4 == 0) {
+#pragma unroll
+    for (int k = 0; k < kCount; k += 4) {
+      const float4 four = __ldg(reinterpret_cast<const float4*>(from + k));
+      memcpy(weights.element + k, &four, sizeof(four));
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) weights.element[k] = __ldg(from + k);
+  }
+  return weights;
+}
+
 struct Flow {
   const float* data;
   Strides strides;
@@ -55,12 +87,12 @@ struct Corners {
   float weight[4];
 };
 
-__device__ inline Corners corners_at(const Shape& shape, Displacement by, int64_t y, int64_t x, int64_t row_stride,
+__device__ inline Corners corners_at(const Shape& shape, Displacement by, int32_t y, int32_t x, int64_t row_stride,
                                      int64_t column_stride) {
-  const Place column = locate(x, by.u, shape.width), row = locate(y, by.v, shape.height);
-  const int64_t left = column.index * column_stride;
-  const int64_t right = left + (column.index < shape.width - 1 ? column_stride : 0);
-  const int64_t top = row.index * row_stride, bottom = top + (row.index < shape.height - 1 ? row_stride : 0);
+  const int32_t width = static_cast<int32_t>(shape.width), height = static_cast<int32_t>(shape.height);
+  const Place column = locate(x, by.u, width), row = locate(y, by.v, height);
+  const int64_t left = column.index * column_stride, right = left + (column.index < width - 1 ? column_stride : 0);
+  const int64_t top = row.index * row_stride, bottom = top + (row.index < height - 1 ? row_stride : 0);
   const float rest_x = 1.0f - column.fraction, rest_y = 1.0f - row.fraction;
   return {{top + left, top + right, bottom + left, bottom + right},
           {rest_x * rest_y, column.fraction * rest_y, rest_x * row.fraction, column.fraction * row.fraction}};
@@ -68,7 +100,7 @@ __device__ inline Corners corners_at(const Shape& shape, Displacement by, int64_
 
 inline Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), strides_of(flow)}; }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline dim3 grid_of(int64_t x, int64_t y = 1) {
   STD_TORCH_CHECK(x < (int64_t{1} << 31) && y < (1 << 16), "the features are too large for a kernel: split the batch");
@@ -79,7 +111,7 @@ inline dim3 grid_of(int64_t x, int64_t y = 1) {
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Tensor& on, const Arguments&... arguments) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "the warp operator could not launch a kernel: ", cudaGetErrorString(error));

@@ -12,7 +12,9 @@ namespace netwarp::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int64_t kManyThreads = 1 << 18;  // with more threads than this, each gets more than one pixel
+constexpr int64_t kManyThreads = 1 << 18;  // with more threads than this, each gets a tile of pixels
+constexpr int kTileColumns = 4, kTileRows = 1;  // the fastest of four on an H100; see docs/operator.md
+constexpr int64_t kLargestGrid = (1 << 16) - 1;  // of blocks in y
 
 template <typename T>
 struct Forward {
@@ -27,110 +29,143 @@ struct Forward {
   T* out;
 };
 
-// Channels-last: a thread computes kCount channels of kPixels neighbours in a row. In smooth flow, neighbouring pixels
-// read two of the same four pixels, which the second one finds in the L1 cache. threadIdx.x counts along the channels.
-template <typename T, bool kCombine, int kCount, int kPixels>
-__global__ void __launch_bounds__(kThreads) warp_pixels(Forward<T> task, unsigned runs) {
+// Channels-last: a thread computes kCount channels of a tile of pixels, row by row. It reads all that a row of the tile
+// needs before it writes, so that the reads are under way together. In smooth flow, neighbouring pixels read the same
+// pixels, which are then in the L1 cache. threadIdx.x counts along the channels. `across` and `down` are the numbers of
+// blocks in a row of tiles, and of rows of tiles in an image.
+template <typename T, bool kCombine, int kCount, int kColumns, int kRows>
+__global__ void __launch_bounds__(kThreads) warp_pixels(Forward<T> task, unsigned across, unsigned down) {
   using Values = Pack<T, kCount>;
-  const auto [batch, channels, height, width] = task.shape;
-  const int64_t c = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kCount;
-  const int64_t row = blockIdx.x / runs;
-  const int64_t first = (static_cast<int64_t>(blockIdx.x % runs) * blockDim.y + threadIdx.y) * kPixels;
-  if (c >= channels) return;
-  const int64_t b = row / height, y = row % height;
+  const int32_t height = static_cast<int32_t>(task.shape.height), width = static_cast<int32_t>(task.shape.width);
+  const int64_t channels = task.shape.channels;
+  const int64_t c = static_cast<int64_t>(blockIdx.y * blockDim.x + threadIdx.x) * kCount;
+  const int32_t first_x = static_cast<int32_t>((blockIdx.x % across) * blockDim.y + threadIdx.y) * kColumns;
+  const int32_t first_y = static_cast<int32_t>(blockIdx.x / across % down) * kRows;
+  const int64_t b = blockIdx.x / across / down;
+  if (c >= channels || first_x >= width) return;
   const T* image = task.features + b * task.features_strides.batch + c;
 
-  float w1[kCount], w2[kCount];
+  Pack<float, kCount> w1, w2;
   if constexpr (kCombine) {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      w1[k] = __ldg(task.w1 + c + k);
-      w2[k] = __ldg(task.w2 + c + k);
-    }
+    w1 = read_weights<kCount>(task.w1 + c);
+    w2 = read_weights<kCount>(task.w2 + c);
   }
 #pragma unroll
-  for (int pixel = 0; pixel < kPixels; ++pixel) {
-    const int64_t x = first + pixel;
-    if (x >= width) return;
-    const Corners corners = corners_at(task.shape, read(task.flow, b, y, x), y, x, task.features_strides.row,
-                                       task.features_strides.column);
-    Values from[4];
+  for (int row = 0; row < kRows; ++row) {
+    const int32_t y = first_y + row;
+    if (y >= height) return;
+    const int64_t at = ((b * height + y) * width + first_x) * channels + c;
+    Corners corners[kColumns];
+    Values from[kColumns][4], present[kColumns];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) from[k] = *reinterpret_cast<const Values*>(image + corners.offset[k]);
-    const int64_t at = (row * width + x) * channels + c;
-    Values present;
-    if constexpr (kCombine) present = *reinterpret_cast<const Values*>(task.present + at);
-    Values out;
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      float value = corners.weight[0] * to_float(from[0].element[k]);
-#pragma unroll
-      for (int corner = 1; corner < 4; ++corner)
-        value = fmaf(corners.weight[corner], to_float(from[corner].element[k]), value);
-      if constexpr (kCombine) value = fmaf(w2[k], value, w1[k] * to_float(present.element[k]));
-      assign(out.element[k], value);
+    for (int column = 0; column < kColumns; ++column) {
+      const int32_t x = min(first_x + column, width - 1);
+      corners[column] = corners_at(task.shape, read(task.flow, b, y, x), y, x, task.features_strides.row,
+                                   task.features_strides.column);
     }
-    *reinterpret_cast<Values*>(task.out + at) = out;
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner)
+        from[column][corner] = read_pack<T, kCount>(image + corners[column].offset[corner]);
+      if constexpr (kCombine) {
+        if (first_x + column < width) present[column] = read_pack<T, kCount>(task.present + at + column * channels);
+      }
+    }
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (first_x + column >= width) continue;
+      Values out;
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        float value = corners[column].weight[0] * to_float(from[column][0].element[k]);
+#pragma unroll
+        for (int corner = 1; corner < 4; ++corner)
+          value = fmaf(corners[column].weight[corner], to_float(from[column][corner].element[k]), value);
+        if constexpr (kCombine)
+          value = fmaf(w2.element[k], value, w1.element[k] * to_float(present[column].element[k]));
+        assign(out.element[k], value);
+      }
+      *reinterpret_cast<Values*>(task.out + at + column * channels) = out;
+    }
   }
 }
 
-// Any strides: a thread computes `count` channels of one pixel; neighbouring threads compute neighbouring pixels.
-template <typename T, bool kCombine>
+// Any strides: a thread computes `count` channels of one pixel, kStep at a time; neighbouring threads compute neighbouring
+// pixels. `count` is a multiple of kStep, and the weights of kStep channels are aligned to their size.
+template <typename T, bool kCombine, int kStep>
 __global__ void __launch_bounds__(kThreads) warp_planes(Forward<T> task, int64_t count) {
   const auto [batch, channels, height, width] = task.shape;
   const Strides from = task.features_strides, with = task.present_strides;
   const int64_t pixel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, plane = height * width;
   if (pixel >= batch * plane) return;
-  const int64_t b = pixel / plane, y = pixel % plane / width, x = pixel % width;
+  const int64_t b = pixel / plane;
+  const int32_t y = static_cast<int32_t>(pixel % plane / width), x = static_cast<int32_t>(pixel % width);
   const Corners corners = corners_at(task.shape, read(task.flow, b, y, x), y, x, from.row, from.column);
   const int64_t begin = blockIdx.y * count, end = min(begin + count, channels);
-  const T* image = task.features + b * from.batch;
-  const T* present = task.present + b * with.batch + y * with.row + x * with.column;
-  T* out = task.out + b * channels * plane + y * width + x;
-#pragma unroll 4
-  for (int64_t c = begin; c < end; ++c) {
-    const T* source = image + c * from.channel;
-    float value = corners.weight[0] * to_float(source[corners.offset[0]]);
+  const T* source = task.features + b * from.batch + begin * from.channel;
+  const T* present = task.present + b * with.batch + y * with.row + x * with.column + begin * with.channel;
+  T* out = task.out + (b * channels + begin) * plane + y * width + x;
+  for (int64_t first = begin; first < end; first += kStep) {
+    Pack<float, kStep> w1, w2;
+    if constexpr (kCombine) {
+      w1 = read_weights<kStep>(task.w1 + first);
+      w2 = read_weights<kStep>(task.w2 + first);
+    }
 #pragma unroll
-    for (int corner = 1; corner < 4; ++corner)
-      value = fmaf(corners.weight[corner], to_float(source[corners.offset[corner]]), value);
-    if constexpr (kCombine)
-      value = fmaf(__ldg(task.w2 + c), value, __ldg(task.w1 + c) * to_float(present[c * with.channel]));
-    assign(out[c * plane], value);
+    for (int k = 0; k < kStep; ++k) {
+      float value = corners.weight[0] * to_float(__ldg(source + corners.offset[0]));
+#pragma unroll
+      for (int corner = 1; corner < 4; ++corner)
+        value = fmaf(corners.weight[corner], to_float(__ldg(source + corners.offset[corner])), value);
+      if constexpr (kCombine) {
+        value = fmaf(w2.element[k], value, w1.element[k] * to_float(__ldg(present)));
+        present += with.channel;
+      }
+      assign(*out, value);
+      source += from.channel;
+      out += plane;
+    }
   }
 }
 
-template <typename T, bool kCombine, int kCount, int kPixels>
+template <typename T, bool kCombine, int kCount, int kColumns, int kRows>
 void launch_pixels(const Forward<T>& task, const Tensor& on) {
   const int64_t vectors = ceil_div(task.shape.channels, kCount);
   int along_channels = 1;
   while (along_channels < vectors && along_channels < kThreads) along_channels *= 2;
   const dim3 block(along_channels, kThreads / along_channels);
-  const int64_t runs = ceil_div(task.shape.width, block.y * kPixels);
-  launch(warp_pixels<T, kCombine, kCount, kPixels>,
-         grid_of(task.shape.batch * task.shape.height * runs, ceil_div(vectors, along_channels)), block, on, task,
-         static_cast<unsigned>(runs));
+  const int64_t across = ceil_div(task.shape.width, block.y * kColumns), down = ceil_div(task.shape.height, kRows);
+  launch(warp_pixels<T, kCombine, kCount, kColumns, kRows>,
+         grid_of(task.shape.batch * down * across, ceil_div(vectors, along_channels)), block, on, task,
+         static_cast<unsigned>(across), static_cast<unsigned>(down));
 }
 
 template <typename T, bool kCombine>
 void launch_any(const Forward<T>& task, bool channels_last, const Tensor& on) {
   const Shape& shape = task.shape;
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   if (!channels_last) {
     const int64_t pixels = shape.batch * shape.height * shape.width;
-    const int64_t count = std::clamp<int64_t>(pixels * shape.channels / kManyThreads, 4, 64);
-    launch(warp_planes<T, kCombine>, grid_of(ceil_div(pixels, kThreads), ceil_div(shape.channels, count)),
-           dim3(kThreads), on, task, count);
+    const int64_t wanted = std::max(std::clamp<int64_t>(pixels * shape.channels / kManyThreads, 4, 64),
+                                    ceil_div(shape.channels, kLargestGrid));
+    const int64_t count = ceil_div(wanted, 4) * 4;
+    const dim3 grid = grid_of(ceil_div(pixels, kThreads), ceil_div(shape.channels, count));
+    if (shape.channels % 4 == 0 && aligned(task.w1) && aligned(task.w2)) {
+      launch(warp_planes<T, kCombine, 4>, grid, dim3(kThreads), on, task, count);
+    } else {
+      launch(warp_planes<T, kCombine, 1>, grid, dim3(kThreads), on, task, count);
+    }
     return;
   }
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const bool packs = shape.channels % kPack<T> == 0 && aligned(task.features) && aligned(task.out) &&
-                     (!kCombine || aligned(task.present));
+                     (!kCombine || (aligned(task.present) && aligned(task.w1) && aligned(task.w2)));
   if (!packs) {
-    launch_pixels<T, kCombine, 1, 1>(task, on);
+    launch_pixels<T, kCombine, 1, 1, 1>(task, on);
   } else if (shape.batch * shape.height * shape.width * (shape.channels / kPack<T>) < kManyThreads) {
-    launch_pixels<T, kCombine, kPack<T>, 1>(task, on);
+    launch_pixels<T, kCombine, kPack<T>, 1, 1>(task, on);
   } else {
-    launch_pixels<T, kCombine, kPack<T>, 4>(task, on);
+    launch_pixels<T, kCombine, kPack<T>, kTileColumns, kTileRows>(task, on);
   }
 }
 

@@ -10,8 +10,11 @@ writes outside its memory (PyTorch 2.13).
 
 Allocating a large result takes longer than computing it: the C library returns freed memory to the system, and new
 pages must be cleared. So each is timed in two states of the memory. On the CPU, ``fresh`` is PyTorch's default, and
-``kept`` tells glibc to keep freed memory. On CUDA, ``cold`` overwrites the L2 cache before each run, and ``warm`` does
-not.
+``kept`` tells glibc to keep freed memory. On CUDA, ``cold`` fills the L2 cache with other data before each run, by
+reading, so that no line has to be written back during the run; ``warm`` repeats the call.
+
+On CUDA, the time of the kernels is measured, not that of Python: the calls are recorded as a CUDA graph, and the GPU is
+busy while the replay is launched.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,11 +138,13 @@ def run(
     with torch._dynamo.config.patch(recompile_limit=max(8, len(cases))):
         graph = torch.compile(_sample_and_blend, dynamic=False) if with_compiled else None
         setups = [_Setup(case, device, graph) for case in cases]
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for state in states:  # memory that glibc has kept is never fresh again, so all cases run fresh first
-            before_each = _prepare_memory(state, device)
             for setup in setups:
-                yield from _results(setup.case, "forward", state, setup.forward(), before_each, seconds, device)
-                yield from _results(setup.case, "backward", state, setup.backward(), before_each, seconds, device)
+                for direction in ("forward", "backward"):
+                    with _on(stream):
+                        results = _results(setup, direction, state, seconds, device)
+                    yield from results
 
 
 class _Setup:
@@ -223,79 +229,96 @@ def _grid(flow: Tensor) -> Tensor:
     return torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), dim=-1)
 
 
-def _results(
-    case: Case,
-    direction: str,
-    state: str,
-    calls: dict[str, tuple[Callable[[], object], int]],
-    before_each: Callable[[], None],
-    seconds: float,
-    device: torch.device,
-) -> Iterator[Result]:
-    times = _times({name: call for name, (call, _) in calls.items()}, before_each, seconds, device)
+def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
+    """Run on a stream of the device to measure. Gradients are computed on the stream of the forward pass."""
+    return torch.cuda.stream(stream) if stream else nullcontext()
+
+
+def _results(setup: _Setup, direction: str, state: str, seconds: float, device: torch.device) -> list[Result]:
+    calls, case = setup.forward() if direction == "forward" else setup.backward(), setup.case
+    times = _times({name: call for name, (call, _) in calls.items()}, state, seconds, device)
+    results = []
     for name, (_, moved) in calls.items():
         replaced = GRID_SAMPLE if name in ("warp", GRID_SAMPLE) else "grid_sample + mul + add"
-        yield Result(
-            case,
-            direction,
-            state,
-            name,
-            times[name],
-            moved * case.bytes,
-            vs_copy=times[name] / times[COPY],
-            vs_grid_sample=None if name == COPY else times[replaced] / times[name],
-        )
+        vs_grid_sample = None if name == COPY else times[replaced] / times[name]
+        vs_copy = times[name] / times[COPY]
+        results.append(Result(case, direction, state, name, times[name], moved * case.bytes, vs_copy, vs_grid_sample))
+    return results
 
 
 def _times(
-    calls: dict[str, Callable[[], object]], before_each: Callable[[], None], seconds: float, device: torch.device
+    calls: dict[str, Callable[[], object]], state: str, seconds: float, device: torch.device
 ) -> dict[str, float]:
     """Time all calls alternately; return the median of each in ms."""
-    timed = _time_cuda if device.type == "cuda" else _time_cpu
+    before_each = _prepare_memory(state, device)
     for call in calls.values():
         for _ in range(3):
             call()
+    repeats = _WARM_REPEATS if state == "warm" else 1
+    timers = {
+        name: _time_cuda(call, before_each, repeats) if device.type == "cuda" else _time_cpu(call, before_each)
+        for name, call in calls.items()
+    }
     runs: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < 5 or time.perf_counter() < end:
-        for name, call in calls.items():
-            before_each()
-            runs[name].append(timed(call))
+        for name, timer in timers.items():
+            runs[name].append(timer())
         rounds += 1
     return {name: statistics.median(taken) for name, taken in runs.items()}
 
 
-def _time_cpu(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
+def _time_cpu(call: Callable[[], object], before_each: Callable[[], None]) -> Callable[[], float]:
+    def timer() -> float:
+        before_each()
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+
+    return timer
 
 
-def _time_cuda(call: Callable[[], object]) -> float:
+def _time_cuda(call: Callable[[], object], before_each: Callable[[], None], repeats: int) -> Callable[[], float]:
+    """Record a call as a CUDA graph on the current stream; return a function that times its replay."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    stream.synchronize()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        for _ in range(repeats):
+            call()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+
+    def timer() -> float:
+        before_each()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / repeats
+
+    return timer
+
+
+_WARM_REPEATS = 20
+_LAUNCH_CYCLES = 200_000  # about 0.1 ms: the GPU is busy for longer than the CPU needs to launch a replay
 
 
 def _prepare_memory(state: str, device: torch.device) -> Callable[[], None]:
     """Bring the memory into a state; return a function that restores the state before each run."""
     if state == "cold":
-        cache = torch.empty(256 * 2**20, dtype=torch.int8, device=device)
+        other = torch.ones(2**26, device=device)  # 256 MiB, several times the largest L2 cache
 
-        def overwrite() -> None:
-            cache.zero_()
+        def fill_cache() -> None:
+            other.amax()
 
-        return overwrite
-    if state in ("fresh", "kept"):
-        # glibc returns freed blocks to the system from M_MMAP_THRESHOLD bytes on. By default it raises this threshold
-        # up to 32 MiB, and M_TRIM_THRESHOLD to twice as much. The numbers of the two are those of malloc.h.
-        trim_threshold, mmap_threshold = -1, -3
-        limit = 2**25 if state == "fresh" else 2**30
-        library = ctypes.CDLL(None)
-        library.mallopt(mmap_threshold, limit)
-        library.mallopt(trim_threshold, 2 * limit - 1)
+        return fill_cache
+    if state == "warm":
+        return lambda: torch.cuda._sleep(_LAUNCH_CYCLES)
+    # glibc returns freed blocks to the system from M_MMAP_THRESHOLD bytes on. By default it raises this threshold up to
+    # 32 MiB, and M_TRIM_THRESHOLD to twice as much. The numbers of the two are those of malloc.h.
+    trim_threshold, mmap_threshold = -1, -3
+    limit = 2**25 if state == "fresh" else 2**30
+    library = ctypes.CDLL(None)
+    library.mallopt(mmap_threshold, limit)
+    library.mallopt(trim_threshold, 2 * limit - 1)
     return lambda: None

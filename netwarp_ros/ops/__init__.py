@@ -27,6 +27,8 @@ from netwarp_ros.ops import compiled, reference
 
 __all__ = ["warp", "warp_combine"]
 
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
 
 def warp(features: Tensor, flow: Tensor) -> Tensor:
     """Warp feature maps along a flow field: ``out(x, y) = features(x + u, y + v)``, bilinear.
@@ -96,13 +98,16 @@ def _is_compiled_for(features: Tensor) -> bool:
 def _to_coordinate_dtype_if_autocast(flow: Tensor, features: Tensor) -> Tensor:
     """Under autocast, convert a flow to the coordinates' type: a network may have computed it in half precision."""
     device = flow.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Not torch.amp.is_autocast_available: torch.compile cannot trace it before PyTorch 2.13.
+    autocast = device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
     return flow.to(reference.coordinate_dtype(features.dtype)) if autocast and flow.is_floating_point() else flow
 
 
 def _check_features(features: Tensor, name: str) -> None:
     if features.ndim != 4 or not features.is_floating_point():
         raise ValueError(f"{name} is {tuple(features.shape)} {features.dtype}: give floating-point (B, C, H, W)")
+    if max(features.shape[2:]) > 2**24:  # float32 counts pixels up to here
+        raise ValueError(f"{name} is {tuple(features.shape)}: give at most 2**24 pixels in each direction")
 
 
 def _check_flow(features: Tensor, flow: Tensor) -> None:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator and the segmenter on a CUDA GPU. `tools/gpu_check.sh` runs these where there is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_operator import DTYPES, FLOWS, LAYOUTS, SHAPES, assert_rounded_from, generator
+from torch import Tensor
+
+from netwarp_ros.models import FlowCNN, load_model
+from netwarp_ros.ops import compiled, reference, warp, warp_combine
+from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.street import Street
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA GPU: run tools/gpu_check.sh on a machine with one"
+)
+
+GPU = torch.device("cuda")
+# Maps that reach every kernel: packs of channels or single ones, one pixel a thread or four, any strides.
+SHORT = {
+    "packs": ((2, 64, 9, 13), "channels-last"),
+    "single channels": ((2, 7, 9, 13), "channels-last"),
+    "contiguous": ((2, 7, 9, 13), "contiguous"),
+    "contiguous, weights by four": ((2, 12, 9, 13), "contiguous"),
+    "four pixels a thread": ((1, 128, 129, 257), "channels-last"),
+}
+
+
+def test_the_operator_is_compiled_for_cuda() -> None:
+    assert "cuda" in compiled.DEVICES
+
+
+@settings(max_examples=200)
+@given(
+    shape=SHAPES,
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    flow_layout=st.sampled_from(sorted(LAYOUTS)),
+    flow=st.sampled_from(sorted(FLOWS)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_the_reference(
+    shape: tuple[int, int, int, int], layout: str, flow_layout: str, flow: str, dtype: torch.dtype, seed: int
+) -> None:
+    random = generator(seed)
+    maps = [LAYOUTS[layout](random(*shape).to(GPU, dtype)) for _ in range(2)]
+    on_gpu = LAYOUTS[flow_layout](FLOWS[flow]((shape[0], 2, *shape[2:]), random).to(GPU))
+    present, previous, displacement = (t.cpu() for t in (*maps, on_gpu))
+    w1, w2 = random(shape[1]), random(shape[1])
+    warped, combined = warp(maps[1], on_gpu), warp_combine(*maps, on_gpu, w1.to(GPU), w2.to(GPU))
+    if warped.numel() > 0:
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            expected = reference.warp(maps[1], on_gpu).is_contiguous(memory_format=memory_format)
+            assert warped.is_contiguous(memory_format=memory_format) == expected
+    assert_rounded_from(warped.cpu(), reference.warp(previous.float(), displacement), dtype)
+    blend = reference.warp_combine(present.float(), previous.float(), displacement, w1, w2)
+    assert_rounded_from(combined.cpu(), blend, dtype)
+
+
+def operands(name: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Return the operands of `warp_combine` and a gradient, on the GPU."""
+    shape, layout = SHORT[name]
+    random = generator(0)
+    maps = [LAYOUTS[layout](random(*shape).to(GPU, dtype)) for _ in range(3)]
+    # In steps of 1/64 pixel, coordinates are exact: float32 and float64 choose the same neighbours.
+    flow = (9 * 64 * random(shape[0], 2, *shape[2:])).round().to(GPU) / 64
+    return [*maps[:2], flow, random(shape[1]).to(GPU), random(shape[1]).to(GPU)], maps[2]
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["atomics", "in order"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SHORT)
+def test_values_and_gradients_equal_float64(name: str, dtype: torch.dtype, deterministic: bool) -> None:
+    inputs, grad = operands(name, dtype)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    inputs = [t.requires_grad_() for t in inputs]
+    combined, expected = warp_combine(*inputs), reference.warp_combine(*exact)
+    torch.testing.assert_close(combined.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        gradients = torch.autograd.grad(combined, inputs, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    for part, got, want in zip(("present", "previous", "flow", "w1", "w2"), gradients, wanted, strict=True):
+        error = (got.double() - want).norm() / want.norm()
+        assert error < max(1e-5, torch.finfo(got.dtype).eps), part
+
+
+def test_many_channels_and_large_batches_are_within_the_limits_of_a_launch() -> None:
+    features, flow = torch.randn(1, 300_001, 1, 2, device=GPU), torch.tensor([0.25, 0.0], device=GPU)
+    warped = warp(features, flow.view(1, 2, 1, 1).expand(1, 2, 1, 2).contiguous())
+    torch.testing.assert_close(warped[..., 0], 0.75 * features[..., 0] + 0.25 * features[..., 1])
+    batch = torch.randn(70_000, 1, 1, 2, device=GPU, requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        (grad,) = torch.autograd.grad(warp(batch, torch.zeros(70_000, 2, 1, 2, device=GPU)).sum(), batch)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(grad, torch.ones_like(batch))
+
+
+def test_deterministic_gradients_are_the_same_bit_for_bit() -> None:
+    inputs, grad = operands("four pixels a thread", torch.float16)
+    inputs = [t.requires_grad_() for t in inputs]
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (torch.autograd.grad(warp_combine(*inputs), inputs, grad) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_runs_on_the_current_stream_and_in_a_cuda_graph() -> None:
+    inputs, _ = operands("packs", torch.float16)
+    expected = warp_combine(*inputs)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=stream):
+        result = warp_combine(*inputs)
+    result.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(result, expected)
+    inputs[2].zero_()
+    graph.replay()
+    assert torch.equal(result, warp_combine(*inputs))
+
+
+def test_opcheck_and_compile() -> None:
+    inputs, _ = operands("packs", torch.float32)
+    torch.library.opcheck(torch.ops.netwarp_ros.warp_combine.default, tuple(inputs))
+    compiled_blend = torch.compile(lambda *tensors: warp_combine(*tensors).relu(), fullgraph=True)
+    torch.testing.assert_close(compiled_blend(*inputs), warp_combine(*inputs).relu())
+
+
+def test_the_flow_cnn_computes_in_float32() -> None:
+    """TensorFloat-32, PyTorch's default for convolutions, rounds a displacement of 200 pixels by up to 0.1 of one."""
+    random = generator(0)
+    flow, frames = 200 * random(1, 2, 64, 96), [random(1, 3, 64, 96) for _ in range(2)]
+    flow_cnn = FlowCNN()
+    transformed = flow_cnn.to(GPU)(flow.to(GPU), *(frame.to(GPU) for frame in frames))
+    assert torch.equal(transformed.cpu(), flow)
+
+
+@pytest.mark.parametrize("compile", ["none", "default", "reduce-overhead"])
+@pytest.mark.parametrize("name", ["swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid"])
+def test_masks_are_those_of_the_cpu(name: str, compile: str) -> None:
+    street = Street(seed=3, rate=15)
+    images = [street.frame(index).image for index in range(4)]
+    on_cpu = Segmenter(load_model(name), precision="float32").stream()
+    on_gpu = Segmenter(load_model(name), device="cuda", compile=compile).stream()
+    assert on_gpu.segmenter.precision == "float16"
+    assert (on_gpu.segmenter.compiled, on_gpu.segmenter.compile_problem) == (compile, "")
+    for index, image in enumerate(images):
+        results = [stream.segment(image, index * 66_000_000) for stream in (on_cpu, on_gpu)]
+        assert results[0].reason == results[1].reason
+        assert np.mean(results[0].mask == results[1].mask) > 0.99, index

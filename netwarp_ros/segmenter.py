@@ -110,8 +110,8 @@ class Segmenter:
             stay in float32.
         input_height: Images are scaled to this height in pixels for network and flow; the aspect ratio is kept. 0
             means the height the model was trained at.
-        max_input_width: An image that would then be wider than this, in pixels, is scaled to this width instead. This
-            bounds time and memory for images of few rows, such as a line camera's.
+        max_input_width: An image that would then be wider than this, in pixels, keeps its own size; if it is wider
+            itself, it is scaled to this width. This bounds time and memory for images of few rows, as of a line camera.
         max_gap: The memory is reset if two stamps are more than this many seconds apart.
         host_only: Run the host by itself, frame by frame, without NetWarp and flow.
         inference: Which views of a frame the network sees; by default one, the whole frame.
@@ -235,7 +235,8 @@ class Segmenter:
         scaled_width = round(width * self.input_height / height)
         if scaled_width <= self.max_input_width:
             return max(1, scaled_width), self.input_height
-        return self.max_input_width, max(1, round(height * self.max_input_width / width))
+        own_width = min(width, self.max_input_width)
+        return own_width, max(1, round(height * own_width / width))
 
     @torch.inference_mode()
     def infer(

@@ -58,7 +58,9 @@ class ModelOptions:
     input_height: InputHeightOption = 0
     max_input_width: Annotated[
         int,
-        typer.Option("--max-input-width", help="An image that would then be wider is resized to this width in pixels."),
+        typer.Option(
+            "--max-input-width", help="An image that would then be wider keeps its size, or is resized to this width."
+        ),
     ] = 4096
 
     def weights(self) -> Path:

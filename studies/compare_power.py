@@ -32,7 +32,8 @@ def main(
     frames: Annotated[list[int] | None, typer.Option(help="Lengths of the drive.", min=5)] = None,
 ) -> None:
     """Print a table of how often models are called different."""
-    print("| frames | correlation | equally good | better by 1 | better by 2 | ± |\n|---|---|---|---|---|---|")
+    print("| Frames | Correlation | Equal models called different | Better by 1: seen | Better by 2: seen | Median ± |")
+    print("|---|---|---|---|---|---|")
     for count, correlations in product(frames or (300, 1000, 3000), CORRELATIONS):
         rng = np.random.default_rng(0)
         found = {gain: compare_often(rng, correlations, (runs, count), gain) for gain in (0, 1, 2)}
@@ -40,7 +41,8 @@ def main(
         right = [np.mean([one.is_better() for one in found[gain]]) for gain in (1, 2)]
         width = np.median([(one.high - one.low) / 2 for one in found[0]])
         name = " and ".join(map(str, correlations))
-        print(f"| {count} | {name} | {wrong:.1%} | {right[0]:.0%} | {right[1]:.0%} | {width:.2f} |", flush=True)
+        shares = f"{100 * wrong:.1f} % | {100 * right[0]:.0f} % | {100 * right[1]:.0f} %"
+        print(f"| {count} | {name} | {shares} | {width:.2f} |", flush=True)
 
 
 def compare_often(

@@ -254,3 +254,9 @@ def test_the_exit_status_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run("compare", bad, good, "--gate", "total_ms", "--gate", "tc") == 1
     assert run("compare", good, bad, "--gate", "iou.tree") == 2
     assert run("compare", good, tmp_path / "absent.json") == 2
+
+
+def test_a_gate_that_cannot_judge_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = (write(tmp_path / f"{right}.json", frames(4, right)) for right in (0.9, 0.5))
+    assert run("compare", good, bad) == 0
+    assert "miou: not known, it occurs in too few of the 4 frames: give at least 5" in capsys.readouterr().out

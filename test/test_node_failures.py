@@ -243,6 +243,20 @@ def test_a_wrong_qos_override_of_an_output_leaves_no_topics(ros_domain: int, mod
         node.destroy_node()
 
 
+def test_an_error_while_deactivating_is_told_and_leaves_the_node_unconfigured(
+    node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**arguments: Any) -> None:
+        raise RuntimeError("cannot publish")
+
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "_publish_diagnostics", fail)
+        assert node.trigger_deactivate() == TransitionCallbackReturn.ERROR
+    assert node._last_error == "on_deactivate failed: RuntimeError: cannot publish"
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
 def test_shutdown_while_active_destroys_the_topics(graph: Graph, node: SegmentNode) -> None:
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))

@@ -43,9 +43,8 @@ def at_first_import(program: str, action: str) -> subprocess.CompletedProcess[st
     return subprocess.run([*PYTHON, "-c", code], env=BARE, capture_output=True, text=True, timeout=100)
 
 
-NODES = pytest.mark.parametrize(
-    "program", ["segment_node", "replay_node", "netwarp_ros.node.segment_node", "netwarp_ros.node.replay_node"]
-)
+MODULES = [f"netwarp_ros.node.{name}" for name in ("segment_node", "replay_node", "lifecycle")]
+NODES = pytest.mark.parametrize("program", ["segment_node", "replay_node", *MODULES])
 
 
 @NODES

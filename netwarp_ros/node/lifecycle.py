@@ -8,6 +8,11 @@ middleware drops it (20 s with Fast DDS), and those requests are lost.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from netwarp_ros.environment import start_node
+
+    start_node()
+
 import sys
 from time import monotonic
 

@@ -118,6 +118,7 @@ class _Executor(SingleThreadedExecutor):
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
         """Wait for one callback and execute it, as rclpy's executors do."""
+        entity: Any
         try:
             handler, entity, node = self.wait_for_ready_callbacks(timeout_sec)
         except (ShutdownException, TimeoutException):
@@ -127,7 +128,7 @@ class _Executor(SingleThreadedExecutor):
             return
         # After ROS was shut down, errors are expected: `ros_process` handles them. After a message that could not be
         # taken, rclpy executes nothing of its callback group any more: better end.
-        if not self.context.ok() or not self.can_execute(entity):
+        if not self.context.ok() or entity is None or not self.can_execute(entity):
             raise error
         _log(node, "a callback", error)
 
@@ -135,6 +136,7 @@ class _Executor(SingleThreadedExecutor):
 def _respond_always(service: Service, node: Node) -> None:
     """Let a service respond even if its callback raises an error. Callers would wait for the response in vain."""
     callback = service.callback
+    service_type: Any = service.srv_type  # its type hint lacks Response
 
     def respond(request: Any, response: Any) -> Any:
         try:
@@ -143,13 +145,13 @@ def _respond_always(service: Service, node: Node) -> None:
             if not node.context.ok():
                 raise
             _log(node, f"a request to {service.service_name}", error)
-            return service.srv_type.Response()
+            return service_type.Response()
 
     service.callback = respond
 
 
 def _log(node: Node, what: str, error: BaseException) -> None:
-    node.get_logger().error(f"{what} failed: {type(error).__name__}: {error}", throttle_duration_sec=1.0)
+    node.get_logger().error(f"{what} failed: {type(error).__name__}: {error}")
     node.get_logger().debug("".join(traceback.format_exception(error)))
 
 

@@ -13,7 +13,9 @@ if __name__ == "__main__":
     start_node()
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from threading import Thread
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -71,7 +73,7 @@ class SegmentParameters:
     )
     max_input_width: int = parameter(
         MAX_INPUT_WIDTH,
-        "An image that would then be wider is scaled to this width in pixels instead.",
+        "An image that would then be wider than this, in pixels, keeps its own size, or is scaled to this width.",
         limits=(32, 16384),
     )
     max_gap: float = parameter(
@@ -88,6 +90,23 @@ class SegmentParameters:
     )
     host_only: bool = parameter(False, "Run the image CNN on each frame by itself, without memory and flow.")
     overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
+
+
+Transition = Callable[["SegmentNode", LifecycleState], TransitionCallbackReturn]
+
+
+def _logging_errors(transition: Transition) -> Transition:
+    """Make a transition log its error. rclpy discards the error and calls `on_error`."""
+
+    @wraps(transition)
+    def logged(node: SegmentNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception as error:
+            node._log_failure(f"{transition.__name__} failed: {type(error).__name__}: {error}")
+            raise
+
+    return logged
 
 
 PARAMETERS = (SegmentParameters, Thresholds)
@@ -177,23 +196,27 @@ class SegmentNode(LifecycleNode):
         self._worker.start()
         return TransitionCallbackReturn.SUCCESS
 
+    @_logging_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Finish the current frame, stop, and publish the final counts."""
         self._stop()
         self._publish_diagnostics(final=True)
         return TransitionCallbackReturn.SUCCESS
 
+    @_logging_errors
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and destroy the topics."""
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
+    @_logging_errors
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free, from any state."""
         self._release()
         self._diagnostics_timer.cancel()
         return TransitionCallbackReturn.SUCCESS
 
+    @_logging_errors
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to the state before `on_configure`."""
         self._release()

@@ -38,6 +38,15 @@ def test_a_header_without_stamp_gives_the_time_of_recording(tmp_path: Path) -> N
     assert frame.stamp_ns == T0
 
 
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_the_rate_is_that_of_the_images_and_not_of_all_topics(tmp_path: Path, storage: StoragePlugin) -> None:
+    text = typestore.types["std_msgs/msg/String"](data="hello")
+    messages = [("/chatter", text)] * 30 + [("/c", image_message(noise(), "bgr8"))] * 4 + [("/chatter", text)] * 50
+    bag = write_messages(tmp_path / "bag", messages, storage=storage)  # 0.1 s apart
+    recording = open_frames(bag)
+    assert recording.rate == pytest.approx(10) and recording.damage == []
+
+
 def test_a_bag_with_several_image_topics_requires_a_choice(tmp_path: Path) -> None:
     bag = write_messages(
         tmp_path / "bag",

@@ -52,7 +52,9 @@ class BagFrames(FrameSource):
             for topic in self.cameras:
                 bag.check_image_topic(topic)
             self._count = sum(bag.topics[topic].count for topic in self.cameras)
-            seconds, count = bag.duration_ns * 1e-9, self._count / len(self.cameras)
+            ends = [next(bag.messages(self.cameras, skip), None) for skip in (0, max(0, self._count - 1))]
+        times_ns = [numbered[1].recorded_ns for numbered in ends if numbered]
+        seconds, count = (times_ns[-1] - times_ns[0]) * 1e-9 if times_ns else 0.0, self._count / len(self.cameras)
         if not self._count:
             reason = f": {self.damage[0]}" if self.damage else ""
             raise ValueError(f"{path} holds no message on its image topic {', '.join(self.cameras)}{reason}")

@@ -39,7 +39,7 @@ def main(
         found = {gain: compare_often(rng, correlations, (runs, count), gain) for gain in (0, 1, 2)}
         wrong = np.mean([one.is_worse() or one.is_better() for one in found[0]])
         right = [np.mean([one.is_better() for one in found[gain]]) for gain in (1, 2)]
-        width = np.median([(one.high - one.low) / 2 for one in found[0]])
+        width = np.median([one.uncertainty for one in found[0]])
         name = " and ".join(map(str, correlations))
         shares = f"{100 * wrong:.1f} % | {100 * right[0]:.0f} % | {100 * right[1]:.0f} %"
         print(f"| {count} | {name} | {shares} | {width:.2f} |", flush=True)

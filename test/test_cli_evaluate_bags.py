@@ -60,6 +60,7 @@ def test_bags_are_evaluated_in_slices(tmp_path: Path, model: Path, images: Path,
     both = json.loads(all_of_them.read_text())
     assert (both["frames"], both["miou"], both["resets"]) == (6, whole["miou"], {"first frame": 2})
     assert {record["camera"] for record in both["per_frame"]} == {"a /camera/image_raw", "b /camera/image_raw"}
+    assert [record["recording"] for record in both["per_frame"]] == ["a"] * 3 + ["b"] * 3
     assert run("evaluate", *arguments, "--slice", 0.1, "--warm-up", 2) == 0
     sliced = json.loads((out / "a.json").read_text())
     assert sliced["frames"] == 3 and (out / "slices" / "a-000002.json").is_file()

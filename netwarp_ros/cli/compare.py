@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from netwarp_ros.evaluation.comparison import Difference
@@ -69,16 +69,16 @@ def _print(differences: Sequence[Difference], confidence: float, observations: O
     recordings = len(observations.names)
     units = "recordings" if observations.independent else "pieces"
     title = f"{observations.frames} frames of {f'{recordings} recordings' if observations.independent else 'one drive'}"
-    table = Table("measure", "A", "B", "B − A", f"{confidence:g} % from", "to", units, "B is", title=title)
+    measure = Column("measure", no_wrap=True)
+    table = Table(measure, "A", "B", "B − A", f"± ({confidence:g} %)", units, "B is", title=title)
     for difference in differences:
-        ends = (f"{end:+.2f}" if difference.is_known else "?" for end in (difference.low, difference.high))
         table.add_row(
             difference.measure,
             f"{difference.first:.2f}",
             f"{difference.second:.2f}",
             f"{difference.second - difference.first:+.2f}",
-            *ends,
-            f"{round(difference.units, 1):g}",
+            f"{difference.uncertainty:.2f}" if difference.is_known else "?",
+            f"{round(difference.units, 1):g}" if difference.is_known else "?",
             "worse" if difference.is_worse() else "better" if difference.is_better() else "",
         )
     Console().print(table)

@@ -51,6 +51,11 @@ class Difference:
         return self.high < 0 if self._smaller_is_better else self.low > 0
 
     @property
+    def uncertainty(self) -> float:
+        """Half the width of the interval, whose middle is second - first; inf if nothing can be said."""
+        return (self.high - self.low) / 2
+
+    @property
     def is_known(self) -> bool:
         """Whether there is an interval: there are enough independent units for one."""
         return math.isfinite(self.high)
@@ -118,8 +123,7 @@ def describe(difference: Difference, observations: Observations) -> str:
         basis = f"{round(difference.units)} recordings, {frames}"
     else:
         basis = f"{frames} of one drive, which count as {difference.units:.1f} independent pieces"
-    uncertainty = (difference.high - difference.low) / 2
-    change = f"{difference.second - difference.first:+.2f} ± {uncertainty:.2f}"
+    change = f"{difference.second - difference.first:+.2f} ± {difference.uncertainty:.2f}"
     known = "B is worse" if difference.is_worse() else "B is better" if difference.is_better() else ""
     return f"{name}: {known or 'no clear difference'}, {change} ({basis})"
 

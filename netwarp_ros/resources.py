@@ -154,13 +154,25 @@ def read_yaml(kind: type[T], path: str | Path) -> T:
         data = file.read(MAX_YAML + 1)
     if len(data) > MAX_YAML:
         raise ValueError(f"{path} has more than {MAX_YAML} bytes: give a smaller file")
+    return parse(kind, load_yaml(data, str(path)), str(path))
+
+
+def load_yaml(data: bytes, source: str) -> Any:
+    """Read YAML into mappings, lists and scalars. The caller bounds its size.
+
+    Args:
+        data: The YAML, in UTF-8.
+        source: Where it comes from, for the error.
+
+    Raises:
+        ValueError: It is not YAML, has a key twice, or is nested too deeply.
+    """
     try:
-        content = yaml.load(data.decode(), _YamlLoader)  # noqa: S506 - a SafeLoader
+        return yaml.load(data.decode(), _YamlLoader)  # noqa: S506 - a SafeLoader
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
+        raise ValueError(f"{source} is nested too deeply") from None
     except Exception as error:  # PyYAML raises errors of many types
-        raise ValueError(f"{path} is not valid YAML: {cut(str(error))}") from error
-    return parse(kind, content, str(path))
+        raise ValueError(f"{source} is not valid YAML: {cut(str(error))}") from error
 
 
 def parse_json(kind: type[T], text: str, source: str) -> T:

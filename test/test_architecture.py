@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "street": set(),
     "view": set(),
     "classes": {"resources"},
-    "recordings": {"classes"},
+    "recordings": {"classes", "resources"},
     "datasets": {"classes", "recordings", "street"},
     "models": {"classes", "ops", "resources"},
     "segmenter": {"flow", "models", "timing"},

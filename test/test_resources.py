@@ -8,10 +8,13 @@ import re
 import string
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from netwarp_ros import cli
 from netwarp_ros.classes import ClassSet
+from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.resources import MAX_JSON, MAX_YAML, cut, parse_json, quote, read_yaml
 from netwarp_ros.training.config import TrainingConfig
 
@@ -77,6 +80,25 @@ def test_a_yaml_file_of_any_content_is_refused_by_a_short_sentence(tmp_path: Pat
     (tmp_path / "bad.yaml").write_text(text)
     error = refusal(lambda: read_yaml(TrainingConfig, tmp_path / "bad.yaml"))
     assert re.search(rf"bad\.yaml.*{message}", error), error
+
+
+def test_what_a_message_says_of_itself_is_quoted_in_part() -> None:
+    image = SimpleNamespace(width=1, height=1, step=1, encoding="x" * 10**7, data=b"")
+    compressed = SimpleNamespace(format="\x1b[2J" * 10**6, data=b"data")
+    for message, words in ((image, "encoding is 'xxx"), (compressed, "4 bytes of format '")):
+        assert words in refusal(lambda message=message: to_bgr(message))
+
+
+def test_the_command_line_prints_a_bounded_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ValueError("x" * 10**7 + "\x1b[2J\n")
+
+    monkeypatch.setattr(cli, "app", lambda _: fail())
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert re.fullmatch(r"netwarp: x+ \.\.\. x+ \[2J\n", line := capsys.readouterr().err) and len(line) < 2100
 
 
 def test_anchors_and_merge_keys_of_a_recipe_are_read(tmp_path: Path) -> None:

@@ -36,5 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"netwarp: {' '.join(str(error).split())}\n")
+        from netwarp_ros.resources import cut
+
+        sys.stderr.write(f"netwarp: {cut(str(error), 2000)}\n")
         raise SystemExit(2) from None

@@ -7,15 +7,12 @@ about them: people edit metadata, and a recorder that is killed writes none.
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-
-import yaml
 
 from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage, Topic
 from netwarp_ros.recordings.decompression import ZSTD_MAGIC, decompress, decompress_file
@@ -24,6 +21,7 @@ from netwarp_ros.recordings.mcap_file import McapFile
 from netwarp_ros.recordings.recorded_images import is_image
 from netwarp_ros.recordings.ros1_file import Ros1File
 from netwarp_ros.recordings.sqlite_file import SqliteFile
+from netwarp_ros.resources import cut, load_yaml
 
 _FORMATS: dict[str, type[BagFile]] = {".mcap": McapFile, ".db3": SqliteFile, ".bag": Ros1File}
 _COMPRESSED = ".zstd"
@@ -40,7 +38,6 @@ class BagReader:
 
     Attributes:
         topics: The topics by name. Their numbers of messages include those that are known to be lost.
-        duration_ns: Time from the first message to the last.
 
     Raises:
         ValueError: If nothing can be read.
@@ -60,8 +57,6 @@ class BagReader:
         except BaseException:
             self._stack.close()
             raise
-        spans = [file.span_ns for file in self._files if file.span_ns]
-        self.duration_ns = max(last for _, last in spans) - min(first for first, _ in spans) if spans else 0
 
     def __enter__(self) -> BagReader:
         return self
@@ -194,7 +189,7 @@ class BagReader:
         """Report the damage found since the last report."""
         damage, self._damage = self._damage, []
         for sentence in damage:
-            self._on_damage(sentence)
+            self._on_damage(cut(sentence, 500))
 
 
 def is_bag_file(path: Path) -> bool:
@@ -224,14 +219,15 @@ def _read_metadata(folder: Path) -> tuple[list[Path], dict[str, int]]:
         raise ValueError("there is no metadata.yaml, which is written when a recording ends") from None
     if len(text) > _METADATA_LIMIT:
         raise ValueError(f"its metadata.yaml has more than {_METADATA_LIMIT} bytes")
+    content = load_yaml(text, "its metadata.yaml")
     try:
-        content = yaml.safe_load(text)["rosbag2_bagfile_information"]
+        content = content["rosbag2_bagfile_information"]
         # Old versions write the folder, too.
         files = [folder / PurePosixPath(name).name for name in content["relative_file_paths"]]
         topics = content["topics_with_message_count"]
         counts = {topic["topic_metadata"]["name"]: int(topic["message_count"]) for topic in topics}
-    except (KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = cut(f"{type(error).__name__}: {error}")
         raise ValueError(f"its metadata.yaml cannot be read: {reason}") from error
     return files, counts
 
@@ -239,8 +235,8 @@ def _read_metadata(folder: Path) -> tuple[list[Path], dict[str, int]]:
 def _kind(topic: Topic) -> str:
     """Return the type of a topic as an error names it."""
     kind = topic.message_type or "no type"
-    return kind if topic.encoding == "cdr" else f"{kind} in {topic.encoding or 'no encoding'}"
+    return cut(kind if topic.encoding == "cdr" else f"{kind} in {topic.encoding or 'no encoding'}")
 
 
 def _list(names: Iterable[str]) -> str:
-    return textwrap.shorten(", ".join(names), 300, placeholder=" …")
+    return cut(", ".join(names), 300)

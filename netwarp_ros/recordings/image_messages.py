@@ -22,6 +22,7 @@ from netwarp_ros.recordings.image_codecs import (
     samples_to_bgr,
     to_8_bits,
 )
+from netwarp_ros.resources import quote
 
 
 class _Layout(NamedTuple):
@@ -128,7 +129,7 @@ def to_array(message: Any) -> np.ndarray:
     """
     width, height, step, encoding = message.width, message.height, message.step, message.encoding
     if encoding not in ENCODINGS:
-        raise ImageError(f"encoding is {encoding!r}: expected one of {', '.join(ENCODINGS)}")
+        raise ImageError(f"encoding is {quote(encoding, 80)}: expected one of {', '.join(ENCODINGS)}")
     layout = ENCODINGS[encoding]
     across, down = layout.chroma
     if not width or not height:
@@ -174,7 +175,7 @@ def _convert_planes(luma: np.ndarray, message: Any, layout: _Layout) -> np.ndarr
 
 def _decompress(message: Any) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
-    subject = f"{len(data)} bytes of format {message.format!r}"
+    subject = f"{len(data)} bytes of format {quote(message.format, 80)}"
     if not data[:8].tobytes().startswith((JPEG, PNG)):
         raise ImageError(f"{subject} begin neither as a JPEG nor as a PNG image")
     try:

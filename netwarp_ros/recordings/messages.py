@@ -16,6 +16,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.recordings.image_messages import ImageError
+from netwarp_ros.resources import cut
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -72,7 +73,7 @@ def deserialize(message_type: str, data: bytes) -> Any:
         ValueError: If the type is different, or the data are not such a message (`ImageError`).
     """
     if message_type not in IMAGES:
-        raise ValueError(f"its type is {message_type}, not one of {' and '.join(IMAGES)}")
+        raise ValueError(f"its type is {cut(message_type)}, not one of {' and '.join(IMAGES)}")
     try:
         return typestore.deserialize_cdr(data, message_type)
     except SerdeError as error:

@@ -15,6 +15,7 @@ from rosbags.typesys.store import Typestore
 from netwarp_ros.recordings.bag_file import RecordedMessage, Topic
 from netwarp_ros.recordings.image_messages import ImageError
 from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE, deserialize, header, typestore
+from netwarp_ros.resources import cut
 
 _FOXGLOVE_IMAGE, _FOXGLOVE_COMPRESSED_IMAGE = "foxglove.RawImage", "foxglove.CompressedImage"
 
@@ -45,7 +46,7 @@ def read_image(message: RecordedMessage) -> Any:
     if message.data is None:
         raise ValueError("it is lost")
     if (message.encoding, message.message_type) not in _READERS:
-        raise ValueError(f"it is a {message.message_type} in {message.encoding}, which cannot be read")
+        raise ValueError(f"it is a {cut(message.message_type)} in {cut(message.encoding)}, which cannot be read")
     return _READERS[message.encoding, message.message_type](message.message_type, message.data)
 
 

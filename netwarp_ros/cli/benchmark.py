@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,6 +55,9 @@ def ops(
     compile_others: Annotated[
         bool, typer.Option("--compiled/--no-compiled", help="Also time grid_sample under torch.compile.")
     ] = True,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="For each case, direction and state of the memory.")
+    ] = 1.0,
     json_file: Annotated[Path | None, typer.Option("--json", help=FIGURES, show_default=False)] = None,
 ) -> None:
     """Time the warp operator, a copy of the same tensor, and grid_sample."""
@@ -67,7 +69,7 @@ def ops(
     target = torch.device(device)
     _make_folder(json_file)
     cases = benchmark.standard_cases(target)
-    results = list(benchmark.run(cases, target, with_compiled=compile_others))
+    results = list(benchmark.run(cases, target, with_compiled=compile_others, seconds=seconds))
     for case in cases:
         Console().print(_ops_table(case, [result for result in results if result.case == case]))
     _write(json_file, {"environment": environment(target), "results": [result.to_json() for result in results]})
@@ -224,14 +226,23 @@ def _run_nodes(loads: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[
 
 
 def _make_folder(file: Path | None) -> None:
-    """Make the folder of a file before anything is measured."""
+    """Make the folder of a file before anything is measured.
+
+    Raises:
+        FileExistsError: If there is a file that `netwarp benchmark` did not write.
+    """
+    from netwarp_ros.recordings.atomic import refuse_foreign, written_by
+
     if file:
+        refuse_foreign(file, written_by("benchmark"))
         file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _write(file: Path | None, content: Mapping[str, Any]) -> None:
+    from netwarp_ros.recordings.atomic import write_marked_json
+
     if file:
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_marked_json(file, content, "benchmark")
 
 
 def _numbers(name: str, text: str, kind: type[Number], example: str) -> list[Number]:

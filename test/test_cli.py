@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from commands import run, small_model, write_images
+from recorded import write_film
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.datasets.bag import BagDataset
@@ -135,6 +136,14 @@ def test_bag_without_labels_for_another_camera(tmp_path: Path, images: Path) -> 
     recorded = open_frames(tmp_path / "drive")
     assert isinstance(recorded, BagFrames) and recorded.cameras == ["/front/wide/image_raw"] and len(recorded) == 3
     assert recorded.rate == pytest.approx(15)
+
+
+def test_bag_of_a_video_keeps_its_stamps(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mkv", [0, 30, 130, 150, 350], "mjpeg", strict="unofficial")
+    assert run("bag", film, "-o", tmp_path / "drive.mcap") == 0
+    assert [frame.stamp_ns for frame in open_frames(tmp_path / "drive.mcap")] == [
+        10**9 + 10**6 * stamp_ms for stamp_ms in (0, 30, 130, 150, 350)
+    ]
 
 
 def test_plot_trimap_draws_each_file_as_a_curve(tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ def bag(
             metavar="LABELS", help="A folder of label maps NAME.png, named like the images.", show_default=False
         ),
     ] = None,
-    rate: Annotated[float, typer.Option("--rate", help="Frames per second.")] = 15.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate", help="Frames per second. Default: a video's own stamps; 15 for images.", show_default=False
+        ),
+    ] = None,
     camera: Annotated[str, typer.Option("--camera", help="First part of the topics' names.")] = "camera",
     frame_id: Annotated[
         str | None,

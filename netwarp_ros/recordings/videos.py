@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -129,25 +130,30 @@ class _PacketIndex:
     def of(cls, container: InputContainer) -> _PacketIndex:
         """Read all packets of a film."""
         stream = container.streams.video[0]
-        count, stamped = 0, []
+        count, end = 0, 0
+        ticks, key_ticks = array("q"), array("q")
         for packet in _demux(container, stream):
             if packet.size and not packet.is_discard:
                 count += 1
                 if packet.pts is not None:
-                    stamped.append((packet.pts, packet.duration or 0, packet.is_keyframe))
-        stamped = sorted(stamped) if len(stamped) == count else []
+                    ticks.append(packet.pts)
+                    key_ticks.extend([packet.pts] * packet.is_keyframe)
+                    end = max(end, packet.pts + (packet.duration or 0))
+        if len(ticks) < count:
+            ticks = key_ticks = array("q")
         tick_s = stream.time_base or Fraction(1)
-        span = stamped[-1][0] - stamped[0][0] if stamped else 0
+        first, last = (min(ticks), max(ticks)) if ticks else (0, 0)
+        rate = (count - 1) / (tick_s * (last - first)) if last > first else stream.guessed_rate
         declared_s = float(tick_s * (stream.duration or 0))
         if not declared_s and len(container.streams) == 1:  # otherwise it may be the duration of the sound
             declared_s = (container.duration or 0) * 1e-6
         return cls(
             count=count,
-            ticks=np.array([tick for tick, _, _ in stamped], np.int64),
-            key_ticks=np.array([tick for tick, _, is_key in stamped if is_key], np.int64),
+            ticks=np.sort(ticks),
+            key_ticks=np.sort(key_ticks),
             tick_s=tick_s,
-            rate=float((count - 1) / (tick_s * span) if span else stream.guessed_rate or DEFAULT_RATE),
-            duration_s=float(tick_s * (span + stamped[-1][1])) if stamped else declared_s,
+            rate=float(rate or DEFAULT_RATE),
+            duration_s=float(tick_s * (end - first)) if ticks else declared_s,
             declared_s=declared_s,
         )
 

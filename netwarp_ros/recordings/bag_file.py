@@ -52,7 +52,6 @@ class BagFile(ABC):
     Attributes:
         name: The path for errors: another one if the file was decompressed to be read.
         topics: Its topics by name.
-        span_ns: When the first and the last message were recorded; None if there is no message.
         damage: What could not be read and why, one clause each; whoever takes them out names the file.
 
     Raises:
@@ -62,7 +61,6 @@ class BagFile(ABC):
     def __init__(self, path: Path) -> None:
         self.path = self.name = path
         self.topics: dict[str, Topic] = {}
-        self.span_ns: tuple[int, int] | None = None
         self.damage: list[str] = []
 
     @abstractmethod

@@ -55,8 +55,6 @@ class Ros1File(BagFile):
         self._entries = sorted(entries, key=attrgetter("recorded_ns"))
         for connection in self._reader.connections:
             self._add_topic(connection.topic, connection.msgtype, "ros1", connection.msgcount)
-        if entries:
-            self.span_ns = self._entries[0].recorded_ns, self._entries[-1].recorded_ns
 
     def close(self) -> None:
         self._reader.close()

@@ -51,8 +51,6 @@ class SqliteFile(BagFile):
         counts = Counter(self._rows["topic"].tolist())
         for key, names in self._names.items():
             self._add_topic(*names, counts[key])
-        if len(rows):
-            self.span_ns = int(self._rows[0]["recorded_ns"]), int(self._rows[-1]["recorded_ns"])
 
     def close(self) -> None:
         self._stack.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import pytest
 from graph import Program, tiny_model
+from rich.progress import Progress
 
 pytestmark = pytest.mark.ros
 
@@ -75,6 +76,16 @@ def test_only_the_results_of_an_earlier_demonstration_are_replaced(tmp_path: Pat
         (out / name).write_bytes(written)
     refuse_foreign_results(out)
     assert (out / "street" / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_clip_does_not_replace_what_is_at_its_path(tmp_path: Path) -> None:
+    from netwarp_ros.node.tools.demo import write_clip
+
+    (tmp_path / "street").mkdir()
+    (tmp_path / "street" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="street exists already"), Progress(disable=True) as progress:
+        write_clip(tmp_path / "street", 2, 10.0, progress)
+    assert (tmp_path / "street" / "thesis.txt").read_text() == "years of work"
 
 
 def test_files_in_the_way_are_named_before_the_demonstration(ros_domain: int, tmp_path: Path) -> None:

@@ -386,6 +386,10 @@ def test_a_transition_that_is_not_possible_is_refused_with_the_reason(graph: Gra
         assert problem in program.output
     seen = graph.wait_for_status("segmenter", lambda status, values: values["last error"] == problem)
     assert seen["state"] == "active"
+    request = ChangeState.Request(transition=Transition(label="x" * 10**5))
+    assert not graph.call(ChangeState, "segmenter/change_state", request).success
+    seen = graph.wait_for_status("segmenter", lambda status, values: "transition xxx" in values["last error"])
+    assert len(seen["last error"]) < 1100
     assert SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))[1].reason == Reset.FIRST
 
 

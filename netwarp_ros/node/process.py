@@ -48,7 +48,9 @@ def ros_process(name: str) -> Iterator[None]:
         _initialize()
         yield
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"{name}: {error}\n")
+        from netwarp_ros.resources import cut
+
+        sys.stderr.write(f"{name}: {cut(str(error), 2000)}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         pass

@@ -37,6 +37,7 @@ from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.parameters import SIZE, TOPIC, parameter
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.recordings.image_messages import ImageError
+from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import COMPILE_MODES, MAX_GAP, MAX_INPUT_WIDTH, PRECISIONS, Segmenter
 
 
@@ -91,6 +92,9 @@ class SegmentParameters:
     host_only: bool = parameter(False, "Run the image CNN on each frame by itself, without memory and flow.")
     overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
 
+
+MAX_PROBLEM = 1000
+"""Most characters of an error in the log and on ``/diagnostics``: a message or a file may hold a text of any length."""
 
 Transition = Callable[["SegmentNode", LifecycleState], TransitionCallbackReturn]
 
@@ -252,16 +256,18 @@ class SegmentNode(LifecycleNode):
             try:
                 camera.segment(received)
             except ImageError as error:
-                camera.counter.count_dropped(DropReason.MALFORMED, str(error))
-                self._log_throttled(f"a malformed image on {camera.topic}: {error}")
+                problem = cut(str(error), MAX_PROBLEM)
+                camera.counter.count_dropped(DropReason.MALFORMED, problem)
+                self._log_throttled(f"a malformed image on {camera.topic}: {problem}")
             except Exception as error:  # a frame that fails must not stop the worker
-                camera.counter.count_dropped(DropReason.FAILED, f"{type(error).__name__}: {error}")
+                problem = cut(f"{type(error).__name__}: {error}", MAX_PROBLEM)
+                camera.counter.count_dropped(DropReason.FAILED, problem)
                 if self.context.ok():  # after a signal, publishing fails as expected
-                    self._log_throttled(f"an image on {camera.topic} failed: {type(error).__name__}: {error}")
+                    self._log_throttled(f"an image on {camera.topic} failed: {problem}")
 
     def _log_failure(self, problem: str) -> None:
-        self._last_error = problem
-        self.get_logger().error(problem)
+        self._last_error = cut(problem, MAX_PROBLEM)
+        self.get_logger().error(self._last_error)
 
     def _log_throttled(self, problem: str) -> None:
         self.get_logger().error(problem, throttle_duration_sec=PERIOD_S)

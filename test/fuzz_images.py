@@ -28,7 +28,17 @@ from tqdm import tqdm
 from netwarp_ros.recordings.image_messages import ENCODINGS, ImageError, to_bgr
 
 MAX_SIZE = 64
-FORMATS = (".jpg", ".png", ".tiff", ".webp", ".bmp")
+ENDINGS = (".jpg", ".png", ".tiff", ".webp", ".bmp")
+FORMATS = (
+    "jpeg",
+    "png",
+    "rgb8; jpeg compressed bgr8",
+    "bgr8; png compressed rgb8",
+    "rgb8; jpeg compressed ",
+    "bayer_rggb8; png compressed ",
+    "",
+    "\u00fc;",
+)
 WORDS = (0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -58,7 +68,7 @@ def fuzzed_compressed_image(rng: np.random.Generator, message_class: Any) -> Any
     height, width, channels = (int(size) for size in rng.integers(1, (MAX_SIZE + 1, MAX_SIZE + 1, 5)))
     shape = (height, width, 1 if channels == 2 else channels)
     pixels = rng.integers(0, 256, shape, np.uint8)
-    ending = str(rng.choice(FORMATS, p=(0.45, 0.4, 0.05, 0.05, 0.05)))
+    ending = str(rng.choice(ENDINGS, p=(0.45, 0.4, 0.05, 0.05, 0.05)))
     if ending == ".png" and rng.random() < 0.3:
         pixels = pixels.astype(np.uint16) * 257
     data = bytearray(cv2.imencode(ending, pixels)[1])
@@ -70,8 +80,7 @@ def fuzzed_compressed_image(rng: np.random.Generator, message_class: Any) -> Any
             data[offset] = rng.integers(0, 256)
     elif damage == 3 and rng.random() < 0.3:
         data = bytearray(rng.bytes(rng.integers(0, 300)))
-    name = str(rng.choice(("jpeg", "png", "rgb8; jpeg compressed bgr8", "bgr8; png compressed rgb8", "", "\u00fc;")))
-    return message_class(format=name, data=array("B", bytes(data)))
+    return message_class(format=str(rng.choice(FORMATS)), data=array("B", bytes(data)))
 
 
 FUZZERS = {"raw": fuzzed_image, "compressed": fuzzed_compressed_image}

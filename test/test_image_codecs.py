@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 from recorded import noise
 
 from netwarp_ros.recordings.image_codecs import ImageError, decode, samples_to_bgr
@@ -108,6 +110,14 @@ def test_the_exif_orientation_is_ignored(orientation: int) -> None:
     data = array(oriented(jpeg, orientation))
     assert cv2.imdecode(data, cv2.IMREAD_COLOR).shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
     np.testing.assert_array_equal(decode(data), decode(array(jpeg)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_exif_orientation_of_other_files_is_ignored(kind: str) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(noise()[..., ::-1]).save(file, kind, exif=exif, lossless=True)
+    np.testing.assert_array_equal(decode(array(file.getvalue())), noise())
 
 
 # Damage

@@ -136,7 +136,7 @@ def test_slices_score_every_frame_once_after_a_warm_up(bag: Path, serial: list[S
 def test_a_slice_reads_its_own_messages_alone(
     bag: Path, slices: list[Slice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening reads the first and the last image, for the rate. The first slice of a bag reads the label maps' stamps."""
+    """Opening reads the first and the last image, for the rate, and the stamps of the label maps, for all slices."""
     read: Counter[str] = Counter()
     read_messages = BagReader.messages
 

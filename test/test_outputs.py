@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 import torch
 from commands import run, small_model, write_images, write_labels
 
+from netwarp_ros.classes import ClassEntry
+from netwarp_ros.models import load_model, save_model
 from netwarp_ros.models.hosts import HOSTS, Dilation8
 from netwarp_ros.recordings.atomic import refuse_foreign, replacing, write_marked_json, written_by
 
@@ -143,6 +146,24 @@ def test_a_command_does_not_replace_the_results_that_it_reads(tmp_path: Path, ev
     before = scores.read_bytes()
     assert run("compare", scores, scores, "--json", scores) == 2
     assert scores.read_bytes() == before
+
+
+def test_names_and_paths_are_printed_as_they_are(
+    tmp_path: Path, model: Path, evaluation: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich takes ``[/x]`` for the end of a style that never began, and ``:car:`` for a picture."""
+    loaded = load_model(model)
+    names = ("[/x]", ":car:", *loaded.spec.classes.names[2:])
+    entries = tuple(map(ClassEntry, names, (entry.color for entry in loaded.spec.classes.classes)))
+    classes = dataclasses.replace(loaded.spec.classes, classes=entries)
+    odd = save_model(tmp_path / "odd.safetensors", loaded.network, dataclasses.replace(loaded.spec, classes=classes))
+    scores = tmp_path / "[/scores].json"
+    assert run(*evaluation[:-1], odd, "--json", scores) == 0
+    shown = capsys.readouterr().out
+    assert "[/x]" in shown and ":car:" in shown
+    assert run("plot", "trimap", scores, "-o", tmp_path / "[/a].png") == 0
+    assert "[/a].png" in capsys.readouterr().out
+    assert run("compare", scores, scores) in (0, 1)
 
 
 def test_make_clean_removes_only_what_make_made(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def variants(recipe: Path, overrides: Sequence[Mapping[str, Any]], steps: int = 
     else:
         places = dict.fromkeys([*((layer,) for layer in layers), layers])
         overrides = [{"layers": list(place), "flow_cnn": on} for place in places for on in (False, True)]
-    configs = {}
+    configs: dict[str, TrainingConfig] = {}
     for override in overrides:
         name = ", ".join(f"{key}: {_text(value)}" for key, value in override.items()) or "as in the recipe"
         folder = Path(base.output) / "sweep" / re.sub(r"[^\w.]+", "-", name)

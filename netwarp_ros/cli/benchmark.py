@@ -17,6 +17,7 @@ from rich.table import Table
 
 from netwarp_ros.cli.option_groups import expand_groups
 from netwarp_ros.cli.options import DeviceOption, InputHeightOption, ModelOption, PrecisionOption
+from netwarp_ros.cli.printing import plain_console
 
 if TYPE_CHECKING:
     from netwarp_ros.benchmarks.node import Run
@@ -71,7 +72,7 @@ def ops(
     cases = benchmark.standard_cases(target)
     results = list(benchmark.run(cases, target, with_compiled=compile_others, seconds=seconds))
     for case in cases:
-        Console().print(_ops_table(case, [result for result in results if result.case == case]))
+        plain_console().print(_ops_table(case, [result for result in results if result.case == case]))
     _write(json_file, {"environment": environment(target), "results": [result.to_json() for result in results]})
 
 
@@ -113,7 +114,7 @@ def model(
     for stage, value in result.stages_ms["host"].items():
         table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
     table.caption = f"overhead {result.overhead_percent:.1f} %"
-    Console().print(table)
+    plain_console().print(table)
     system = environment(torch.device(options.device))
     _write(json_file, {"environment": system, "settings": {**settings, "model": loaded.name}, **result.to_json()})
 

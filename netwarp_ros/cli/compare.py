@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
+
+from netwarp_ros.cli.printing import plain_console
 
 if TYPE_CHECKING:
     from netwarp_ros.evaluation.comparison import Difference
@@ -81,7 +82,7 @@ def _print(differences: Sequence[Difference], confidence: float, observations: O
             f"{round(difference.units, 1):g}" if difference.is_known else "?",
             "worse" if difference.is_worse() else "better" if difference.is_better() else "",
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _write(file: Path, differences: Sequence[Difference], failed: Sequence[str]) -> None:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
+
+from netwarp_ros.cli.printing import plain_console
 
 
 def models() -> None:
@@ -24,4 +25,6 @@ def models() -> None:
             f"{path.stat().st_size / 1e6:.1f}",
             "\n".join(f"{key}: {value}" for key, value in spec.notes.items()),
         )
-    Console().print(table if table.row_count else "This package holds no weights; train a model with `netwarp train`.")
+    plain_console().print(
+        table if table.row_count else "This package holds no weights; train a model with `netwarp train`."
+    )

@@ -20,9 +20,14 @@ MAX_NOTES = 10
 T = TypeVar("T")
 
 
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: a path or the name of a class may look like rich's markup."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
 def say(text: str) -> None:
     """Print a line."""
-    Console().print(text, highlight=False)
+    plain_console().print(text, highlight=False)
 
 
 def track_progress(items: Iterable[T], description: str, count: int) -> Iterable[T]:
@@ -37,14 +42,14 @@ def progress_bar() -> Progress:
 
 def print_results(results: EvaluationResults, damage: Sequence[str]) -> None:
     """Print what an evaluation measured, and the notes on damage."""
-    console = Console()
+    console = plain_console()
     console.print(_class_table(results))
     console.print(_measure_table(results))
     console.print(_timing_table(results))
     if damage:
-        console.print(f"{len(damage)} notes on what was read:", *damage[:MAX_NOTES], sep="\n  ", markup=False)
+        console.print(f"{len(damage)} notes on what was read:", *damage[:MAX_NOTES], sep="\n  ")
     if len(damage) > MAX_NOTES:
-        console.print(f"  and {len(damage) - MAX_NOTES} more", markup=False)
+        console.print(f"  and {len(damage) - MAX_NOTES} more")
 
 
 def _networks(results: EvaluationResults) -> list[tuple[str, Scores]]:

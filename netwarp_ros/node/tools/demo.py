@@ -321,7 +321,7 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     table = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=counts)
     for stage, values in {**summary["stages_ms"], "image to mask": summary["latency_ms"]}.items():
         table.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print("mIoU {miou:.1f} % on {device}, ROS 2 {ros_distro}".format(**summary), highlight=False)
     console.print(f"{out / 'summary.json'}, overlay.mp4 and overlay.png", highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "benchmarks": {"evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
     "node": {
-        "classes", "environment", "flow", "mailbox", "models", "msg", "recordings", "segmenter", "timing",
+        "classes", "environment", "flow", "mailbox", "models", "msg", "recordings", "resources", "segmenter", "timing",
     },
     "node.tools": {
         "benchmarks", "classes", "environment", "evaluation", "metrics", "models", "msg", "node", "recordings",

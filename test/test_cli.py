@@ -54,8 +54,26 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert [word for word in listed if word in {*commands, "benchmark", "plot"}] == [*commands, "benchmark", "plot"]
 
 
+def test_ctrl_c_while_the_commands_are_imported_ends_quietly() -> None:
+    program = """
+import os, signal, sys
+from netwarp_ros.cli import main
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rich":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+main(["--help"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 def test_main_sets_the_spin_count_unless_the_environment_does() -> None:
-    program = "import os, netwarp_ros.cli as c; c.app = lambda _: print(os.environ.get('GOMP_SPINCOUNT')); c.main([])"
+    program = (
+        "import os; from netwarp_ros.cli import app, main\n"
+        "app.app = lambda _: print(os.environ.get('GOMP_SPINCOUNT')); main([])"
+    )
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     bare = {name: value for name, value in os.environ.items() if name not in names}
     for setting, expected in (({}, "1000"), ({names[0]: "7"}, "7"), ({names[1]: "passive"}, "None")):

@@ -42,7 +42,7 @@ HOSTS = {"tiny": TinyHost, "tiny-plain": partial(TinyHost, random=False)}
 
 
 def main(config: Path) -> None:
-    from netwarp_ros import cli
+    from netwarp_ros.cli.app import app
     from netwarp_ros.models import hosts
     from netwarp_ros.training import trainer as training
 
@@ -54,7 +54,7 @@ def main(config: Path) -> None:
         return step(state, batch)
 
     training.train_step = train_step
-    cli.app(["train", str(config)], standalone_mode=False)
+    app(["train", str(config)], standalone_mode=False)
     torch.save(states[-1].network.state_dict(), config.with_name(f"rank{os.environ['RANK']}.pt"))
 
 

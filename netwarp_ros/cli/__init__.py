@@ -1,40 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, ``netwarp``: segment recordings, evaluate and train models.
-
-Each command imports what it needs when it runs, so that ``netwarp --help`` does not load PyTorch.
-"""
+"""The command line, ``netwarp``: segment recordings, evaluate and train models."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-import typer
-
-from netwarp_ros.cli import bag, benchmark, compare, convert, evaluate, models, plot, segment, table, train, view
 from netwarp_ros.environment import configure_libraries
-
-app = typer.Typer(
-    name="netwarp",
-    help="Semantic segmentation of camera streams by a NetWarp video CNN.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for command in (
-    segment.segment, evaluate.evaluate, compare.compare, table.table, bag.bag, train.train, convert.convert, view.view,
-    models.models,
-):  # fmt: skip
-    app.command()(command)
-app.add_typer(benchmark.app, name="benchmark")
-app.add_typer(plot.app, name="plot")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Invalid input ends it with one line on standard error and exit status 2."""
+    """Run the command line.
+
+    Raises:
+        SystemExit: With status 2 and one line on standard error if the input is invalid, and with status 130 at Ctrl-C.
+    """
     configure_libraries()
     try:
+        from netwarp_ros.cli.app import app  # imported here because it takes a second, in which Ctrl-C may come
+
         app(arguments)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (OSError, ValueError) as error:
         from netwarp_ros.resources import cut
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -129,6 +130,14 @@ def test_images_are_due_at_the_intervals_of_their_recording(
     assert [pacer.wait_s(frame) for frame in frames] == pytest.approx(waits)
     assert len(warnings) == len(warned)
     assert all(warning.startswith(start) for warning, start in zip(warnings, warned, strict=True))
+
+
+def test_a_given_rate_may_have_long_pauses() -> None:
+    warnings: list[str] = []
+    pacer = Pacer(warnings.append, math.inf)
+    waits = [pacer.wait_s(frame_at(index, 60 * index, 60 * index)) for index in range(3)]
+    assert waits == pytest.approx([0, 60, 60])
+    assert warnings == []
 
 
 def test_a_folder_is_published_at_the_given_rate_as_the_given_camera(

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 
     start_node()
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -35,7 +36,7 @@ POLL_S = 0.02
 """Seconds between two checks of the number of subscribers."""
 
 MAX_PAUSE_S = 10.0
-"""Longest time between two images. A recording has longer pauses if the clock was set while recording."""
+"""Longest time between two images if no rate is given. Pauses are longer if the clock was set while recording."""
 
 MAX_DISAGREEMENT_S = 0.5
 """How far stamps and times of recording may drift apart before the node says so."""
@@ -65,15 +66,16 @@ class ReplayParameters:
 class Pacer:
     """Says when the images of a recording are due: at the intervals at which they were recorded.
 
-    Stamps do not set the pace, because they jump if a camera's clock is set. Pauses are at most `MAX_PAUSE_S` long.
+    Stamps do not set the pace, because they jump if a camera's clock is set.
 
     Args:
         warn: Called with a sentence for each pause that is shortened, and for the first image whose stamp and time of
             recording disagree.
+        max_pause_s: Longer pauses are shortened to this.
     """
 
-    def __init__(self, warn: Callable[[str], object]) -> None:
-        self._warn = warn
+    def __init__(self, warn: Callable[[str], object], max_pause_s: float = MAX_PAUSE_S) -> None:
+        self._warn, self._max_pause_s = warn, max_pause_s
         self._first: Frame | None = None
         self._previous_ns = 0
         self._agrees = True
@@ -92,12 +94,12 @@ class Pacer:
             )
         pause_s = (frame.arrival_ns - self._previous_ns) * 1e-9
         self._previous_ns = frame.arrival_ns
-        if pause_s > MAX_PAUSE_S:
+        if pause_s > self._max_pause_s:
             self._warn(
                 f"image {frame.name} was recorded {pause_s:.1f} s after the one before: it is published after "
-                f"{MAX_PAUSE_S:.0f} s"
+                f"{self._max_pause_s:g} s; give a rate to choose the pace"
             )
-        return min(max(pause_s, 0.0), MAX_PAUSE_S)
+        return min(max(pause_s, 0.0), self._max_pause_s)
 
 
 class ReplayNode(Node):
@@ -144,7 +146,8 @@ class ReplayNode(Node):
         self.get_logger().info(f"{count} images published on {topic}")
 
     def _play_once(self, executor: Executor) -> int:
-        count, due_s, pacer = 0, monotonic(), Pacer(self.get_logger().warning)
+        max_pause_s = math.inf if self.settings.rate else MAX_PAUSE_S
+        count, due_s, pacer = 0, monotonic(), Pacer(self.get_logger().warning, max_pause_s)
         for frame in self.frames:
             due_s += pacer.wait_s(frame)
             _spin_until(due_s, executor)

@@ -165,7 +165,8 @@ def _read_indexed(path: Path, from_colors: Callable[[np.ndarray, str], np.ndarra
     try:
         with Image.open(path) as image:
             indices, palette = np.array(image), np.array(image.getpalette(), np.uint8).reshape(-1, 3)
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken chunks
+    # Pillow raises SyntaxError for broken chunks.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: repair or remove it") from error
     if from_colors is None:
         return indices

@@ -100,8 +100,6 @@ class McapFile(BagFile):
         counts = _sum(self._blocks)
         for key, names in self._names.items():
             self._add_topic(*names, counts[key])
-        if spans := [block[:2] for block in self._blocks if block.counts]:
-            self.span_ns = spans[0][0], max(end_ns for _, end_ns in spans)
 
     def close(self) -> None:
         self._file.close()
@@ -345,14 +343,13 @@ class McapFile(BagFile):
                 start = begin - _RECORD_HEADER.size
                 if opcode in (_FOOTER, _DATA_END):
                     return
+                if end <= self._size or opcode == _CHUNK:
+                    yield opcode, start, begin, min(end, self._size)
                 if end > self._size:
                     self.damage.append(
                         f"the record at byte {start} claims {end - begin} bytes, but only "
                         f"{self._size - begin} are there: what follows is lost"
                     )
-                if end <= self._size or opcode == _CHUNK:
-                    yield opcode, start, begin, min(end, self._size)
-                if end > self._size:
                     return
         except ValueError as error:
             self.damage.append(f"{error}: what follows is lost")

@@ -280,12 +280,21 @@ def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tu
             f"{timing} is cut off or missing, so this run cannot be resumed. To start anew, remove {checkpoint}, "
             f"{timing.name} and the masks"
         )
-    streams = {camera: segmenter.stream(state) for camera, state in content["streams"].items()}
-    os.truncate(timing, content["timing_bytes"])
+    try:
+        streams = {camera: segmenter.stream(state) for camera, state in content["streams"].items()}
+        os.truncate(timing, content["timing_bytes"])
+        return streams, _read_timing(timing)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{folder} holds an unfinished run of another version ({cut(str(error))}), which cannot be resumed. To "
+            f"start anew, remove {checkpoint}, {timing.name} and the masks"
+        ) from error
+
+
+def _read_timing(timing: Path) -> list[TimingRow]:
     types = {"int": int, "float": float, "str": str}
     with timing.open(encoding="utf-8", newline="") as file:
-        rows = [
+        return [
             TimingRow(**{field.name: types[str(field.type)](line[field.name]) for field in fields(TimingRow)})
             for line in csv.DictReader(file)
         ]
-    return streams, rows

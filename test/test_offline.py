@@ -169,7 +169,7 @@ def test_a_run_that_fails_at_its_first_frame_leaves_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "no timings", "half the timings"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "no timings", "half the timings", "version"])
 def test_a_damaged_checkpoint_is_named_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -186,10 +186,14 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(
             torch.save({"network": {}}, checkpoint)
         case "no timings":
             timing.unlink()
+        case "version":
+            content = torch.load(checkpoint, weights_only=True)
+            del content["streams"]["/left/image_raw"]["pending"]
+            torch.save(content, checkpoint)
         case _:
             timing.write_bytes(timing.read_bytes()[:200])
     before = contents(tmp_path)
-    named = timing if "timings" in damage else checkpoint
+    named = {"version": tmp_path, "no timings": timing, "half the timings": timing}.get(damage, checkpoint)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(named))} .* resumed. To start anew, remove") as caught:
         segment_recording(Recording(6), make_segmenter(), tmp_path, ORIGIN)
     assert len(str(caught.value)) < 500 and contents(tmp_path) == before

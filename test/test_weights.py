@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -223,9 +224,41 @@ def test_a_wrong_size_is_refused_before_memory_is_allocated(file: Path) -> None:
         load_model(rewrite(file, {"netwarp_ros": json.dumps({**header, "netwarp": None})}))
 
 
+@pytest.mark.parametrize("name", ["host.stem.0.1.running_var", "netwarps.0.w2"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(file: Path, network: VideoCNN, name: str, value: float) -> None:
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    with pytest.raises(WeightsError, match=rf"model\.safetensors: {name} has values of torch\.\w+ that are not finite"):
+        load_model(rewrite(file, {"netwarp_ros": json.dumps(header_of(file))}, tensors))
+    broken = copy.deepcopy(network)
+    broken.state_dict()[name].view(-1)[0] = value
+    with pytest.raises(WeightsError, match=rf"the network: {name} has values"):
+        save_model(file.with_name("broken.safetensors"), broken, SPEC)
+    assert [path.name for path in file.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_a_weight_that_is_too_large_for_its_type_is_not_written(file: Path, network: VideoCNN) -> None:
+    large = copy.deepcopy(network)
+    large.state_dict()["host.stem.0.0.weight"].view(-1)[0] = 1e6
+    with pytest.raises(
+        WeightsError, match=r"host\.stem\.0\.0\.weight has values of torch\.float16 that are not finite"
+    ):
+        save_model(file, large, SPEC)
+    save_model(file, large, SPEC, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["host.stem.0.0.weight", "netwarps.0.w1"])
+def test_weights_of_another_type_are_refused(file: Path, name: str) -> None:
+    tensors = load_file(file)
+    tensors[name] = tensors[name].to(torch.int64)
+    with pytest.raises(WeightsError, match=rf"{name} has the type torch\.int64, not torch\.float32"):
+        load_model(rewrite(file, {"netwarp_ros": json.dumps(header_of(file))}, tensors))
+
+
 def test_a_large_header_is_refused_unread(file: Path) -> None:
     notes = {"x": "y" * MAX_HEADER_BYTES}
-    with pytest.raises(WeightsError, match=rf"has a header of 8\d+ bytes; at most {MAX_HEADER_BYTES} are read"):
+    with pytest.raises(WeightsError, match=rf"has a header of 10\d+ bytes; at most {MAX_HEADER_BYTES} are read"):
         read_spec(rewrite(file, notes))
 
 

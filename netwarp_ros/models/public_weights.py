@@ -68,7 +68,8 @@ class LoadResult:
         ):
             if names:
                 more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-                lines.append(f"{len(names)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}")
+                shown = ", ".join(cut(name, 100) for name in names[:_NAMES_SHOWN])
+                lines.append(f"{len(names)} {what}: {shown}{more}")
         return "\n".join(lines)
 
 

@@ -156,8 +156,9 @@ def test_without_pyav_a_video_is_refused_with_the_way_out(tmp_path: Path, monkey
         VideoWriter(tmp_path / "copy.mp4", 10)
 
 
-def test_a_file_that_is_not_a_video_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "notes.mp4"
-    file.write_text("not a video")
-    with pytest.raises(ValueError, match=r"notes\.mp4 cannot be opened as a video"):
+@pytest.mark.parametrize("name", ["notes.mp4", "notes.txt"])  # FFmpeg would draw the text of the second one
+def test_a_file_that_is_not_a_video_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("not a video\n" * 100)
+    with pytest.raises(ValueError, match=f"{name} cannot be opened as a video"):
         open_frames(file)

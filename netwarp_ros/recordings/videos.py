@@ -201,10 +201,10 @@ def _open(path: Path) -> InputContainer:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
     except av.FFmpegError:
         container = None
-    if container is None or not container.streams.video:
+    if container is None or not container.streams.video or container.format.name == "tty":  # FFmpeg draws text files
         raise ValueError(
             f"{path} cannot be opened as a video: give a video, an image, a folder of images, or a bag (its folder, "
-            ".mcap or .db3)"
+            ".mcap, .db3 or .bag)"
         )
     return container
 

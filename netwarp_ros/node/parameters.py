@@ -17,6 +17,8 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from netwarp_ros.resources import cut, quote
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -91,7 +93,7 @@ def declare(node: Node, group: type[DataclassInstance], *, read_only: bool = Fal
         try:
             value = node.declare_parameter(spec.name, default, _descriptor(spec, read_only)).value
         except ParameterException as error:
-            raise ParameterError(f"{error}. {_hint(spec)}") from error
+            raise ParameterError(f"{cut(str(error), 500)}. {_hint(spec)}") from error
         if problem := _problem(spec, value):
             raise ParameterError(problem)
 
@@ -132,7 +134,7 @@ def _problem(spec: Field[Any], value: Any) -> str:
     choices, form = spec.metadata["choices"], spec.metadata["form"]
     texts = [value] if isinstance(value, str) else value or []  # rclpy returns None for an empty list
     if (choices and value not in choices) or (form and not _have_form(texts, form)):
-        return f"{spec.name} is {value!r}. {_hint(spec)}"
+        return f"{spec.name} is {quote(value)}. {_hint(spec)}"
     return ""
 
 

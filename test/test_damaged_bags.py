@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import mcap_records as mcap
 import numpy as np
 import pytest
 from recorded import T0, header, image_message, noise, typestore, write_messages
@@ -98,6 +100,88 @@ def test_the_beginning_of_a_truncated_mcap_chunk_is_read(tmp_path: Path, compres
     assert f"{file}: the record at byte" in damage and "what follows is lost" in damage
 
 
+def test_other_topics_messages_at_the_time_of_the_break_are_read(tmp_path: Path) -> None:
+    head = mcap.schema(1, IMAGE) + mcap.channel(1, 1, "/a") + mcap.channel(2, 1, "/b")
+    parts = [
+        [mcap.Message(1, 1, b"a1"), mcap.Message(1, 2, b"a2")],
+        [mcap.Message(1, 2, b"a2 again"), mcap.Message(1, 3, b"a3")],
+        [mcap.Message(2, 2, b"b2"), mcap.Message(1, 4, b"a4")],
+    ]
+    chunks = [mcap.chunk(b"".join(map(mcap.message, part)), (part[0][1], part[-1][1]), "zstd") for part in parts]
+    chunks[1] = chunks[1][:-20] + bytes(20)
+    for has_index in (True, False):
+        file = tmp_path / f"{has_index}.mcap"
+        file.write_bytes(mcap.file(head, list(zip(chunks, parts, strict=True)), has_index=has_index))
+        damage: list[str] = []
+        with BagReader(file, damage.append) as bag:
+            messages = [message for _, message in bag.messages(["/a", "/b"])]
+        assert [(message.topic, message.data) for message in messages if message.data is not None] == [
+            ("/a", b"a1"),
+            ("/a", b"a2"),
+            ("/b", b"b2"),
+            ("/a", b"a4"),
+        ]
+        assert f"{file}: the record at byte" in damage[0] and "is damaged and left out" in damage[0]
+        if has_index:
+            assert damage[1:] == [f"{file}: 2 of the 5 messages of /a are lost"]
+
+
+def test_an_mcap_file_with_a_damaged_summary_is_read_without_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "bag", (("/c", numbered(index)) for index in range(COUNT)))
+    content = bytearray(file.read_bytes())
+    footer = len(content) - 37
+    (summary_start,) = struct.unpack_from("<Q", content, footer + 9)
+    struct.pack_into("<I", content, footer + 25, 1)  # the checksum
+    file.write_bytes(content)
+    assert read(file) == (
+        list(range(COUNT)),
+        f"{file}: its summary is damaged and not used: its checksum is not the one it claims",
+    )
+    struct.pack_into("<I", content, footer + 25, 0)
+    content[summary_start : summary_start + 9] = bytes(9)
+    file.write_bytes(content)
+    assert read(file) == (
+        list(range(COUNT)),
+        f"{file}: its summary is damaged and not used: there is no record at byte 0",
+    )
+
+
+def test_messages_after_a_wrong_length_are_read_if_there_is_a_summary(tmp_path: Path) -> None:
+    file = write(tmp_path / "bag", (("/c", numbered(index)) for index in range(COUNT)))
+    content = bytearray(file.read_bytes())
+    second_chunk = content.index(b"\x06", content.index(numbered(4).data[-99:].tobytes()))
+    assert struct.unpack_from("<Q", content, second_chunk + 1)[0] in range(2**20, 2**21)
+    struct.pack_into("<Q", content, second_chunk + 1, 2**40)
+    file.write_bytes(content)
+    assert read(file)[0] == list(range(COUNT))
+    file.write_bytes(content[:-37])  # without the footer, the summary cannot be found
+    numbers, damage = read(file)
+    assert numbers == list(range(10)), "the chunk is taken for one that is cut"
+    assert f"claims {2**40} bytes" in damage
+
+
+@pytest.mark.parametrize(
+    ("storage", "compression"),
+    [(MCAP, CompressionMode.STORAGE), (SQLITE, CompressionMode.NONE)],
+    ids=lambda option: option.name,
+)
+def test_a_part_of_a_damaged_bag_is_that_part_of_the_whole(
+    tmp_path: Path, storage: StoragePlugin, compression: CompressionMode
+) -> None:
+    file = write(tmp_path / "bag", (("/c", numbered(index)) for index in range(COUNT)), storage, compression)
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40_000] = bytes(40_000)
+    file.write_bytes(content)
+    recording = open_frames(file.parent)
+    whole = [(frame.index, frame.stamp_ns) for frame in recording]
+    assert 0 < len(whole) < COUNT and len(recording) == COUNT
+    assert all(stamp_ns == T0 + stamp(index, 10) for index, stamp_ns in whole), "lost images are counted, too"
+    for begin in range(COUNT):
+        part = [(frame.index, frame.stamp_ns) for frame in recording.read(begin, begin + 5)]
+        assert part == [frame for frame in whole if begin <= frame[0] < begin + 5]
+
+
 def test_messages_after_a_damaged_mcap_chunk_are_read(tmp_path: Path) -> None:
     file = write(tmp_path / "bag", (("/c", numbered(index)) for index in range(COUNT)), MCAP, CompressionMode.STORAGE)
     content = bytearray(file.read_bytes())
@@ -165,8 +249,9 @@ def test_random_damage_is_reported_or_raises_a_value_error(tmp_path: Path) -> No
             file.write_bytes(damaged.tobytes())
             damage: list[str] = []
             with contextlib.suppress(ValueError), BagReader(file.parent, damage.append) as bag:
-                count = sum(1 for _ in bag.messages(list(bag.topics)))
-                assert damage or count == sum(topic.count for topic in bag.topics.values())
+                messages = list(bag.messages(list(bag.topics)))
+                assert damage or len(messages) == sum(topic.count for topic in bag.topics.values())
+                assert list(bag.messages(list(bag.topics), 4)) == messages[4:]
 
 
 # Messages

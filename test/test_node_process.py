@@ -14,6 +14,7 @@ import rclpy
 from ament_index_python.packages import get_package_prefix
 from graph import PYTHON
 
+from netwarp_ros.node import process
 from netwarp_ros.node.process import ros_process
 
 pytestmark = pytest.mark.ros
@@ -103,3 +104,14 @@ def test_ros_arguments_that_ros_refuses_give_one_line(
     assert message.endswith("Correct the arguments after --ros-args, or the environment.\n")
     assert message.count("\n") == 1
     assert not rclpy.ok() and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_signal_thread_of_rclpy_ends_before_what_it_uses(ros_domain: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    monkeypatch.setattr(process, "uninstall_signal_handlers", lambda: order.append("thread"))
+    with ros_process("node"):
+        node = rclpy.create_node("node")
+        monkeypatch.setattr(node, "destroy_node", lambda: order.append("node"))
+        with process.executing(node):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert order == ["thread", "node"]

@@ -20,10 +20,10 @@ import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
-from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.executors import Executor
 from rclpy.node import Node
 
-from netwarp_ros.node.process import ros_process
+from netwarp_ros.node.process import executing, ros_process
 
 TIMEOUT_S = 600.0
 """How long the program waits for a response. Loading a large model on a slow machine takes minutes."""
@@ -129,18 +129,15 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("lifecycle: give the name of the node, such as /segmenter")
     with ros_process("lifecycle"):
-        node, executor = rclpy.create_node("lifecycle_client"), SingleThreadedExecutor()
-        executor.add_node(node)
-        client = LifecycleClient(node, executor, sys.argv[1], timeout_s=TIMEOUT_S)
-        try:
-            client.configure()
-            client.activate()
-        except LifecycleError as error:
-            sys.stderr.write(f"lifecycle: {error}\n")
-            raise SystemExit(1) from None
-        finally:
-            executor.shutdown()
-            node.destroy_node()
+        node = rclpy.create_node("lifecycle_client")
+        with executing(node) as executor:
+            client = LifecycleClient(node, executor, sys.argv[1], timeout_s=TIMEOUT_S)
+            try:
+                client.configure()
+                client.activate()
+            except LifecycleError as error:
+                sys.stderr.write(f"lifecycle: {error}\n")
+                raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

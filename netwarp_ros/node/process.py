@@ -19,6 +19,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, ShutdownException, SingleThreadedExecutor, TimeoutException
 from rclpy.node import Node
 from rclpy.service import Service
+from rclpy.signals import uninstall_signal_handlers
 
 HEARTBEAT_S = 0.5
 """Period of the timer that wakes an idle executor, so that it sees that ROS was shut down."""
@@ -112,6 +113,8 @@ def executing(node: Node) -> Iterator[Executor]:
     try:
         yield executor
     finally:
+        # After a signal, a thread of rclpy triggers guard conditions. If they were destroyed meanwhile, it would crash.
+        uninstall_signal_handlers()
         node.destroy_node()
 
 

@@ -170,7 +170,7 @@ def test_the_robots_process_loads_what_it_needs_to_segment() -> None:
 
 @pytest.mark.parametrize("model", shipped_models())
 def test_loading_and_segmenting_does_not_load_the_compiler(model: str) -> None:
-    """PyTorch's compiler takes longer to import than all else that a start needs. Many a function imports it."""
+    """PyTorch's compiler takes as long to import as PyTorch itself. Many functions of PyTorch import it."""
     loaded = loaded_by(f"from netwarp_ros import Segmenter; Segmenter({model!r}).warm_up()")
     assert "torch" in loaded and not COMPILER & loaded
 

@@ -40,6 +40,9 @@ if [ "$(cat "$installed" 2>/dev/null)" != "$wanted" ]; then
     "$NETWARP_VENV/bin/python" tools/relocate_ros_wheels.py
     echo "$wanted" >"$installed"
     . tools/env.sh
+    # Write the bytecode of what every start imports. Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each
+    # start would compile it again, which takes longer than all else that a start does.
+    PYTHONDONTWRITEBYTECODE="" python -c "import cv2, pydantic.dataclasses, rclpy.lifecycle, rosbags.typesys, torch, typer"
 fi
 
 # The workspace. Its installed Python files, launch files and parameters are links to the source tree, so an edit needs no

@@ -160,7 +160,7 @@ class VideoCNN(nn.Module):
         Args:
             options: Those of `torch.compile`.
         """
-        # Not a decorator of the hook: `disable` imports torch._dynamo, which takes longer than all else at the start.
+        # Not a decorator of the hook: `disable` imports torch._dynamo, which takes as long as importing PyTorch itself.
         self._insert(torch.compiler.disable(VideoCNN._netwarp_hook))
         return torch.compile(self.host, **options)
 

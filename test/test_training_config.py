@@ -102,6 +102,16 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ),
         ({"data": [3]}, r": data\[0\] is 3, must be a mapping whose kind is one of camvid, .*"),
         ({"data": [{"kind": "camvid"}]}, r": data\[0\]\.root is missing"),
+        (
+            {"data": [{"kind": "street", "per_batch": 10**12}]},
+            r": data\[0\]\.per_batch is 10{12}, must be less than or equal to 1024",
+        ),
+        (
+            {"data": [{"kind": "street", "seeds": 10**12}]},
+            r": data\[0\]\.seeds is 10{12}, must be less than or equal to 10000",
+        ),
+        ({"augment": {"width": 10**6}}, r": augment\.width is 1000000, must be less than or equal to 8192"),
+        ({"optimiser": {"steps": 10**12}}, r": optimiser\.steps is 10{12}, must be less than or equal to 1000000000"),
         ({"data": [{"kind": "street", "seed": 3}]}, r": data\[0\] has the unknown key seed: did you mean seeds\?"),
         (
             {"validation": [{"kind": "street"}, {"kind": "cityscapes", "root": "x", "split": "test"}]},

@@ -15,10 +15,12 @@ from pydantic_core import PydanticCustomError
 from netwarp_ros.models import NetWarpSpec
 from netwarp_ros.resources import Checked, quote, read_yaml
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
+UpTo1024 = Annotated[int, Field(strict=True, ge=1, le=1024)]
+UpTo10000 = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
 UpTo64 = Annotated[int, Field(strict=True, ge=0, le=64)]
-Pixels = Annotated[int, Field(strict=True, ge=32)]
+Pixels = Annotated[int, Field(strict=True, ge=32, le=8192)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 UpTo10 = Annotated[float, Field(strict=True, ge=0, le=10)]
 Zoom = Annotated[float, Field(strict=True, ge=0.1, le=8)]
@@ -57,7 +59,7 @@ class SourceConfig(Checked):
         leave_out: Patterns of frame names to leave out. A clip that contains such a frame is left out too.
     """
 
-    per_batch: Count = 1
+    per_batch: UpTo1024 = 1
     stills: StrictBool = False
     names: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
@@ -114,9 +116,9 @@ class StreetConfig(SourceConfig):
     """
 
     kind: Literal["street"] = "street"
-    seeds: Count = 24
+    seeds: UpTo10000 = 24
     first_seed: Whole = 1000
-    frames: Count = 10
+    frames: UpTo10000 = 10
     rate: Annotated[float, Field(strict=True, ge=1, le=240)] = 10.0
 
 

@@ -33,14 +33,15 @@ class RecordedMessage(NamedTuple):
         message_type: For instance ``sensor_msgs/msg/Image``.
         encoding: How it is serialized, as in `Topic`.
         recorded_ns: When it was recorded.
-        data: The serialized message; None if it is lost.
+        data: The serialized message, perhaps a view that keeps the messages recorded with it in memory; None if it is
+            lost.
     """
 
     topic: str
     message_type: str
     encoding: str
     recorded_ns: int
-    data: bytes | None
+    data: bytes | memoryview | None
 
 
 class BagFile(ABC):

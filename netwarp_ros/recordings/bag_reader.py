@@ -173,10 +173,10 @@ class BagReader:
 
     def _decompressed(self, file: BagFile, message: RecordedMessage) -> RecordedMessage:
         """Decompress a message that is compressed by itself; only the metadata would say so, and may be lost."""
-        if message.data is None or message.encoding != "cdr" or not message.data.startswith(ZSTD_MAGIC):
+        if message.data is None or message.encoding != "cdr" or message.data[: len(ZSTD_MAGIC)] != ZSTD_MAGIC:
             return message
         try:
-            return message._replace(data=bytes(decompress(message.data, "zstd")))
+            return message._replace(data=decompress(message.data, "zstd"))
         except ValueError as error:
             self._damage.append(f"{file.name}: a message of {message.topic} is damaged and left out: {error}")
             return message._replace(data=None)

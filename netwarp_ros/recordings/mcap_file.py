@@ -145,7 +145,7 @@ class McapFile(BagFile):
             for key, recorded_ns, begin, end in self._messages_in(content):
                 if missing[key] > 0:
                     missing[key] -= 1
-                    yield RecordedMessage(*self._names[key], recorded_ns, bytes(content[begin:end]))
+                    yield RecordedMessage(*self._names[key], recorded_ns, content[begin:end])
         except _ERRORS as error:
             if not self._is_scanned:  # the scan has reported it
                 self._report(block.start, error)

@@ -59,7 +59,7 @@ for _name, _text in _DEFINITIONS.items():
     typestore.register(get_types_from_msg(_text, _name))
 
 
-def deserialize(message_type: str, data: bytes) -> Any:
+def deserialize(message_type: str, data: bytes | memoryview) -> Any:
     """Deserialize an image message.
 
     Args:

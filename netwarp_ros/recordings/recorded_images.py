@@ -50,7 +50,7 @@ def read_image(message: RecordedMessage) -> Any:
     return _READERS[message.encoding, message.message_type](message.message_type, message.data)
 
 
-def _read_ros1(message_type: str, data: bytes) -> Any:
+def _read_ros1(message_type: str, data: bytes | memoryview) -> Any:
     try:
         return _ros1_types().deserialize_ros1(data, message_type)
     except SerdeError as error:
@@ -62,7 +62,7 @@ def _ros1_types() -> Typestore:
     return get_typestore(Stores.ROS1_NOETIC)
 
 
-def _read_foxglove(message_type: str, data: bytes) -> Any:
+def _read_foxglove(message_type: str, data: bytes | memoryview) -> Any:
     """Read an image of Foxglove, https://docs.foxglove.dev/docs/sdk/schemas; its fields are those of ROS."""
     try:
         from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
@@ -85,7 +85,7 @@ def _read_foxglove(message_type: str, data: bytes) -> Any:
     return typestore.types[IMAGE](**size, is_bigendian=0, **fields)
 
 
-_READERS: dict[tuple[str, str], Callable[[str, bytes], Any]] = {
+_READERS: dict[tuple[str, str], Callable[[str, bytes | memoryview], Any]] = {
     ("cdr", IMAGE): deserialize,
     ("cdr", COMPRESSED_IMAGE): deserialize,
     ("ros1", IMAGE): _read_ros1,

@@ -68,7 +68,9 @@ def test_only_the_results_of_an_earlier_demonstration_are_replaced(tmp_path: Pat
     for name in (*PICTURES, "summary.json"):
         written = (out / name).read_bytes()
         (out / name).write_text("years of work")
-        with pytest.raises(FileExistsError, match="exists already, and no demonstration wrote it: remove it, or give"):
+        with pytest.raises(
+            FileExistsError, match="exists already, and is no unchanged result of a demonstration: remove it"
+        ):
             refuse_foreign_results(out)
         with pytest.raises(FileExistsError):
             publish_run(f"third, over {name}")

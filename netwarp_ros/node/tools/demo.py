@@ -98,7 +98,8 @@ def refuse_foreign_results(out: Path) -> None:
         path = out / name
         if path.exists() and not (is_ours if name == SUMMARY else path.is_file() and hashes.get(name) == _sha256(path)):
             raise FileExistsError(
-                f"{path} exists already, and is no unchanged result of a demonstration: remove it, or give another --out"
+                f"{path} exists already, and is no unchanged result of a demonstration: remove it, or give another "
+                "--out"
             )
 
 

@@ -207,7 +207,7 @@ class DataOptions:
     """What a model is evaluated on: a recording with labels or without, or Cityscapes."""
 
     images: Annotated[
-        Path | None, typer.Option("--images", help="A folder of images, a video or a rosbag2.", show_default=False)
+        Path | None, typer.Option("--images", help="A folder of images, a video or a bag.", show_default=False)
     ] = None
     labels: Annotated[
         Path | None,

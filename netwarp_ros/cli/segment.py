@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 @expand_groups
 def segment(
     *,
-    recording: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A folder of images, an image, a video or a rosbag2.")
-    ],
+    recording: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder of images, an image, a video or a bag.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Output folder, or a bag, OUT.mcap.", show_default=False)
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labelled images of a rosbag2."""
+"""The labelled images of a bag."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from netwarp_ros.recordings.recorded_images import read_image
 
 
 class BagDataset(Samples):
-    """The images of a rosbag2 that have a label map on another topic, with the same stamp in the header.
+    """The images of a bag that have a label map on another topic, with the same stamp in the header.
 
     Such a bag comes from a labelling tool, or from recording a segmenter's ``mask`` together with its images. Images
     without a label map appear only in clips, before a labelled image.
 
     Args:
-        path: The bag's folder, or a ``.mcap`` or ``.db3`` file. The bag must be intact.
-        image_topic: Topic of type ``sensor_msgs/Image`` or ``CompressedImage``.
+        path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file. The bag must be intact.
+        image_topic: Topic of images, raw or compressed.
         label_topic: Topic of type ``sensor_msgs/Image`` with class ids, encoding ``mono8``.
         classes: The classes of the ids.
         max_gap: Longest time between the stamps of two consecutive frames of a clip, in seconds.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens a recording of any kind (images, video, rosbag2) and its label maps."""
+"""Opens a recording of any kind (images, video, bag) and its label maps."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def open_frames(
     """Open a recording.
 
     Args:
-        path: A folder of images (sorted by name, frame_2 before frame_10), an image, a video, or a rosbag2 (its folder,
-            or its ``.mcap`` or ``.db3`` file).
+        path: A folder of images (sorted by name, frame_2 before frame_10), an image, a video, or a bag (rosbag2's folder,
+            or a ``.mcap``, ``.db3`` or ``.bag`` file).
         rate: Frames per second. Frames are then stamped at this rate from 0, not by the recording. Images have no
             stamps; their rate is `DEFAULT_RATE` if none is given.
         topics: Image topics of a bag; required if it has several.

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "offline": {"classes", "flow", "models", "recordings", "resources", "segmenter"},
     "training": {"classes", "datasets", "flow", "metrics", "models", "recordings", "resources", "segmenter"},
     "evaluation": {
-        "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "segmenter", "timing",
+        "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter", "timing",
     },
     "benchmarks": {"evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
     "node": {

@@ -13,6 +13,7 @@ import numpy as np
 
 from netwarp_ros.evaluation.result_files import FramesFile, read_json
 from netwarp_ros.evaluation.results import dense
+from netwarp_ros.resources import cut
 
 MAX_GROUPS = 600
 """Greatest number of groups in which the frames of a recording are added up, so that any length fits into memory."""
@@ -153,8 +154,8 @@ def _check_classes(first: FramesFile, second: FramesFile, classes: Sequence[str]
     for file in (first, second):
         if list(file.head["iou"]) != classes:
             raise ValueError(
-                f"{first.path} has the classes {', '.join(first.head['iou'])}, "
-                f"{second.path} {', '.join(second.head['iou'])}"
+                f"{first.path} has the classes {cut(', '.join(first.head['iou']))}, "
+                f"{second.path} {cut(', '.join(second.head['iou']))}"
             )
 
 
@@ -168,7 +169,7 @@ def _frames(file: FramesFile) -> Iterator[_Sum]:
         for frame in file.frames():
             yield _Sum.of_frame(frame, len(file.head["iou"]))
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file.path} has frames that cannot be read: {error}") from error
+        raise ValueError(f"{file.path} has frames that cannot be read: {cut(str(error))}") from error
 
 
 def _frame_pairs(first: FramesFile, second: FramesFile) -> Iterator[tuple[_Sum, _Sum]]:

@@ -15,6 +15,7 @@ import numpy as np
 from netwarp_ros.evaluation.result_files import FramesFile
 from netwarp_ros.evaluation.results import FrameRecord
 from netwarp_ros.recordings.atomic import replacing, written_by
+from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import Reset
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ def plot_node(file: Path, output: Path) -> None:
     try:
         figure = node_figure(json.loads(file.read_text(encoding="utf-8"))["runs"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{file} has no runs ({error}): give a file of `netwarp benchmark node --json`") from error
+        raise ValueError(
+            f"{file} has no runs ({cut(str(error))}): give a file of `netwarp benchmark node --json`"
+        ) from error
     _save(figure, output)
 
 

@@ -327,6 +327,15 @@ def test_compiled_host_of_a_copy_gives_the_copys_outputs() -> None:
             assert all(torch.equal(*pair) for pair in zip(run(network, sequence, motion), outputs, strict=True))
 
 
+def test_torch_compile_takes_a_whole_video_cnn() -> None:
+    video_cnn = with_blend(augment(sequential().eval(), ["0", "3"]))
+    sequence, motion = frames(3), flows(3)
+    with torch.no_grad():
+        expected = run(video_cnn, sequence, motion)
+        compiled = run(torch.compile(video_cnn, backend="eager"), sequence, motion)
+    assert all(torch.equal(*pair) for pair in zip(compiled, expected, strict=True))
+
+
 def test_one_flow_cnn_is_shared_by_all_layers() -> None:
     video_cnn = augment(sequential(), ["0", "3"])
     parameters = sum(p.numel() for p in video_cnn.parameters()) - sum(p.numel() for p in video_cnn.host.parameters())

@@ -117,6 +117,14 @@ def test_a_summary_without_the_schemas_is_not_used(tmp_path: Path) -> None:
     assert check_frames(tmp_path / "bag.mcap") == []
 
 
+def test_a_chunk_may_have_more_fields_than_are_known(tmp_path: Path) -> None:
+    messages = [serialized(index) for index in range(COUNT)]
+    plain = chunk(messages, "zstd")
+    longer = mcap.record(6, plain[9:] + b"a new field")
+    (tmp_path / "bag.mcap").write_bytes(mcap.file(HEAD, [(longer, messages)]))
+    assert check_frames(tmp_path / "bag.mcap") == []
+
+
 def test_chunks_that_overlap_in_time_are_read_in_the_order_of_recording(tmp_path: Path) -> None:
     messages = [serialized(index) for index in range(6)]
     parts = [messages[3::2], messages[0:3:2], messages[1:2], messages[4:5]]
@@ -324,7 +332,7 @@ def test_a_topic_that_cannot_be_read_is_refused_with_its_type(
         open_frames(path, topics=["/c"])
 
 
-@pytest.mark.parametrize("name", ["drive.bag", "drive.db3", "drive.mcap", "drive.mcap.zstd"])
+@pytest.mark.parametrize("name", ["drive.bag", "drive.db3", "drive.MCAP", "drive.mcap.zstd"])
 def test_a_file_of_another_format_is_refused_by_one_sentence(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"neither of these")

@@ -182,6 +182,21 @@ def test_a_part_of_a_damaged_bag_is_that_part_of_the_whole(
         assert part == [frame for frame in whole if begin <= frame[0] < begin + 5]
 
 
+@pytest.mark.parametrize("compression", ["", "zstd"])
+def test_the_messages_of_a_chunk_that_was_never_closed_are_read(tmp_path: Path, compression: str) -> None:
+    """The Rust library states the sizes of a chunk when it closes it."""
+    head = mcap.schema(1, IMAGE) + mcap.channel(1, 1, "/c")
+    images = [bytes(typestore.serialize_cdr(numbered(index), IMAGE)) for index in range(3)]
+    records = b"".join(mcap.message(mcap.Message(1, T0, image)) for image in images)
+    unknown = b"\xff" * 8
+    start = b"\x06" + unknown + bytes(16) + unknown + b"\xff" * 4 + mcap.string(compression) + unknown
+    file = tmp_path / "bag.mcap"
+    file.write_bytes(mcap.MAGIC + mcap.header() + start + mcap.compress(head + records, compression)[:-1000])
+    numbers, damage = read(file)
+    assert numbers == [0, 1]
+    assert "what follows is lost" in damage
+
+
 def test_messages_after_a_damaged_mcap_chunk_are_read(tmp_path: Path) -> None:
     file = write(tmp_path / "bag", (("/c", numbered(index)) for index in range(COUNT)), MCAP, CompressionMode.STORAGE)
     content = bytearray(file.read_bytes())

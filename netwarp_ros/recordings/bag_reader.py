@@ -163,11 +163,12 @@ class BagReader:
         """
         if not is_bag_file(path):
             raise ValueError(f"its name does not end in {', '.join(_FORMATS)}, nor in one of these and {_COMPRESSED}")
-        if path.suffix != _COMPRESSED:
-            return _FORMATS[path.suffix](path)
+        kind = _FORMATS[_suffix(path)]
+        if path.suffix.lower() != _COMPRESSED:
+            return kind(path)
         plain = Path(self._stack.enter_context(TemporaryDirectory(prefix="netwarp-"))) / path.stem
         decompress_file(path, plain)
-        file = _FORMATS[plain.suffix](plain)
+        file = kind(plain)
         file.name = path
         return file
 
@@ -194,7 +195,12 @@ class BagReader:
 
 def is_bag_file(path: Path) -> bool:
     """Return whether a name is that of a recording's file: ``.mcap``, ``.db3`` or ``.bag``, perhaps with ``.zstd``."""
-    return (Path(path.stem) if path.suffix == _COMPRESSED else path).suffix in _FORMATS
+    return _suffix(path) in _FORMATS
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix that tells the format, in lower case."""
+    return Path(path.name.lower().removesuffix(_COMPRESSED)).suffix
 
 
 @contextmanager

@@ -28,17 +28,19 @@ Recordings shrink by 2 to 50 times. An image of one color shrinks by more, but f
 _DECOMPRESSORS = {"bz2": BZ2Decompressor, "lz4": LZ4FrameDecompressor, "zstd": zstd.ZstdDecompressor}
 
 
-def decompress(data: bytes | memoryview, compression: str, claim: int = MEMORY_LIMIT) -> bytes | memoryview:
+def decompress(data: bytes | memoryview, compression: str, claim: int | None = None) -> bytes | memoryview:
     """Decompress data, or the beginning of data that were cut.
 
     Args:
         data: The data.
         compression: ``bz2``, ``lz4`` (its frame format) or ``zstd``; empty for none.
-        claim: The size of the content in bytes that the recording states, or else the most that it may have.
+        claim: Size of the content in bytes, if the recording states it.
 
     Raises:
         ValueError: If the content has or claims too many bytes, the data are damaged, or the compression is unknown.
     """
+    if claim is None:
+        claim = MEMORY_LIMIT
     if claim > MEMORY_LIMIT:
         raise ValueError(f"it claims {claim} bytes, and at most {MEMORY_LIMIT} are read")
     if not compression:

@@ -20,8 +20,8 @@ def open_frames(
     """Open a recording.
 
     Args:
-        path: A folder of images (sorted by name, frame_2 before frame_10), an image, a video, or a bag (rosbag2's folder,
-            or a ``.mcap``, ``.db3`` or ``.bag`` file).
+        path: A folder of images (sorted by name, frame_2 before frame_10), an image, a video, or a bag: rosbag2's
+            folder, or a ``.mcap``, ``.db3`` or ``.bag`` file.
         rate: Frames per second. Frames are then stamped at this rate from 0, not by the recording. Images have no
             stamps; their rate is `DEFAULT_RATE` if none is given.
         topics: Image topics of a bag; required if it has several.

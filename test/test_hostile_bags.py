@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import struct
 import subprocess
@@ -89,28 +90,27 @@ def chunk(compressed: bytes, claim: int, compression: str = "zstd") -> bytes:
     return mcap.record(6, head + struct.pack("<Q", len(compressed)) + compressed)
 
 
-@pytest.mark.parametrize("has_summary", [True, False])
 @pytest.mark.parametrize(
-    ("unit", "claim", "reason"),
+    ("claim", "reason"),
     [
-        (bytes(8), 2**30, "it claims 1073741824 bytes, and at most 268435456 are read"),
-        (bytes(8), 1000, "bytes of zstd become more than the 1000 that they may"),
-        (bytes(8), 200 * MIB, "bytes of zstd become more than the 67108864 that they may"),
-        (EMPTY_RECORD, 200 * MIB, "bytes of zstd become more than the 67108864 that they may"),
+        (2**30, r"it claims 1073741824 bytes, but [0-9]+ bytes of zstd may become at most 33554432"),
+        (200 * MIB, r"it claims 209715200 bytes, but [0-9]+ bytes of zstd may become at most 33554432"),
+        (1000, r"its [0-9]+ bytes of zstd become more than the 1000 that they may"),
     ],
-    ids=["claimed", "not claimed", "zeros", "empty records"],
 )
+@pytest.mark.parametrize("unit", [bytes(8), EMPTY_RECORD], ids=["zeros", "empty records"])
 def test_a_chunk_that_becomes_too_large_is_refused(
-    tmp_path: Path, refusal: Callable[[Path], str], unit: bytes, claim: int, reason: str, has_summary: bool
+    tmp_path: Path, refusal: Callable[[Path], str], unit: bytes, claim: int, reason: str
 ) -> None:
     content = chunk(repeated(unit, 256 * MIB), claim)
     path = tmp_path / "bag.mcap"
-    if has_summary:
-        path.write_bytes(mcap.file(HEAD, [(content, [mcap.Message(1, T0, b"")])]))
-    else:
-        path.write_bytes(mcap.MAGIC + mcap.header() + HEAD + content[:-10])
+    path.write_bytes(mcap.file(HEAD, [(content, [mcap.Message(1, T0, b"")])]))
     assert path.stat().st_size < 50_000
-    assert reason in refusal(path)
+    assert re.search(reason, refusal(path))
+    path.write_bytes(mcap.MAGIC + mcap.header() + HEAD + content)
+    assert re.search(reason, refusal(path))
+    path.write_bytes(mcap.MAGIC + mcap.header() + HEAD + content[:-10])
+    assert re.search("its [0-9]+ bytes of zstd become more than the 33554432 that they may", refusal(path))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_a_chunk_that_becomes_too_large_is_refused(
 def test_a_chunk_of_nothing_below_the_limit_is_refused(
     tmp_path: Path, refusal: Callable[[Path], str], unit: bytes, reason: str
 ) -> None:
-    size = len(unit) * (MIB // len(unit)) * 60
+    size = len(unit) * (MIB // len(unit)) * 31
     path = tmp_path / "bag.mcap"
-    path.write_bytes(mcap.MAGIC + mcap.header() + HEAD + chunk(repeated(unit, 60 * MIB), size))
+    path.write_bytes(mcap.MAGIC + mcap.header() + HEAD + chunk(repeated(unit, 31 * MIB), size))
     assert reason in refusal(path)
 
 
@@ -191,7 +191,7 @@ def test_endless_rows_that_a_database_makes_up_are_refused(tmp_path: Path, refus
 @pytest.mark.parametrize("name", ["bag.mcap.zstd", "bag.db3.zstd"])
 def test_a_file_that_becomes_too_large_is_refused(tmp_path: Path, refusal: Callable[[Path], str], name: str) -> None:
     (tmp_path / name).write_bytes(repeated(bytes(8), 256 * MIB))
-    assert "it becomes more than the 67108864 bytes that it may when decompressed" in refusal(tmp_path / name)
+    assert "it becomes more than the 33554432 bytes that it may when decompressed" in refusal(tmp_path / name)
 
 
 def test_a_chunk_of_ros_1_that_becomes_too_large_is_refused(tmp_path: Path, refusal: Callable[[Path], str]) -> None:
@@ -200,7 +200,7 @@ def test_a_chunk_of_ros_1_that_becomes_too_large_is_refused(tmp_path: Path, refu
     writer.set_compression(Ros1Writer.CompressionFormat.BZ2)
     with writer:
         writer.write(writer.add_connection("/c", IMAGE, typestore=types), T0, bytes(100 * MIB))
-    assert "bytes of bz2 become more than the 67108864 that they may" in refusal(path)
+    assert "bytes of bz2 become more than the 33554432 that they may" in refusal(path)
 
 
 ALIASES = "a: &a0 [x, x]\n" + "".join(f"b{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))

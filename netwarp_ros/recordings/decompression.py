@@ -19,10 +19,10 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MEMORY_LIMIT = 256 * 2**20
 """Most bytes of a chunk, message or record, which is in memory as a whole."""
 
-_SMALL, _RATIO = 64 * 2**20, 1000
+_SMALL, _RATIO = 32 * 2**20, 1000
 """Content larger than this many bytes may have so many times the bytes that it is compressed to.
 
-Recordings shrink by 2 to 50 times. An image of one color shrinks by more, but few images have 64 MiB.
+Recordings shrink by 2 to 50 times. An image of one color shrinks by more, but few images have 32 MiB.
 """
 
 _DECOMPRESSORS = {"bz2": BZ2Decompressor, "lz4": LZ4FrameDecompressor, "zstd": zstd.ZstdDecompressor}
@@ -34,26 +34,25 @@ def decompress(data: bytes | memoryview, compression: str, claim: int | None = N
     Args:
         data: The data.
         compression: ``bz2``, ``lz4`` (its frame format) or ``zstd``; empty for none.
-        claim: Size of the content in bytes, if the recording states it.
+        claim: Size of the content in bytes that the recording states; None if it states none, or the data are cut.
 
     Raises:
         ValueError: If the content has or claims too many bytes, the data are damaged, or the compression is unknown.
     """
-    if claim is None:
-        claim = MEMORY_LIMIT
-    if claim > MEMORY_LIMIT:
-        raise ValueError(f"it claims {claim} bytes, and at most {MEMORY_LIMIT} are read")
     if not compression:
         return data
     if compression not in _DECOMPRESSORS:
         raise ValueError(f"it is compressed by {compression[:40]!r}, not by one of {', '.join(_DECOMPRESSORS)}")
-    limit = min(claim, _limit(len(data)))
+    limit = min(MEMORY_LIMIT, _limit(len(data)))
+    if claim is not None and claim > limit:
+        raise ValueError(f"it claims {claim} bytes, but {len(data)} bytes of {compression} may become at most {limit}")
+    limit = limit if claim is None else claim
     try:
         content: bytes = _DECOMPRESSORS[compression]().decompress(data, max_length=limit + 1)
     except (OSError, RuntimeError, zstd.ZstdError) as error:  # one for each decompressor
         raise ValueError(f"it is not {compression}: {error}") from error
     if len(content) > limit:
-        raise ValueError(f"{len(data)} bytes of {compression} become more than the {limit} that they may")
+        raise ValueError(f"its {len(data)} bytes of {compression} become more than the {limit} that they may")
     return content
 
 

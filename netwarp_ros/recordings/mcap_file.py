@@ -42,8 +42,6 @@ _RECORD_LIMIT = 1_000_000
 _RUN_LENGTH = 2**20
 """Most bytes of successive messages that make one block, unless a message is longer."""
 
-_UNKNOWN = 2**64 - 1
-
 _ERRORS = (ValueError, struct.error)
 
 _HeaderAt = Callable[[int], tuple[int, int]]
@@ -171,9 +169,8 @@ class McapFile(BagFile):
         compression, end = _string(record, 28)
         (compressed_length,) = struct.unpack_from("<Q", record, end)
         is_cut = len(record) < record_length
-        # A writer may state the size when it closes the chunk, and until then the largest number.
-        claim = None if is_cut and claim == _UNKNOWN else claim
-        content = memoryview(decompress(record[end + 8 :][:compressed_length], compression, claim))
+        compressed = record[end + 8 :][:compressed_length]
+        content = memoryview(decompress(compressed, compression, None if is_cut else claim))
         if not is_cut and (len(content) != claim or (checksum and crc32(content) != checksum)):
             raise ValueError("size or checksum of the content is not the one it claims")
         if len(content) > _RECORD_LIMIT * _RECORD_HEADER.size:

@@ -261,6 +261,22 @@ def test_bags_of_ros_1_are_read(tmp_path: Path, compression: Ros1Writer.Compress
     assert [frame.frame_id for frame in open_frames(bag, topics=["/c"])] == ["camera"] * COUNT
 
 
+@pytest.mark.parametrize("name", ["drive.bag", "drive.bag.active"])
+def test_a_bag_of_ros_1_without_an_index_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_ros1(tmp_path / name)
+    content = bytearray(path.read_bytes())
+    position = content.index(b"index_pos=") + len(b"index_pos=")
+    content[position : position + 8] = bytes(8)  # as long as its recorder runs
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match="it cannot be read as a bag of ROS 1: Bag is not indexed, reindex before reading"
+    ):
+        open_frames(path)
+    path.write_bytes(write_ros1(tmp_path / "whole.bag").read_bytes()[:-50])
+    with pytest.raises(ValueError, match="it cannot be read as a bag of ROS 1: Bag index looks damaged"):
+        open_frames(path)
+
+
 def test_images_of_ros_1_in_an_mcap_file_are_read(tmp_path: Path) -> None:
     messages = [serialized(index)._replace(data=serialized_ros1(numbered(index))) for index in range(COUNT)]
     head = mcap.schema(1, "sensor_msgs/Image", "ros1msg") + mcap.channel(1, 1, "/c", "ros1")

@@ -23,7 +23,9 @@ from netwarp_ros.recordings.ros1_file import Ros1File
 from netwarp_ros.recordings.sqlite_file import SqliteFile
 from netwarp_ros.resources import cut, load_yaml
 
-_FORMATS: dict[str, type[BagFile]] = {".mcap": McapFile, ".db3": SqliteFile, ".bag": Ros1File}
+_FORMATS: dict[str, type[BagFile]] = {".mcap": McapFile, ".db3": SqliteFile, ".bag": Ros1File, ".active": Ros1File}
+"""By suffix. A recorder of ROS 1 that is killed leaves a ``.bag.active``."""
+
 _COMPRESSED = ".zstd"
 _METADATA_LIMIT = 512 * 1024
 """Most bytes of ``metadata.yaml``: some hundred topics, and thousands of files."""

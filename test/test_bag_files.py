@@ -132,6 +132,20 @@ def test_chunks_that_overlap_in_time_are_read_in_the_order_of_recording(tmp_path
     assert check_frames(tmp_path / "bag.mcap", 6) == []
 
 
+def test_overlapping_chunks_that_do_not_fit_into_memory_are_read_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [mcap.Message(1, index, bytes([index])) for index in range(6)]
+    parts = [messages[0::2], messages[1::2]]
+    (tmp_path / "bag.mcap").write_bytes(mcap.file(HEAD, [(chunk(part), part) for part in parts]))
+    monkeypatch.setattr("netwarp_ros.recordings.mcap_file.MEMORY_LIMIT", 2)
+    with BagReader(tmp_path / "bag.mcap", pytest.fail) as bag:
+        assert [message.recorded_ns for _, message in bag.messages(["/c"])] == [0, 1, 2, 3, 4, 5]
+    monkeypatch.setattr("netwarp_ros.recordings.mcap_file.MEMORY_LIMIT", 1)
+    with BagReader(tmp_path / "bag.mcap", pytest.fail) as bag:
+        assert [message.recorded_ns for _, message in bag.messages(["/c"])] == [0, 2, 1, 3, 4, 5]
+
+
 # A recorder that was killed
 
 
@@ -275,6 +289,25 @@ def test_a_bag_of_ros_1_without_an_index_is_refused(tmp_path: Path, name: str) -
     path.write_bytes(write_ros1(tmp_path / "whole.bag").read_bytes()[:-50])
     with pytest.raises(ValueError, match="it cannot be read as a bag of ROS 1: Bag index looks damaged"):
         open_frames(path)
+
+
+def test_a_damaged_chunk_of_ros_1_loses_its_own_messages(tmp_path: Path) -> None:
+    path = tmp_path / "drive.bag"
+    writer = Ros1Writer(path)
+    writer.chunk_threshold = 1  # a chunk for each message
+    writer.set_compression(Ros1Writer.CompressionFormat.BZ2)
+    with writer:
+        connection = writer.add_connection("/c", IMAGE, typestore=ros1_types)
+        for index in range(COUNT):
+            writer.write(connection, T0 + stamp(index, 10), serialized_ros1(numbered(index)))
+    content = bytearray(path.read_bytes())
+    second = content.index(b"BZh", content.index(b"BZh") + 1)
+    content[second + 100 : second + 110] = bytes(10)
+    path.write_bytes(content)
+    frames = open_frames(path)
+    assert [frame.index for frame in frames] == [0, 2, 3]
+    assert "the chunk at byte" in frames.damage[0] and "is damaged: it is not bz2: " in frames.damage[0]
+    assert frames.damage[1:] == [f"{path}: 1 of the 4 messages of /c are lost"]
 
 
 def test_images_of_ros_1_in_an_mcap_file_are_read(tmp_path: Path) -> None:

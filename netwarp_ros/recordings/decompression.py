@@ -20,9 +20,9 @@ MEMORY_LIMIT = 256 * 2**20
 """Most bytes of a chunk, message or record, which is in memory as a whole."""
 
 _SMALL, _RATIO = 32 * 2**20, 1000
-"""Content larger than this many bytes may have so many times the bytes that it is compressed to.
+"""Data may become this many bytes, or so many times their own size if that is more.
 
-Recordings shrink by 2 to 50 times. An image of one color shrinks by more, but few images have 32 MiB.
+Recordings shrink by 2 to 50 times. Images of one color shrink by more, but few images have 32 MiB.
 """
 
 _DECOMPRESSORS = {"bz2": BZ2Decompressor, "lz4": LZ4FrameDecompressor, "zstd": zstd.ZstdDecompressor}

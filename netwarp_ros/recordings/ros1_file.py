@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags of ROS 1. `rosbags` reads the index; what it would do with a chunk has no limit and ends at the first damage."""
+"""Bags of ROS 1. `rosbags` reads the index; the chunks are read here, with a limit on their size, and past damage."""
 
 from __future__ import annotations
 
@@ -67,18 +67,19 @@ class Ros1File(BagFile):
             numbers[message.topic] += 1
 
     def _read(self, entries: Collection[_Entry]) -> Iterator[RecordedMessage]:
-        chunk, content = -1, None
+        chunk, content, is_reported = -1, None, False
         for entry in entries:
             data = None
             try:
                 if entry.chunk != chunk:
-                    chunk, content = entry.chunk, None
+                    chunk, content, is_reported = entry.chunk, None, False
                     content = self._content(chunk)
                 if content is not None:
                     data = _data(content, entry.offset)
             except (ValueError, struct.error) as error:
-                self.damage.append(f"the chunk at byte {chunk} is damaged: {error}")
-                content = None
+                if not is_reported:
+                    self.damage.append(f"the chunk at byte {chunk} is damaged: {error}")
+                is_reported = True
             yield RecordedMessage(entry.topic, entry.message_type, "ros1", entry.recorded_ns, data)
 
     def _content(self, position: int) -> memoryview:

@@ -28,6 +28,7 @@ from netwarp_ros.recordings.bag_file import BagFile, RecordedMessage, full_type
 from netwarp_ros.recordings.decompression import MEMORY_LIMIT
 
 _ROW = np.dtype([("recorded_ns", np.int64), ("topic", np.int64), ("id", np.int64)])
+"""A message: time of recording, key of its topic, and number of its row."""
 
 
 class SqliteFile(BagFile):
@@ -36,7 +37,7 @@ class SqliteFile(BagFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._stack = ExitStack()
-        self._lost = False
+        self._is_reported = False
         try:
             self._database = _open(path.resolve(), self._stack)
             self._names = self._read_topics()
@@ -74,9 +75,9 @@ class SqliteFile(BagFile):
         try:
             data = self._database.execute("SELECT data FROM messages WHERE rowid = ?", (int(row["id"]),)).get
         except apsw.Error as error:
-            if not self._lost:
+            if not self._is_reported:
                 self.damage.append(f"a message of {names[0]} is damaged, and left out like all such: {error}")
-            self._lost = True
+            self._is_reported = True
         return RecordedMessage(*names, int(row["recorded_ns"]), data if isinstance(data, bytes) else None)
 
     def _read_topics(self) -> dict[int, tuple[str, str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,19 @@ def test_images_of_foxglove_are_read(tmp_path: Path, is_compressed: bool) -> Non
     (tmp_path / "cut.mcap").write_bytes(mcap.file(head, [(chunk(cut), cut)]))
     with pytest.raises(ValueError, match=f"image 0 of /c cannot be read: [0-9]+ bytes are not a {name}: "):
         list(open_frames(tmp_path / "cut.mcap"))
+
+
+def test_images_of_foxglove_without_its_package_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [foxglove(0, is_compressed=False)]
+    head = mcap.schema(1, "foxglove.RawImage", "protobuf") + mcap.channel(1, 1, "/c", "protobuf")
+    (tmp_path / "bag.mcap").write_bytes(mcap.file(head, [(chunk(messages), messages)]))
+    monkeypatch.setitem(sys.modules, "foxglove_schemas_protobuf.RawImage_pb2", None)
+    with pytest.raises(
+        ValueError, match=r"foxglove.RawImage needs more packages: pip install 'netwarp_ros\[foxglove\]'"
+    ):
+        list(open_frames(tmp_path / "bag.mcap"))
 
 
 def test_label_maps_of_foxglove(tmp_path: Path) -> None:

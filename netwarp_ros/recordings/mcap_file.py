@@ -36,8 +36,12 @@ _MESSAGE_HEADER = struct.Struct("<HIQQ")
 _FOOTER_AND_MAGIC = struct.Struct("<BQQQI8s")
 """Opcode, length, start of the summary, start of its offsets, checksum, magic."""
 
-_RECORD_LIMIT = 1_000_000
-"""Most records of a chunk. Chunks hold thousands, but a few kilobytes of zstd may become millions of empty records."""
+_RECORDS, _RECORDS_PER_BYTE = 1000, 2
+"""A chunk may have this many records, or so many for each of its compressed bytes if that is more.
+
+A few hundred bytes of zstd may become millions of empty records. Those of a recorder differ at least in their times,
+which take several bytes each.
+"""
 
 _RUN_LENGTH = 2**20
 """Most bytes of successive messages that make one block, unless a message is longer."""
@@ -173,10 +177,11 @@ class McapFile(BagFile):
         content = memoryview(decompress(compressed, compression, None if is_cut else claim))
         if not is_cut and (len(content) != claim or (checksum and crc32(content) != checksum)):
             raise ValueError("size or checksum of the content is not the one it claims")
-        if len(content) > _RECORD_LIMIT * _RECORD_HEADER.size:
+        limit = max(_RECORDS, _RECORDS_PER_BYTE * len(compressed))
+        if len(content) > limit * _RECORD_HEADER.size:
             records = _records(_headers(content), 0, len(content))
-            if len(list(islice(records, _RECORD_LIMIT + 1))) > _RECORD_LIMIT:
-                raise ValueError(f"it has more than {_RECORD_LIMIT} records")
+            if sum(1 for _ in islice(records, limit + 1)) > limit:
+                raise ValueError(f"its {len(compressed)} bytes of {compression} become more than {limit} records")
         return content
 
     def _messages_in(self, content: memoryview) -> Iterator[tuple[int, int, int, int]]:
@@ -367,7 +372,7 @@ def _listed_chunk(record: memoryview) -> tuple[_Block, int]:
     # A message index, one for each channel, has 15 bytes, and 16 more for each message.
     ends = [*(offset for offset, _ in offsets[1:]), end]
     counts = {key: (after - offset - 15) // 16 for (offset, key), after in zip(offsets, ends, strict=False)}
-    if min(counts.values(), default=0) < 0:
+    if min(counts.values(), default=0) < 0 or (offsets and offsets[0][0] < start + length):
         raise ValueError(f"the index of the chunk at byte {start} contradicts itself")
     return _Block(begin_ns, end_ns, start, length, counts), end
 

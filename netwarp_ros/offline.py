@@ -268,17 +268,18 @@ def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tu
         ValueError: If the run has another origin, or its files are damaged.
     """
     checkpoint, timing = folder / _CHECKPOINT, folder / _UNFINISHED_TIMING
-    content = load_checkpoint(checkpoint, ("origin", "streams", "timing_bytes"), segmenter.device)
+    others = f"{timing.name} and the masks"
+    content = load_checkpoint(checkpoint, ("origin", "streams", "timing_bytes"), segmenter.device, belongings=others)
     if content["origin"] != dict(origin):
         differing = [f"{key} {value}" for key, value in content["origin"].items() if value != origin.get(key)]
         raise ValueError(
             f"{folder} holds an unfinished run with other settings ({cut(', '.join(differing))}): finish that run, or "
-            f"remove {checkpoint}, {timing} and the masks"
+            f"remove {checkpoint}, {others}"
         )
     if not timing.is_file() or timing.stat().st_size < content["timing_bytes"]:
         raise ValueError(
             f"{timing} is cut off or missing, so this run cannot be resumed. To start anew, remove {checkpoint}, "
-            f"{timing.name} and the masks"
+            f"{others}"
         )
     try:
         streams = {camera: segmenter.stream(state) for camera, state in content["streams"].items()}
@@ -287,7 +288,7 @@ def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tu
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds an unfinished run of another version ({cut(str(error))}), which cannot be resumed. To "
-            f"start anew, remove {checkpoint}, {timing.name} and the masks"
+            f"start anew, remove {checkpoint}, {others}"
         ) from error
 
 

@@ -196,6 +196,7 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(
     named = {"version": tmp_path, "no timings": timing, "half the timings": timing}.get(damage, checkpoint)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(named))} .* resumed. To start anew, remove") as caught:
         segment_recording(Recording(6), make_segmenter(), tmp_path, ORIGIN)
+    assert str(caught.value).endswith(", timing.part.csv and the masks")  # while one of these is there, no run begins
     assert len(str(caught.value)) < 500 and contents(tmp_path) == before
 
 

@@ -105,7 +105,7 @@ class FramesFile:
 
         Raises:
             ValueError: If a frame is not JSON, or the file is cut off.
-        RecursionError: If a frame is nested too deeply.
+            RecursionError: If a frame is nested too deeply.
         """
         if self._frames is not None:
             yield from self._frames

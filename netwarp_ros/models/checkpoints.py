@@ -32,19 +32,22 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
             raise DamagedFileError(f"{path} holds more than weights, or is damaged ({reason})") from error
 
 
-def load_checkpoint(path: Path, keys: Collection[str], device: torch.device | str = "cpu") -> Mapping[str, Any]:
+def load_checkpoint(
+    path: Path, keys: Collection[str], device: torch.device | str = "cpu", *, belongings: str = ""
+) -> Mapping[str, Any]:
     """Load the checkpoint of an interrupted run.
 
     Args:
         path: The file.
         keys: What it must hold.
         device: Where its tensors go.
+        belongings: What else of the run must be removed to start anew, for the error.
 
     Raises:
         DamagedFileError: The file cannot be loaded, or is the checkpoint of another program.
         OSError: The file cannot be opened.
     """
-    way_out = "it cannot be resumed. To start anew, remove it"
+    way_out = f"it cannot be resumed. To start anew, remove it{belongings and f', {belongings}'}"
     try:
         content = load_tensors(path, device)
     except DamagedFileError as error:

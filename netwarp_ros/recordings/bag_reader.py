@@ -137,6 +137,8 @@ class BagReader:
             try:
                 file = self._open_file(path)
             except (OSError, ValueError) as error:
+                if path == self.path:
+                    raise ValueError(f"{path} is not a readable recording: {error}") from error
                 self._damage.append(f"{path} is left out: {error}")
                 continue
             self._stack.callback(file.close)

@@ -75,7 +75,7 @@ class FrameSource(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of frames; for a video, the number that its container declares, or 0."""
+        """Return the number of frames, those included that cannot be read."""
 
     def note_damage(self, damage: str) -> None:
         """Add a sentence to `damage` and log it as a warning."""

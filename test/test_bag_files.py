@@ -139,10 +139,10 @@ def test_overlapping_chunks_that_do_not_fit_into_memory_are_read_in_another_orde
     messages = [mcap.Message(1, index, bytes([index])) for index in range(6)]
     parts = [messages[0::2], messages[1::2]]
     (tmp_path / "bag.mcap").write_bytes(mcap.file(HEAD, [(chunk(part), part) for part in parts]))
-    monkeypatch.setattr("netwarp_ros.recordings.mcap_file.MEMORY_LIMIT", 2)
+    monkeypatch.setattr("netwarp_ros.recordings.mcap_file._PENDING_LIMIT", 2)
     with BagReader(tmp_path / "bag.mcap", pytest.fail) as bag:
         assert [message.recorded_ns for _, message in bag.messages(["/c"])] == [0, 1, 2, 3, 4, 5]
-    monkeypatch.setattr("netwarp_ros.recordings.mcap_file.MEMORY_LIMIT", 1)
+    monkeypatch.setattr("netwarp_ros.recordings.mcap_file._PENDING_LIMIT", 1)
     with BagReader(tmp_path / "bag.mcap", pytest.fail) as bag:
         assert [message.recorded_ns for _, message in bag.messages(["/c"])] == [0, 2, 1, 3, 4, 5]
 

@@ -33,8 +33,7 @@ class RecordedMessage(NamedTuple):
         message_type: For instance ``sensor_msgs/msg/Image``.
         encoding: How it is serialized, as in `Topic`.
         recorded_ns: When it was recorded.
-        data: The serialized message, perhaps a view that keeps the messages recorded with it in memory; None if it is
-            lost.
+        data: The serialized message, perhaps a view that keeps what was recorded with it in memory; None if it is lost.
     """
 
     topic: str

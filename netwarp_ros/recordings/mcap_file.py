@@ -43,6 +43,10 @@ A few hundred bytes of zstd may become millions of empty records. Those of a rec
 which take several bytes each.
 """
 
+_PENDING_LIMIT, _SMALL_PART = MEMORY_LIMIT // 2, 4
+"""Most bytes of messages that wait for the blocks that overlap theirs. A view keeps its whole chunk in memory, so a
+message of less than a quarter of its chunk is copied."""
+
 _RUN_LENGTH = 2**20
 """Most bytes of successive messages that make one block, unless a message is longer."""
 
@@ -131,7 +135,7 @@ class McapFile(BagFile):
         pending: list[tuple[int, int, int, RecordedMessage]] = []  # a heap, because blocks may overlap in time
         pending_size = 0
         for position, block in enumerate(blocks):
-            while pending and (pending[0][0] < block.begin_ns or pending_size > MEMORY_LIMIT):
+            while pending and (pending[0][0] < block.begin_ns or pending_size > _PENDING_LIMIT):
                 message = heapq.heappop(pending)[-1]
                 pending_size -= len(message.data or b"")
                 yield message
@@ -149,7 +153,9 @@ class McapFile(BagFile):
             for key, recorded_ns, begin, end in self._messages_in(content):
                 if missing[key] > 0:
                     missing[key] -= 1
-                    yield RecordedMessage(*self._names[key], recorded_ns, content[begin:end])
+                    data = content[begin:end]
+                    is_small = len(data) * _SMALL_PART < len(content)
+                    yield RecordedMessage(*self._names[key], recorded_ns, bytes(data) if is_small else data)
         except _ERRORS as error:
             if not self._is_scanned:  # the scan has reported it
                 self._report(block.start, error)

@@ -83,6 +83,7 @@ def test_a_truncated_recording_gives_what_was_written(
     assert numbers == list(range(len(numbers))) and COUNT // 4 < len(numbers) <= COUNT // 2
     assert f"{file}: " in damage and "what follows is lost" in damage
     assert f"{file.parent}: {COUNT - len(numbers)} of the {COUNT} messages of /c are lost" in damage
+    assert open_frames(file.parent).rate == pytest.approx(10, rel=0.01), "that of the images that are there"
 
     (file.parent / "metadata.yaml").unlink()  # a recorder that is killed does not write it
     for path in (file, file.parent):

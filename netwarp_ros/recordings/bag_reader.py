@@ -95,6 +95,18 @@ class BagReader:
             if missing := lost[topic] + count - earlier[topic]:
                 self._on_damage(f"{self.path}: {missing} of the {count} messages of {topic} are lost")
 
+    def rate(self, topics: Collection[str]) -> float | None:
+        """Return the average number of messages per second on each of some topics; None if it is unknown.
+
+        It is that of the messages in the files: metadata may claim more.
+        """
+        count = sum(file.topics[name].count for file in self._files for name in topics if name in file.topics)
+        ends = [next(self.messages(topics, skip), None) for skip in (0, max(0, count - 1))]
+        first_ns, last_ns = (numbered[1].recorded_ns if numbered else 0 for numbered in ends)
+        if not count > len(topics) or not last_ns > first_ns:
+            return None
+        return (count / len(topics) - 1) / ((last_ns - first_ns) * 1e-9)  # there is one interval fewer than messages
+
     def check_image_topic(self, name: str) -> None:
         """Check that there is an image topic of this name.
 

@@ -52,15 +52,11 @@ class BagFrames(FrameSource):
             for topic in self.cameras:
                 bag.check_image_topic(topic)
             self._count = sum(bag.topics[topic].count for topic in self.cameras)
-            ends = [next(bag.messages(self.cameras, skip), None) for skip in (0, max(0, self._count - 1))]
-        times_ns = [numbered[1].recorded_ns for numbered in ends if numbered]
-        seconds, count = (times_ns[-1] - times_ns[0]) * 1e-9 if times_ns else 0.0, self._count / len(self.cameras)
+            self.rate = rate or bag.rate(self.cameras) or DEFAULT_RATE
         if not self._count:
             reason = f": {self.damage[0]}" if self.damage else ""
             raise ValueError(f"{path} holds no message on its image topic {', '.join(self.cameras)}{reason}")
         self._keeps_stamps = rate is None
-        # There is one interval fewer than there are images.
-        self.rate = rate or ((count - 1) / seconds if count > 1 and seconds > 0 else DEFAULT_RATE)
 
     def __len__(self) -> int:
         return self._count

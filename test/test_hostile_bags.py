@@ -234,6 +234,11 @@ def test_a_chunk_of_ros_1_that_becomes_too_large_is_refused(tmp_path: Path, refu
     assert "bytes of bz2 become more than the 33554432 that they may" in refusal(path)
 
 
+COUNTED = """
+rosbag2_bagfile_information:
+  relative_file_paths: [bag.mcap]
+  topics_with_message_count: [{{topic_metadata: {{name: /c}}, message_count: {}}}]
+"""
 ALIASES = "a: &a0 [x, x]\n" + "".join(f"b{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
 
 
@@ -243,8 +248,11 @@ ALIASES = "a: &a0 [x, x]\n" + "".join(f"b{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" fo
         "rosbag2_bagfile_information: " + "[" * 100_000,
         ALIASES + "rosbag2_bagfile_information: {relative_file_paths: *a39, topics_with_message_count: *a39}",
         "rosbag2_bagfile_information: 1\n" + "# \n" * 200_000,
+        COUNTED.format(".inf"),
+        COUNTED.format(10**18),
+        COUNTED.format(-1),
     ],
-    ids=["nested", "aliases", "long"],
+    ids=["nested", "aliases", "long", "infinite", "many", "negative"],
 )
 def test_hostile_metadata_are_not_used(tmp_path: Path, refusal: Callable[[Path], str], text: str) -> None:
     bag = tmp_path / "bag"

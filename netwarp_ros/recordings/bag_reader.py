@@ -30,6 +30,9 @@ _COMPRESSED = ".zstd"
 _METADATA_LIMIT = 512 * 1024
 """Most bytes of ``metadata.yaml``: some hundred topics, and thousands of files."""
 
+_COUNT_LIMIT = 10**9
+"""Most messages of a topic: a year at 30 Hz."""
+
 
 class BagReader:
     """A recording open for reading; use it in a ``with`` statement.
@@ -245,10 +248,12 @@ def _read_metadata(folder: Path) -> tuple[list[Path], dict[str, int]]:
     try:
         content = content["rosbag2_bagfile_information"]
         # Old versions write the folder, too.
-        files = [folder / PurePosixPath(name).name for name in content["relative_file_paths"]]
+        files = list(dict.fromkeys(folder / PurePosixPath(name).name for name in content["relative_file_paths"]))
         topics = content["topics_with_message_count"]
         counts = {topic["topic_metadata"]["name"]: int(topic["message_count"]) for topic in topics}
-    except (KeyError, TypeError, ValueError) as error:
+        if any(not 0 <= count <= _COUNT_LIMIT for count in counts.values()):
+            raise ValueError(f"a message_count is not from 0 to {_COUNT_LIMIT}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = cut(f"{type(error).__name__}: {error}")
         raise ValueError(f"its metadata.yaml cannot be read: {reason}") from error
     return files, counts

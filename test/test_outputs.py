@@ -161,8 +161,9 @@ def test_names_and_paths_are_printed_as_they_are(
     assert run(*evaluation[:-1], odd, "--json", scores) == 0
     shown = capsys.readouterr().out
     assert "[/x]" in shown and ":car:" in shown
-    assert run("plot", "trimap", scores, "-o", tmp_path / "[/a].png") == 0
-    assert "[/a].png" in capsys.readouterr().out
+    figure = tmp_path / ("long" * 20) / "[/a].png"
+    assert run("plot", "trimap", scores, "-o", figure) == 0
+    assert f"figure in {figure}\n" in capsys.readouterr().out
     assert run("compare", scores, scores) in (0, 1)
 
 

@@ -26,8 +26,8 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 
 def say(text: str) -> None:
-    """Print a line."""
-    plain_console().print(text, highlight=False)
+    """Print a line. The terminal wraps it, not rich, which would put line ends into paths."""
+    plain_console().print(text, highlight=False, soft_wrap=True)
 
 
 def track_progress(items: Iterable[T], description: str, count: int) -> Iterable[T]:

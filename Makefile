@@ -51,6 +51,6 @@ setup:  ## the virtual environment and the built workspace
 
 clean:  ## remove the environments, builds and caches that the other targets made; results (out/) stay
 	@for made in .venv*/requirements.sha256; do [ ! -e "$$made" ] || rm -rf "$$(dirname "$$made")"; done
-	rm -rf {build,install,log}/{jazzy,kilted,*-sourced,colcon-test} log/{COLCON_IGNORE,latest,latest_*,test-result_*}
+	rm -rf {build,install,log}/{jazzy,kilted,*-sourced,colcon-test} $(OLDEST) log/{COLCON_IGNORE,latest,latest_*,test-result_*}
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@for folder in build install log; do [ ! -d "$$folder" ] || rmdir --ignore-fail-on-non-empty "$$folder"; done

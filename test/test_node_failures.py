@@ -38,7 +38,7 @@ from netwarp_ros.node import camera
 from netwarp_ros.node.frame_counts import DropReason
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.node.segment_node import SegmentNode
-from netwarp_ros.segmenter import Segmenter, Stream
+from netwarp_ros.segmenter import Reset, Segmenter, Stream
 
 pytestmark = pytest.mark.ros
 
@@ -112,6 +112,18 @@ def test_missed_images_are_counted_even_before_their_publisher_is_discovered(
     counts = camera.counter.snapshot()
     assert counts.missed > 0
     assert counts.received + counts.missed == 10
+
+
+def test_the_first_image_of_the_publisher_that_is_left_is_not_blended(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    subscription = node._cameras["camera"]._subscription
+    client, image, reasons = SegmentClient(graph), moving_images(1)[0], []
+    for index, publishers in enumerate((1, 1, 2, 1, 1)):
+        monkeypatch.setattr(subscription, "get_publisher_count", lambda: publishers)  # noqa: B023
+        reasons.append(client.segment(image_message(image, SECOND + index * PERIOD))[1].reason)
+    assert reasons == [Reset.FIRST, "", Reset.PUBLISHERS, Reset.PUBLISHERS, ""]
 
 
 def test_undecodable_bytes_are_counted_and_the_next_image_is_segmented(graph: Graph, node: SegmentNode) -> None:

@@ -171,6 +171,8 @@ class Camera:
             self._stream.reset()
         encoding = message.format if self._compressed else message.encoding
         result = self._stream.segment(image, stamp_ns, frame_id, encoding)
+        if received.from_several:  # the next image may be of another one, even if that is then the only one
+            self._stream.reset(Reset.PUBLISHERS)
 
         segmented = perf_counter()
         self._mask.publish(mask_message(result.mask, header))

@@ -169,8 +169,9 @@ def test_names_and_paths_are_printed_as_they_are(
 
 def test_make_clean_removes_only_what_make_made(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).parent.parent / "Makefile", tmp_path)
-    ours = [".venv/requirements.sha256", ".venv/bin/python", ".venv-kilted/requirements.sha256", "build/jazzy/a.o", "build/oldest/cv2/a.so",
-            "install/colcon-test/a.so", "log/humble-sourced/a.log", "log/COLCON_IGNORE", ".ruff_cache/a"]  # fmt: skip
+    ours = [".venv/requirements.sha256", ".venv/bin/python", ".venv-kilted/requirements.sha256", "build/jazzy/a.o",
+            "build/oldest/a.so", "install/colcon-test/a.so", "log/humble-sourced/a.log", "log/COLCON_IGNORE",
+            ".ruff_cache/a"]  # fmt: skip
     theirs = ["out/demo/summary.json", "out/training/checkpoint.pt", ".venv-mine/bin/python", "build/mine/a.o",
               "dist/thesis.pdf", "log/thesis.log", "thesis.egg-info/a", "install/other/a"]  # fmt: skip
     for name in (*ours, *theirs):

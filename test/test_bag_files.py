@@ -404,6 +404,20 @@ def test_a_file_of_another_format_is_refused_by_one_sentence(tmp_path: Path, nam
     assert len(str(error.value)) < 400 and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3], ids=lambda storage: storage.name)
+def test_a_recording_of_many_files_has_one_open_at_a_time(tmp_path: Path, storage: StoragePlugin) -> None:
+    (tmp_path / "bag").mkdir()
+    for number in range(20):
+        write_messages(tmp_path / f"{number}", [("/c", numbered(number))], storage=storage)
+        (file,) = (file for file in (tmp_path / f"{number}").iterdir() if file.name != "metadata.yaml")
+        file.rename(tmp_path / "bag" / f"bag_{number}{file.suffix}")
+    open_files = Path("/proc/self/fd")
+    before = len(list(open_files.iterdir()))
+    counts = [len(list(open_files.iterdir())) for _ in open_frames(tmp_path / "bag")]
+    assert len(counts) == 20 and max(counts) <= before + 2
+    assert len(list(open_files.iterdir())) == before
+
+
 # Compression of whole files and of messages
 
 

@@ -142,9 +142,9 @@ def test_many_small_chunks_of_nothing_are_refused(tmp_path: Path, refusal: Calla
 
 def test_small_messages_do_not_keep_their_chunks_in_memory(tmp_path: Path, refusal: Callable[[Path], str]) -> None:
     records = mcap.message(mcap.Message(1, T0, bytes(40))) + mcap.record(0x80, bytes(31 * MIB))
-    overlapping = [(mcap.chunk(records, (T0, T0), "zstd"), [mcap.Message(1, T0, b"")])] * 60
+    overlapping = [(mcap.chunk(records, (T0, T0), "zstd"), [mcap.Message(1, T0, b"")])] * 40
     (tmp_path / "bag.mcap").write_bytes(mcap.file(HEAD, overlapping))
-    assert "none of the 60 images in" in refusal(tmp_path / "bag.mcap")
+    assert "none of the 40 images in" in refusal(tmp_path / "bag.mcap")
 
 
 def test_chunk_indexes_that_claim_messages_outside_of_their_indexes_are_not_used(

@@ -44,7 +44,7 @@ class RecordedMessage(NamedTuple):
 
 
 class BagFile(ABC):
-    """A file open for reading.
+    """A file open for reading. Reading opens it again if it was closed.
 
     Args:
         path: The file.

@@ -85,12 +85,15 @@ class BagReader:
             if skip >= counts.total():
                 skip -= counts.total()
             else:
-                for number, message in file.messages(topics, skip):
-                    message = self._decompressed(file, message)
-                    lost[message.topic] += message.data is None
-                    self._take_damage(file)
-                    self._report()
-                    yield earlier[message.topic] + number, message
+                try:
+                    for number, message in file.messages(topics, skip):
+                        message = self._decompressed(file, message)
+                        lost[message.topic] += message.data is None
+                        self._take_damage(file)
+                        self._report()
+                        yield earlier[message.topic] + number, message
+                finally:
+                    file.close()
                 skip = 0
             earlier.update(counts)
         for topic in topics:
@@ -158,6 +161,7 @@ class BagReader:
                 continue
             self._stack.callback(file.close)
             self._files.append(file)
+            file.close()  # a recording may have more files than a process may open
             self._take_damage(file)
             for name, topic in file.topics.items():
                 count = self.topics[name].count if name in self.topics else 0

@@ -238,6 +238,8 @@ class McapFile(BagFile):
         """
         if length > MEMORY_LIMIT + 4096:  # a chunk has a header, too
             raise ValueError(f"it has {length} bytes, and at most {MEMORY_LIMIT} are read")
+        if self._file.closed:
+            self._file = self.path.open("rb")
         self._file.seek(start)
         return memoryview(self._file.read(length))
 

@@ -7,6 +7,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -41,23 +42,25 @@ class Ros1File(BagFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._reader = Reader(path)
+        reader = Reader(path)
         try:
-            self._reader.open()
+            reader.open()
         except Exception as error:  # rosbags raises many kinds on damaged files
             reason = str(error) or type(error).__name__
             raise ValueError(f"it cannot be read as a bag of ROS 1: {reason}") from error
-        entries = [
-            _Entry(entry.time, connection.topic, connection.msgtype, entry.chunk_pos, entry.offset)
-            for connection in self._reader.connections
-            for entry in self._reader.indexes[connection.id]
-        ]
+        with closing(reader):
+            entries = [
+                _Entry(entry.time, connection.topic, connection.msgtype, entry.chunk_pos, entry.offset)
+                for connection in reader.connections
+                for entry in reader.indexes[connection.id]
+            ]
+            for connection in reader.connections:
+                self._add_topic(connection.topic, connection.msgtype, "ros1", connection.msgcount)
+            self._chunks = dict(reader.chunks)
         self._entries = sorted(entries, key=attrgetter("recorded_ns"))
-        for connection in self._reader.connections:
-            self._add_topic(connection.topic, connection.msgtype, "ros1", connection.msgcount)
 
     def close(self) -> None:
-        self._reader.close()
+        """Do nothing: the file is open only while a chunk is read."""
 
     def messages(self, topics: Collection[str], skip: int = 0) -> Iterator[tuple[int, RecordedMessage]]:
         entries = [entry for entry in self._entries if entry.topic in topics]
@@ -88,7 +91,7 @@ class Ros1File(BagFile):
         Raises:
             ValueError: If it is damaged, or longer than the limit.
         """
-        chunk = self._reader.chunks[position]
+        chunk = self._chunks[position]
         if chunk.datasize > MEMORY_LIMIT:
             raise ValueError(f"it has {chunk.datasize} bytes, and at most {MEMORY_LIMIT} are read")
         (name,) = (name for name, function in decompressors.items() if function is chunk.decompressor)

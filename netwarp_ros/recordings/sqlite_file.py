@@ -37,16 +37,16 @@ class SqliteFile(BagFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._stack = ExitStack()
+        self._database: apsw.Connection | None = None
         self._is_reported = False
         try:
-            self._database = _open(path.resolve(), self._stack)
             self._names = self._read_topics()
             rows = np.fromiter(self._read_rows(), _ROW)
         except (apsw.Error, UnicodeDecodeError) as error:
-            self._stack.close()
+            self.close()
             raise ValueError(f"it cannot be read as a database of rosbag2: {error}") from error
         except BaseException:
-            self._stack.close()
+            self.close()
             raise
         self._rows = rows[np.argsort(rows["recorded_ns"], kind="stable")]
         counts = Counter(self._rows["topic"].tolist())
@@ -54,6 +54,7 @@ class SqliteFile(BagFile):
             self._add_topic(*names, counts[key])
 
     def close(self) -> None:
+        self._database = None
         self._stack.close()
 
     def messages(self, topics: Collection[str], skip: int = 0) -> Iterator[tuple[int, RecordedMessage]]:
@@ -73,20 +74,25 @@ class SqliteFile(BagFile):
     def _message(self, row: np.void) -> RecordedMessage:
         names, data = self._names[int(row["topic"])], None
         try:
-            data = self._database.execute("SELECT data FROM messages WHERE rowid = ?", (int(row["id"]),)).get
+            data = self._query("SELECT data FROM messages WHERE rowid = ?", int(row["id"])).get
         except apsw.Error as error:
             if not self._is_reported:
                 self.damage.append(f"a message of {names[0]} is damaged, and left out like all such: {error}")
             self._is_reported = True
         return RecordedMessage(*names, int(row["recorded_ns"]), data if isinstance(data, bytes) else None)
 
+    def _query(self, query: str, *values: int) -> apsw.Cursor:
+        if self._database is None:
+            self._database = _open(self.path.resolve(), self._stack)
+        return self._database.execute(query, values)
+
     def _read_topics(self) -> dict[int, tuple[str, str, str]]:
         """Return name, type and serialization format of each topic."""
         query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name IN ('topics', 'messages')"
-        if len(self._database.execute(query).fetchall()) != 2:
+        if len(self._query(query).fetchall()) != 2:
             raise ValueError("it is a database, but lacks the tables of rosbag2, topics and messages")
         names = {}
-        for key, *texts in self._database.execute("SELECT id, name, type, serialization_format FROM topics"):
+        for key, *texts in self._query("SELECT id, name, type, serialization_format FROM topics"):
             if isinstance(key, int):
                 topic, message_type, encoding = map(str, texts)
                 names[key] = topic, full_type(message_type, encoding), encoding
@@ -97,7 +103,7 @@ class SqliteFile(BagFile):
         last = None
         query = "SELECT timestamp, topic_id, rowid FROM messages NOT INDEXED"
         try:
-            for recorded_ns, key, number in self._database.execute(query):
+            for recorded_ns, key, number in self._query(query):
                 if last is not None and number <= last:
                     raise apsw.CorruptError("its rows are not in the order of their numbers")
                 if key in self._names and isinstance(recorded_ns, int):

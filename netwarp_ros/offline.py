@@ -25,7 +25,7 @@ import torch
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.flow import FlowFolder
 from netwarp_ros.models.checkpoints import load_checkpoint
-from netwarp_ros.recordings.atomic import replacing
+from netwarp_ros.recordings.atomic import refuse_foreign, replacing, written_by
 from netwarp_ros.recordings.bag_writer import BagWriter
 from netwarp_ros.recordings.frames import Frame, FrameSource, read_ahead
 from netwarp_ros.recordings.image_files import read_samples
@@ -39,6 +39,9 @@ CHECKPOINT_INTERVAL = 50
 
 _CHECKPOINT, _TIMING, _UNFINISHED_TIMING = "resume.pt", "timing.csv", "timing.part.csv"
 _STAGES = ("prepare", "flow", "network")
+
+VIDEO_MARK = written_by("segment")
+"""What every video of a run holds."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,11 @@ def segment_recording(
         show_progress: Wraps the frames to show the progress of the run.
         flows: Precomputed flow. Without it the segmenter estimates the flow.
         finish: Called with the rows when all masks are there. If it is interrupted, the run can still be resumed.
-        products: Files that ``finish`` writes.
+        products: Videos that ``finish`` writes.
 
     Raises:
-        FileExistsError: If the folder holds masks or timings, but no unfinished run; or a product exists.
+        FileExistsError: If the folder holds masks or timings, but no unfinished run; or a product exists, which no
+            unfinished run can have written.
         ValueError: If the folder holds an unfinished run of another origin, or a flow cannot be used.
         OSError: If a file cannot be written, or a flow is missing.
     """
@@ -105,6 +109,8 @@ def segment_recording(
     streams: dict[str, Stream] = {}
     rows: list[TimingRow] = []
     if has_begun := checkpoint.exists():
+        for product in products:
+            refuse_foreign(product, VIDEO_MARK)
         streams, rows = _resume(folder, segmenter, origin)
     else:
         _refuse_existing(masks, timing, folder / _TIMING, *products)
@@ -184,7 +190,7 @@ def write_masks(path: Path, folder: Path, rows: Sequence[TimingRow], classes: Cl
 
 def write_video(path: Path, frames: FrameSource, folder: Path, camera: str, classes: ClassSet, alpha: float) -> None:
     """Write a video of one camera: its images under the colors of the masks in a folder, with opacity ``alpha``."""
-    with replacing(path) as temporary, VideoWriter(temporary, frames.rate) as video:
+    with replacing(path, VIDEO_MARK) as temporary, VideoWriter(temporary, frames.rate, VIDEO_MARK) as video:
         for frame in read_ahead(frames):
             if frame.camera == camera:
                 mask = read_samples(folder / "masks" / f"{frame.name}.png")

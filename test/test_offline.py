@@ -20,7 +20,15 @@ from torch import nn
 from netwarp_ros import offline
 from netwarp_ros.classes import load_classes
 from netwarp_ros.models import Inference, Model, ModelSpec, augment
-from netwarp_ros.offline import TimingRow, remove_masks, segment_recording, video_names, write_masks, write_video
+from netwarp_ros.offline import (
+    VIDEO_MARK,
+    TimingRow,
+    remove_masks,
+    segment_recording,
+    video_names,
+    write_masks,
+    write_video,
+)
 from netwarp_ros.recordings.frames import Frame, FrameSource, stamp
 from netwarp_ros.recordings.messages import FRAME_TIMING, IMAGE, LABEL_INFO, typestore
 from netwarp_ros.recordings.open import open_frames
@@ -149,7 +157,7 @@ def test_a_run_that_is_killed_while_it_finishes_only_finishes(tmp_path: Path, mo
     video = tmp_path / "overlay.mp4"
 
     def interrupted(rows: object) -> None:
-        video.write_text("half a video")
+        video.write_text(VIDEO_MARK)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -161,6 +169,22 @@ def test_a_run_that_is_killed_while_it_finishes_only_finishes(tmp_path: Path, mo
     )
     assert counts == [4]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "overlay.mp4", "timing.csv"]
+
+
+def test_a_video_that_a_resumed_run_did_not_write_is_not_touched(tmp_path: Path) -> None:
+    folder, video = tmp_path / "drive.mcap.unfinished", tmp_path / "drive.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        segment_recording(Recording(4, until=2), make_segmenter(), folder, ORIGIN)
+    video.write_text("years of work")
+    with pytest.raises(FileExistsError, match="drive.mp4 exists already, and this command did not write it"):
+        segment_recording(Recording(4), make_segmenter(), folder, ORIGIN, products=[video])
+    segmented = segment_recording(Recording(4), make_segmenter(), folder, ORIGIN)
+    with pytest.raises(FileExistsError, match="drive.mp4 exists already, and this command did not write it"):
+        write_video(video, Recording(4), folder, segmented.rows[0].camera, CAMVID, 1.0)
+    assert video.read_text() == "years of work"
+    video.unlink()
+    for _ in range(2):
+        write_video(video, Recording(4), folder, segmented.rows[0].camera, CAMVID, 1.0)
 
 
 def test_a_run_that_fails_at_its_first_frame_leaves_nothing(tmp_path: Path) -> None:

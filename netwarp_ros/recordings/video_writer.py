@@ -29,14 +29,15 @@ class VideoWriter:
     Args:
         path: The file, ending in ``.mp4``; overwritten if it exists.
         rate: Frames per second.
+        comment: A text in the file's metadata.
 
     Raises:
         ValueError: If the path does not end in ``.mp4``, the rate is not > 0, or PyAV is not installed.
         FileNotFoundError: If the folder does not exist.
     """
 
-    def __init__(self, path: str | Path, rate: float) -> None:
-        self.path, self.rate = Path(path), rate
+    def __init__(self, path: str | Path, rate: float, comment: str = "") -> None:
+        self.path, self.rate, self._comment = Path(path), rate, comment
         if self.path.suffix != ".mp4":
             raise ValueError(f"{self.path} does not end in .mp4, the only format that can be written")
         if not rate > 0:
@@ -100,6 +101,7 @@ class VideoWriter:
         """Open the file for frames of this size."""
         # With +faststart, the index comes first, so the film plays before it is fully downloaded.
         container = self._av.open(f"file:{self.path}", "w", format="mp4", options={"movflags": "+faststart"})
+        container.metadata["comment"] = self._comment
         rate = max(Fraction(self.rate).limit_denominator(10_000), Fraction(1, 10_000))
         stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
         stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"

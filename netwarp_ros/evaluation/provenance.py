@@ -7,6 +7,7 @@ import hashlib
 import platform
 import time
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        "rosbags": metadata.version("rosbags"),
+        **{name: metadata.version(name) for name in ("simplejpeg", "av", "rosbags") if find_spec(name)},
     }
 
 

@@ -136,7 +136,13 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path: Path) -> None:
     path.write_bytes(content)
     video = open_frames(path)
     assert 12 not in [frame.index for frame in video]
-    assert re.fullmatch(r".*film\.mp4: [123] of the 30 frames are damaged and left out", video.damage[0])
+    note = r".*film\.mp4: [123] of the 30 frames are damaged and left out"
+    assert re.fullmatch(note, video.damage[0])
+    for begin, end in ((10, 15), (12, 13), (12, None)):
+        assert 12 not in [frame.index for frame in video.read(begin, end)]
+        assert re.fullmatch(note, "".join(video.damage)), (begin, end)
+    assert [frame.index for frame in video.read(0, 5)] == list(range(5)) and video.damage == []
+    assert list(video.read(0, 0)) == video.damage == []
 
 
 def test_a_playlist_does_not_read_from_elsewhere(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,33 +52,32 @@ class VideoFile(FrameSource):
     def read(self, begin: int = 0, end: int | None = None) -> Iterator[Frame]:
         self.damage = []
         index = -1
-        for index, frame in self._frames_from(begin):
-            if end is not None and index >= end:
-                return
+        for index, frame in self._frames_from(range(begin, sys.maxsize if end is None else end)):
             image: np.ndarray = frame.to_ndarray(format="bgr24")
             if quarters := frame.rotation // 90:
                 image = np.ascontiguousarray(np.rot90(image, quarters))
             stamp_ns = self._stamps_ns[index] if index < len(self._stamps_ns) else stamp(index, self.rate)
             yield Frame(index, stamp_ns, f"{index:06d}", image)
-        if index < 0 and not begin:
+        if index < 0 and not begin and end is None:
             raise ValueError(f"{self.path} holds no frame that FFmpeg can decode: convert it to MP4 or MKV")
         found_s, declared_s = self._packets.duration_s, self._packets.declared_s
         if end is None and found_s + 2 / self._packets.rate < declared_s:
             self.note_damage(f"{self.path} ended after {found_s:.1f} of the {declared_s:.1f} s that it declares")
 
-    def _frames_from(self, begin: int) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode from the key frame before a frame on; yield that frame and all later ones, with their indices."""
-        if (key := self._packets.key_before(begin)) is not None:
-            frames = self._decode(begin, key)
+    def _frames_from(self, wanted: range) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode from the key frame before the wanted frames on; yield these, with their indices."""
+        if (key := self._packets.key_before(wanted.start)) is not None:
+            frames = self._decode(wanted, key)
             first = next(frames, None)
-            if first and first[0] <= begin:
+            if first and first[0] <= wanted.start:
                 yield first
                 yield from frames
                 return
         # There is no key frame before, or FFmpeg found only a later one.
-        yield from self._decode(begin, None)
+        self.damage = []  # it is found again
+        yield from self._decode(wanted, None)
 
-    def _decode(self, begin: int, key: int | None) -> Iterator[tuple[int, VideoFrame]]:
+    def _decode(self, wanted: range, key: int | None) -> Iterator[tuple[int, VideoFrame]]:
         index, lost = -1, 0
         corrupt: set[int | None] = set()
         av = load_pyav()
@@ -93,13 +93,16 @@ class VideoFile(FrameSource):
                     frames = packet.decode()
                 except av.FFmpegError:
                     frames = []
-                    lost += self._packets.find(packet.pts, begin - 1) >= begin
+                    # The error may be that of an earlier packet: decoders are some packets behind.
+                    lost += self._packets.find(packet.pts, wanted.start - 1) >= wanted.start
                 for frame in frames:
                     index = self._packets.find(frame.pts, index)
                     is_damaged = frame.is_corrupt or frame.pts in corrupt
-                    lost += is_damaged and index >= begin
-                    if index >= begin and not is_damaged:
+                    lost += is_damaged and index in wanted
+                    if index in wanted and not is_damaged:
                         yield index, frame
+                if index + 1 >= wanted.stop:
+                    break
         if lost:
             self.note_damage(f"{self.path}: {lost} of the {len(self)} frames are damaged and left out")
 

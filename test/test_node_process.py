@@ -61,6 +61,18 @@ def test_a_signal_while_a_node_imports_its_modules_ends_it_quietly(program: str,
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
+def test_a_signal_while_ros_starts_ends_a_program_quietly() -> None:
+    code = """
+import os, signal, rclpy
+from netwarp_ros.node.process import ros_process
+rclpy.init = lambda: os.kill(os.getpid(), signal.SIGTERM)
+with ros_process("node"):
+    print("the body")
+"""
+    ended = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 def test_importing_the_nodes_does_not_configure_the_libraries() -> None:
     code = f"""
 import os

@@ -42,11 +42,13 @@ def ros_process(name: str) -> Iterator[None]:
         name: Name of the program, with which that line begins.
 
     Raises:
-        SystemExit: With status 2, after that line.
+        SystemExit: With status 2, after that line; with status 0 if a signal came before the body began.
     """
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_body = False
     try:
         _initialize()
+        in_body = True
         yield
     except (OSError, ValueError) as error:
         from netwarp_ros.resources import cut
@@ -54,11 +56,12 @@ def ros_process(name: str) -> Iterator[None]:
         sys.stderr.write(f"{name}: {cut(str(error), 2000)}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        pass
+        if not in_body:
+            raise SystemExit(0) from None
     except BaseException:
         # Whichever call rclpy was in when the context shut down, it raises an error: ExternalShutdownException or
         # RCLError, for instance. Such an error is no failure.
-        if rclpy.ok():
+        if rclpy.ok() or not in_body:
             raise
     finally:
         rclpy.try_shutdown()

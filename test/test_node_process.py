@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_ros_arguments_that_ros_refuses_give_one_line(
     assert not rclpy.ok() and signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """Set the handlers again: after a signal, `ros_process` leaves signals ignored, and later processes inherit that."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signal_handlers")
 def test_the_signal_thread_of_rclpy_ends_before_what_it_uses(ros_domain: int, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     monkeypatch.setattr(process, "uninstall_signal_handlers", lambda: order.append("thread"))

@@ -121,7 +121,7 @@ def test_ros_arguments_that_ros_refuses_give_one_line(
 
 @pytest.fixture
 def signal_handlers() -> Iterator[None]:
-    """Set the handlers again: after a signal, `ros_process` leaves signals ignored, and later processes inherit that."""
+    """Set the handlers again: after a signal, `ros_process` leaves signals ignored, which later processes inherit."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tools/gpu_check.sh` reports each step, those that fail too. What its steps do needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU: this tests what is reported without one")
+def test_a_step_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "STEPS": "ops machine"}
+    command = [ROOT / "tools" / "gpu_check.sh", tmp_path / "gpu"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    content = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert [step["name"] for step in content["steps"]] == ["machine", "ops"]
+    machine, ops = (step["status"] for step in content["steps"])
+    assert machine == 0 and ops not in (0, 124, 127)
+    assert content["ops"] is None and content["models"] is None
+    assert f"| ops | failed: {ops} |" in (tmp_path / "gpu" / "gpu.md").read_text()
+    assert "== ops: exit status" in (tmp_path / "gpu" / "log.txt").read_text()
+
+
+def test_the_report_has_the_figures_of_all_steps(tmp_path: Path) -> None:
+    parts, folder = tmp_path / "parts", tmp_path
+    parts.mkdir()
+    (parts / "steps.tsv").write_text("ops\t0\t61000\nmodels\t124\t180000\n")
+    common = {"case": "paper", "shape": [1, 8, 4, 4], "dtype": "float16", "layout": "channels_last",
+              "direction": "forward", "memory": "cold"}  # fmt: skip
+    ops = [{**common, "implementation": "copy", "time_ms": 0.02, "gb_s": 3000.0},
+           {**common, "implementation": "warp_combine", "time_ms": 0.04, "gb_s": 2400.0}]  # fmt: skip
+    stages = {
+        "host": {"total": 5.0, "flow": 0.0, "network": 5.0},
+        "netwarp": {"total": 8.0, "flow": 2.0, "network": 6.0},
+    }
+    settings = {"size": [480, 360], "compile": "none"}
+    models = [{"model": "a", **settings, "flow_cnn": True, "stages_ms": stages, "overhead": 60.0},
+              {"model": "b", **settings, "flow_cnn": False, "error": "out of memory"}]  # fmt: skip
+    (parts / "ops.json").write_text(json.dumps({"results": ops}))
+    (parts / "models.json").write_text(json.dumps({"results": models}))
+    subprocess.run([sys.executable, ROOT / "tools" / "gpu_report.py", parts, folder], check=True, capture_output=True)
+    text = (folder / "gpu.md").read_text()
+    assert "| ops | passed | 61 |" in text and "| models | ran out of time | 180 |" in text
+    assert "| paper 1×8×4×4, float16, channels_last | 20.0 (1.00) | 40.0 (0.80) |" in text
+    assert "| a | 480×360 | none | yes | 5.00 | 8.00 | 2.00 | 1.00 | 60.0 % |" in text
+    assert "| b | 480×360 | none | no | out of memory |" in text

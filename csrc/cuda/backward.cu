@@ -133,10 +133,7 @@ __global__ void weight_gradients(Backward<T> task, float* partial, int64_t chunk
   for (int64_t pixel = index * chunk; pixel < end; ++pixel, at = next(task.shape, at)) {
     const Corners corners = corners_of(task, at);
     const T* image = task.features + at.b * plane * channels + c;
-    float warped = 0;
-#pragma unroll
-    for (int corner = 0; corner < 4; ++corner)
-      warped = fmaf(corners.weight[corner], to_float(image[corners.offset[corner]]), warped);
+    const float warped = interpolate(corners, [&](int corner) { return to_float(image[corners.offset[corner]]); });
     const float grad = to_float(task.grad[pixel * channels + c]);
     sum1 = fmaf(grad, to_float(task.present[pixel * channels + c]), sum1);
     sum2 = fmaf(grad, warped, sum2);

@@ -98,6 +98,15 @@ __device__ inline Corners corners_at(const Shape& shape, Displacement by, int32_
           {rest_x * rest_y, column.fraction * rest_y, rest_x * row.fraction, column.fraction * row.fraction}};
 }
 
+// The bilinear interpolation of the values of the four corners; value(corner) is a float.
+template <typename Value>
+__device__ inline float interpolate(const Corners& corners, const Value& value) {
+  float sum = corners.weight[0] * value(0);
+#pragma unroll
+  for (int corner = 1; corner < 4; ++corner) sum = fmaf(corners.weight[corner], value(corner), sum);
+  return sum;
+}
+
 inline Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), strides_of(flow)}; }
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

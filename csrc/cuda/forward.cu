@@ -78,10 +78,8 @@ __global__ void __launch_bounds__(kThreads) warp_pixels(Forward<T> task, unsigne
       Values out;
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        float value = corners[column].weight[0] * to_float(from[column][0].element[k]);
-#pragma unroll
-        for (int corner = 1; corner < 4; ++corner)
-          value = fmaf(corners[column].weight[corner], to_float(from[column][corner].element[k]), value);
+        float value =
+            interpolate(corners[column], [&](int corner) { return to_float(from[column][corner].element[k]); });
         if constexpr (kCombine)
           value = fmaf(w2.element[k], value, w1.element[k] * to_float(present[column].element[k]));
         assign(out.element[k], value);
@@ -114,10 +112,7 @@ __global__ void __launch_bounds__(kThreads) warp_planes(Forward<T> task, int64_t
     }
 #pragma unroll
     for (int k = 0; k < kStep; ++k) {
-      float value = corners.weight[0] * to_float(__ldg(source + corners.offset[0]));
-#pragma unroll
-      for (int corner = 1; corner < 4; ++corner)
-        value = fmaf(corners.weight[corner], to_float(__ldg(source + corners.offset[corner])), value);
+      float value = interpolate(corners, [&](int corner) { return to_float(__ldg(source + corners.offset[corner])); });
       if constexpr (kCombine) {
         value = fmaf(w2.element[k], value, w1.element[k] * to_float(__ldg(present)));
         present += with.channel;

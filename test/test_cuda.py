@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_operator import DTYPES, FLOWS, LAYOUTS, SHAPES, assert_rounded_from, generator
+from hypothesis import settings
+from test_operator import ANY_OPERANDS, DTYPES, LAYOUTS, assert_equals_the_reference, generator
 from torch import Tensor
 
 from netwarp_ros.models import FlowCNN, load_model
@@ -36,30 +37,9 @@ def test_the_operator_is_compiled_for_cuda() -> None:
 
 
 @settings(max_examples=200)
-@given(
-    shape=SHAPES,
-    layout=st.sampled_from(sorted(LAYOUTS)),
-    flow_layout=st.sampled_from(sorted(LAYOUTS)),
-    flow=st.sampled_from(sorted(FLOWS)),
-    dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 2**16),
-)
-def test_equals_the_reference(
-    shape: tuple[int, int, int, int], layout: str, flow_layout: str, flow: str, dtype: torch.dtype, seed: int
-) -> None:
-    random = generator(seed)
-    maps = [LAYOUTS[layout](random(*shape).to(GPU, dtype)) for _ in range(2)]
-    on_gpu = LAYOUTS[flow_layout](FLOWS[flow]((shape[0], 2, *shape[2:]), random).to(GPU))
-    present, previous, displacement = (t.cpu() for t in (*maps, on_gpu))
-    w1, w2 = random(shape[1]), random(shape[1])
-    warped, combined = warp(maps[1], on_gpu), warp_combine(*maps, on_gpu, w1.to(GPU), w2.to(GPU))
-    if warped.numel() > 0:
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            expected = reference.warp(maps[1], on_gpu).is_contiguous(memory_format=memory_format)
-            assert warped.is_contiguous(memory_format=memory_format) == expected
-    assert_rounded_from(warped.cpu(), reference.warp(previous.float(), displacement), dtype)
-    blend = reference.warp_combine(present.float(), previous.float(), displacement, w1, w2)
-    assert_rounded_from(combined.cpu(), blend, dtype)
+@ANY_OPERANDS
+def test_equals_the_reference(**any_operands: Any) -> None:
+    assert_equals_the_reference("cuda", **any_operands)
 
 
 def operands(name: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:

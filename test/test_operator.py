@@ -73,8 +73,7 @@ def assert_rounded_from(result: Tensor, expected: Tensor, dtype: torch.dtype) ->
     torch.testing.assert_close(result.float(), expected, rtol=rounding, atol=1e-5 * max(magnitude, 1.0))
 
 
-@settings(max_examples=150)
-@given(
+ANY_OPERANDS = given(
     shape=SHAPES,
     layout=st.sampled_from(sorted(LAYOUTS)),
     flow_layout=st.sampled_from(sorted(LAYOUTS)),
@@ -82,23 +81,39 @@ def assert_rounded_from(result: Tensor, expected: Tensor, dtype: torch.dtype) ->
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**16),
 )
-def test_equals_the_reference(
-    shape: tuple[int, int, int, int], layout: str, flow_layout: str, flow: str, dtype: torch.dtype, seed: int
+
+
+def assert_equals_the_reference(
+    device: str,
+    shape: tuple[int, int, int, int],
+    layout: str,
+    flow_layout: str,
+    flow: str,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
+    """Assert that `warp` and `warp_combine` on a device equal the reference on the CPU, in float32."""
     random = generator(seed)
-    present, previous = (LAYOUTS[layout](random(*shape).to(dtype)) for _ in range(2))
-    displacement = LAYOUTS[flow_layout](FLOWS[flow]((shape[0], 2, *shape[2:]), random))
+    present, previous = (LAYOUTS[layout](random(*shape).to(device, dtype)) for _ in range(2))
+    displacement = LAYOUTS[flow_layout](FLOWS[flow]((shape[0], 2, *shape[2:]), random).to(device))
     w1, w2 = random(shape[1]), random(shape[1])
 
-    warped, combined = warp(previous, displacement), warp_combine(present, previous, displacement, w1, w2)
+    warped = warp(previous, displacement)
+    combined = warp_combine(present, previous, displacement, w1.to(device), w2.to(device))
     if warped.numel() > 0:
         for memory_format in (torch.contiguous_format, torch.channels_last):
             expected = reference.warp(previous, displacement).is_contiguous(memory_format=memory_format)
             assert warped.is_contiguous(memory_format=memory_format) == expected
-    assert_rounded_from(warped, reference.warp(previous.float(), displacement), dtype)
-    assert_rounded_from(
-        combined, reference.warp_combine(present.float(), previous.float(), displacement, w1, w2), dtype
-    )
+    present, previous, displacement = (tensor.cpu() for tensor in (present, previous, displacement))
+    assert_rounded_from(warped.cpu(), reference.warp(previous.float(), displacement), dtype)
+    blend = reference.warp_combine(present.float(), previous.float(), displacement, w1, w2)
+    assert_rounded_from(combined.cpu(), blend, dtype)
+
+
+@settings(max_examples=150)
+@ANY_OPERANDS
+def test_equals_the_reference(**operands: Any) -> None:
+    assert_equals_the_reference("cpu", **operands)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])

@@ -140,10 +140,12 @@ def run(
         setups = [_Setup(case, device, graph) for case in cases]
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for state in states:  # memory that glibc has kept is never fresh again, so all cases run fresh first
+            with _on(stream):
+                before_each = _prepare_memory(state, device)
             for setup in setups:
                 for direction in ("forward", "backward"):
                     with _on(stream):
-                        results = _results(setup, direction, state, seconds, device)
+                        results = _results(setup, direction, state, before_each, seconds, device)
                     yield from results
 
 
@@ -234,9 +236,12 @@ def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
     return torch.cuda.stream(stream) if stream else nullcontext()
 
 
-def _results(setup: _Setup, direction: str, state: str, seconds: float, device: torch.device) -> list[Result]:
+def _results(
+    setup: _Setup, direction: str, state: str, before_each: Callable[[], None], seconds: float, device: torch.device
+) -> list[Result]:
     calls, case = setup.forward() if direction == "forward" else setup.backward(), setup.case
-    times = _times({name: call for name, (call, _) in calls.items()}, state, seconds, device)
+    repeats = _WARM_REPEATS if state == "warm" else 1
+    times = _times({name: call for name, (call, _) in calls.items()}, before_each, repeats, seconds, device)
     results = []
     for name, (_, moved) in calls.items():
         replaced = GRID_SAMPLE if name in ("warp", GRID_SAMPLE) else "grid_sample + mul + add"
@@ -247,14 +252,16 @@ def _results(setup: _Setup, direction: str, state: str, seconds: float, device: 
 
 
 def _times(
-    calls: dict[str, Callable[[], object]], state: str, seconds: float, device: torch.device
+    calls: dict[str, Callable[[], object]],
+    before_each: Callable[[], None],
+    repeats: int,
+    seconds: float,
+    device: torch.device,
 ) -> dict[str, float]:
     """Time all calls alternately; return the median of each in ms."""
-    before_each = _prepare_memory(state, device)
     for call in calls.values():
         for _ in range(3):
             call()
-    repeats = _WARM_REPEATS if state == "warm" else 1
     timers = {
         name: _time_cuda(call, before_each, repeats) if device.type == "cuda" else _time_cpu(call, before_each)
         for name, call in calls.items()

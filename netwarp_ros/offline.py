@@ -25,7 +25,7 @@ import torch
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.flow import FlowFolder
 from netwarp_ros.models.checkpoints import load_checkpoint
-from netwarp_ros.recordings.atomic import refuse_foreign, replacing, written_by
+from netwarp_ros.recordings.atomic import refuse_existing, refuse_foreign, replacing, written_by
 from netwarp_ros.recordings.bag_writer import BagWriter
 from netwarp_ros.recordings.frames import Frame, FrameSource, read_ahead
 from netwarp_ros.recordings.image_files import read_samples
@@ -113,7 +113,7 @@ def segment_recording(
             refuse_foreign(product, VIDEO_MARK)
         streams, rows = _resume(folder, segmenter, origin)
     else:
-        _refuse_existing(masks, timing, folder / _TIMING, *products)
+        refuse_existing(masks, timing, folder / _TIMING, *products, because=", and belongs to no unfinished run")
     done, segmenting_ms, start = len(rows), 0.0, perf_counter()
     for position, frame in enumerate(show_progress(read_ahead(frames))):
         if position < done:
@@ -220,14 +220,6 @@ def remove_masks(folder: Path, rows: Sequence[TimingRow]) -> None:
     for left in (folder / "masks", folder):
         with contextlib.suppress(OSError):  # not empty
             left.rmdir()
-
-
-def _refuse_existing(*paths: Path) -> None:
-    for path in paths:
-        if path.exists():
-            raise FileExistsError(
-                f"{path} exists already, and belongs to no unfinished run: remove it, or give another output"
-            )
 
 
 def _begin(folder: Path, origin: Mapping[str, Any]) -> None:

@@ -46,13 +46,14 @@ def segment(
     Nothing that exists is overwritten. If a run was interrupted, the same command continues it.
     """
     from netwarp_ros.offline import remove_masks, segment_recording, video_names, write_masks, write_video
+    from netwarp_ros.recordings.atomic import refuse_existing
     from netwarp_ros.recordings.open import open_frames
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: give 0 to 1")
     is_bag = output.suffix == ".mcap"
-    if is_bag and output.exists():
-        raise FileExistsError(f"{output} exists already: remove it, or give another path")
+    if is_bag:
+        refuse_existing(output)
     frames = open_frames(recording, rate=reading.rate, topics=reading.topics or [])
     segmenter = model.segmenter(inference.inference())
     classes = segmenter.model.spec.classes

@@ -36,6 +36,21 @@ def refuse_foreign(path: Path, mark: str) -> None:
     raise FileExistsError(f"{path} exists already, and this command did not write it: remove it, or give another path")
 
 
+def refuse_existing(*paths: Path, because: str = "") -> None:
+    """Check that there is nothing at the paths.
+
+    Args:
+        paths: Files or folders.
+        because: Why what is there cannot be this program's, for the error.
+
+    Raises:
+        FileExistsError: There is something.
+    """
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists already{because}: remove it, or give another output")
+
+
 def holds(path: Path, mark: str) -> bool:
     """Tell whether a file holds a mark."""
     if not path.stat().st_size:  # cannot be mapped

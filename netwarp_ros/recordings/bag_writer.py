@@ -21,7 +21,7 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from netwarp_ros.recordings.atomic import temporary_folder
+from netwarp_ros.recordings.atomic import refuse_existing, temporary_folder
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.messages import IMAGE, LABEL_INFO, header, image_message, typestore
 
@@ -49,7 +49,7 @@ class BagWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        _refuse_existing(self.path)
+        refuse_existing(self.path)
         self._connections: dict[str, Connection] = {}
 
     def __enter__(self) -> BagWriter:
@@ -82,13 +82,8 @@ class BagWriter:
         with self._ends:
             self._writer.__exit__(kind, error, traceback)
             if error is None:
-                _refuse_existing(self.path)  # it may have been made in the meantime
+                refuse_existing(self.path)  # it may have been made in the meantime
                 (self._bag / f"{self._bag.name}.mcap" if self.path.suffix == ".mcap" else self._bag).rename(self.path)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: remove it or give another path")
 
 
 def write_bag(

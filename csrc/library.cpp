@@ -11,4 +11,5 @@ STABLE_TORCH_LIBRARY(netwarp_ros, library) {
   // Gradients of warp_combine's w1 and w2.
   library.def(
       "warp_combine_backward_weights(Tensor grad, Tensor present, Tensor previous, Tensor flow) -> (Tensor, Tensor)");
+  library.def("resize_argmax(Tensor scores, SymInt height, SymInt width) -> Tensor");
 }

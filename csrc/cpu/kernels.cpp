@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include "../geometry.h"
+#include "resize_argmax.h"
 #include "simd.h"
 
 namespace netwarp::cpu {
@@ -413,6 +414,7 @@ extern const Kernels NETWARP_CONCATENATE(kernels_, NETWARP_ISA) = {
       using namespace NETWARP_ISA;
       with_type(task.element, [&](auto type) { backward_weights<decltype(type)>(task, begin, end); });
     },
+    NETWARP_ISA::resize_argmax,
 };
 
 }  // namespace netwarp::cpu

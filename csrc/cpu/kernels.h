@@ -46,6 +46,8 @@ struct Backward {
   float* grad_w2;        // (C,)
 };
 
+struct ResizeArgmax;  // resize_argmax.h
+
 // A kernel processes the work items [begin, end). How items are divided among threads does not change the result.
 struct Kernels {
   // For contiguous maps. Items: for each image, for each tile of kTile pixels, each channel.
@@ -58,6 +60,7 @@ struct Kernels {
   void (*backward_flow)(const Backward&, int64_t begin, int64_t end);
   // Items: the blocks of kChannelBlock channels.
   void (*backward_weights)(const Backward&, int64_t begin, int64_t end);
+  void (*resize_argmax)(const ResizeArgmax&, int64_t begin, int64_t end);
 };
 
 constexpr int64_t kTile = 4096;

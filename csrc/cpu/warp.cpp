@@ -8,17 +8,10 @@
 #include <string>
 #include <tuple>
 
-#include "../arguments.h"
-#include "kernels.h"
+#include "operators.h"
 
 namespace netwarp::cpu {
 
-namespace {
-
-// The least number of work items of so many elements that are worth a thread.
-int64_t grain(int64_t elements) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, elements)); }
-
-// The fastest kernels that this processor can run. ATEN_CPU_CAPABILITY limits them, as it limits PyTorch's own.
 const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
 #ifdef NETWARP_X86
@@ -37,13 +30,7 @@ const Kernels& kernels() {
   return chosen;
 }
 
-Element element_of(const Tensor& map) {
-  switch (map.scalar_type()) {
-    case ScalarType::Half: return Element::float16;
-    case ScalarType::BFloat16: return Element::bfloat16;
-    default: return Element::float32;
-  }
-}
+namespace {
 
 Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), strides_of(flow)}; }
 

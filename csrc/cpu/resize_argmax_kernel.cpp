@@ -56,6 +56,20 @@ struct Row {
   alignas(64) float planes[kRowElements];
 };
 
+// The first element of each of as many pixels as there are lanes.
+template <typename Lanes>
+inline Vec load_column(const float* from, int64_t stride, Lanes lanes) {
+  Vec v{};
+  for (int lane = 0; lane < lanes.count; ++lane) v[lane] = from[lane * stride];
+  return v;
+}
+template <typename T, typename Lanes>
+inline Vec load_column(const T* from, int64_t stride, Lanes lanes) {
+  Short s{};
+  for (int lane = 0; lane < lanes.count; ++lane) s[lane] = from[lane * stride].bits;
+  return load((const T*)&s, All{});
+}
+
 // Copies the columns [first, last] of a row of the scores to planes of `step` elements. The last one repeats up to `end`.
 template <typename T>
 inline void copy(const ResizeArgmax& task, const T* row, int64_t first, int64_t last, int64_t end, float* planes,
@@ -68,13 +82,10 @@ inline void copy(const ResizeArgmax& task, const T* row, int64_t first, int64_t 
         store(planes + k * step + i, load(row + k * task.strides.channel + i, lanes), lanes);
       });
   } else {
-    float pixel[kMostClasses];
-    for (int64_t i = 0; i < count; ++i) {
-      for_vectors(0, classes, [&](int64_t k, auto lanes) {
-        store(pixel + k, load(row + i * task.strides.column + k, lanes), lanes);
-      });
-      for (int64_t k = 0; k < classes; ++k) planes[k * step + i] = pixel[k];
-    }
+    for_vectors(0, count, [&](int64_t i, auto lanes) {
+      for (int64_t k = 0; k < classes; ++k)
+        store(planes + k * step + i, load_column(row + i * task.strides.column + k, task.strides.column, lanes), lanes);
+    });
   }
   for (int64_t k = 0; k < classes; ++k)
     for (int64_t i = count; i < end; ++i) planes[k * step + i] = planes[k * step + count - 1];

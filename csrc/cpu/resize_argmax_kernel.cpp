@@ -16,18 +16,19 @@ namespace {
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Where a pixel of the result is on an axis of the scores: `fraction` of the way from `index` to the next pixel. Centers
-// of pixels are half a pixel from the border (align_corners=False). The last pixel has itself as the next one.
+// Where a pixel of the result is on an axis of the scores: `fraction` of the way from `index` to `next`.
 struct Place {
-  int64_t index;
+  int64_t index, next;
   float fraction;
 };
 
-// (position + 0.5) * size / resized - 0.5, not below 0. It is computed in integers, as a multiple of 1 / (2 * resized).
+// (position + 0.5) * size / resized - 0.5, clamped to the scores. It is computed in integers, in units of
+// 1 / (2 * resized). On an axis that keeps its size, a pixel is its own neighbour, as in torch.nn.functional.interpolate:
+// 0 times an infinite neighbour would be NaN.
 inline Place place_of(int64_t position, int64_t size, int64_t resized) {
-  const int64_t unit = 2 * resized, place = (2 * position + 1) * size - resized;
-  if (place < 0) return {0, 0.0f};
-  return {place / unit, (float)(place % unit) / (float)unit};
+  const int64_t unit = 2 * resized, wanted = (2 * position + 1) * size - resized, place = wanted < 0 ? 0 : wanted;
+  const int64_t index = place / unit;
+  return {index, size == resized ? index : min(index + 1, size - 1), (float)(place % unit) / (float)unit};
 }
 
 // The columns of a tile. Beyond the result's border, the last column repeats until a vector is complete.
@@ -45,7 +46,7 @@ inline void fill(Columns& columns, const ResizeArgmax& task, int64_t x, int64_t 
     const Place place = place_of(x + min(i, count - 1), task.shape.width, task.width);
     columns.left[i] = (int32_t)(place.index - columns.first);
     columns.fraction[i] = place.fraction;
-    columns.last = min(place.index + 1, task.shape.width - 1);
+    columns.last = place.next;
   }
 }
 
@@ -110,6 +111,7 @@ template <typename T>
 inline void expand_by_vectors(const ResizeArgmax& task, const Columns& columns, const T* source, Row& row) {
   float planes[kRowElements + kMostClasses * (2 + kLanes)];
   const int64_t end = columns.last - columns.first + 2, step = end + kLanes;
+  const int64_t next = task.shape.width == task.width ? 0 : 1;  // the last column has a copy of itself as its neighbour
   copy(task, source, columns.first, columns.last, end, planes, step);
   for (int64_t i = 0; i < columns.vectors; i += kLanes) {
     const int32_t base = columns.left[i];
@@ -117,7 +119,7 @@ inline void expand_by_vectors(const ResizeArgmax& task, const Columns& columns, 
     const Vec x = load(columns.fraction + i, All{}), rest = broadcast(1.0f) - x;
     for (int64_t k = 0; k < task.shape.channels; ++k) {
       const float* from = planes + k * step + base;
-      const Vec value = fma(x, permute(from + 1, index), rest * permute(from, index));
+      const Vec value = fma(x, permute(from + next, index), rest * permute(from, index));
       store(row.planes + k * task.tile + i, value, All{});
     }
   }
@@ -214,11 +216,9 @@ void resize_argmax(const ResizeArgmax& task, int64_t begin, int64_t end) {
     rows[0].y = rows[1].y = -1;
     for (int64_t y = first; y < stop; ++y) {
       const Place place = place_of(y, task.shape.height, height);
-      const int64_t next = min(place.index + 1, task.shape.height - 1);
-      // A row of the scores is kept in the place of its number's last bit, so neighbours are kept together.
-      Row &upper = rows[place.index % 2], &lower = resized ? rows[next % 2] : upper;
+      Row &upper = rows[place.index % 2], &lower = rows[place.next % 2];  // so neighbours are kept together
       if (upper.y != place.index) expand<T>(task, columns, b, place.index, resized, upper);
-      if (resized && lower.y != next) expand<T>(task, columns, b, next, resized, lower);
+      if (lower.y != place.next) expand<T>(task, columns, b, place.next, resized, lower);
       uint8_t* out = task.out + (b * height + y) * width + x;
       const bool finite = upper.finite && lower.finite;
       if (resized)

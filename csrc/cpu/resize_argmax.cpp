@@ -30,13 +30,14 @@ Tensor resize_argmax(const Tensor& scores, int64_t height, int64_t width) {
   Tensor out = empty({shape.batch, height, width}, ScalarType::Byte, scores);
   if (out.numel() == 0) return out;
 
-  const bool adjacent = scores.stride(1) == 1 || scores.stride(3) == 1;
-  const Tensor from = adjacent ? scores : torch::stable::contiguous(scores);
+  const auto adjacent = [&](int64_t axis) { return scores.size(axis) == 1 || scores.stride(axis) == 1; };
+  const Tensor from = adjacent(1) || adjacent(3) ? scores : torch::stable::contiguous(scores);
   ResizeArgmax task{};
   task.shape = shape;
   task.element = element_of(from);
   task.scores = from.const_data_ptr();
   task.strides = strides_of(from);
+  if (shape.width == 1) task.strides.column = 1;  // a tensor's stride of an axis of size 1 means nothing
   task.height = height;
   task.width = width;
   task.tile = tile_width(shape.channels, width);

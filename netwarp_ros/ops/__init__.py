@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warp operator: bilinear backward warping of feature maps along optical flow.
+"""Operators: bilinear backward warping of feature maps along optical flow, and class masks at another size.
 
-All implementations follow these conventions:
+All implementations of the warp follow these conventions:
 
 * **Coordinates.** An integer coordinate is a pixel center. ``flow[:, 0]`` is u (to the right), ``flow[:, 1]`` is v
   (down), both in pixels of the flow's grid. Output pixel (x, y) is read at (x + u, y + v).
@@ -13,9 +13,9 @@ All implementations follow these conventions:
   Both have zero gradient.
 * **Autocast.** Features keep their type, and the flow is converted to float32.
 
-`csrc/` implements the operator in C++ and CUDA for any memory format and strides, in float32, float16 and bfloat16.
-Plain PyTorch (`netwarp_ros.ops.reference`) is used for other types and devices, and if the library is not built. See
-docs/operator.md.
+`csrc/` implements the operators in C++ (the warp also in CUDA) for any memory format and strides, in float32, float16
+and bfloat16. Plain PyTorch (`netwarp_ros.ops.reference`) is used for other types and devices, and if the library is not
+built. See docs/operator.md.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from torch import Tensor
 
 from netwarp_ros.ops import compiled, reference
 
-__all__ = ["warp", "warp_combine"]
+__all__ = ["resize_argmax", "warp", "warp_combine"]
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
+_MOST_CLASSES = 256  # uint8 counts classes up to here
+_LARGEST_SIDE = 2**24  # float32 counts pixels up to here
 
 
 def warp(features: Tensor, flow: Tensor) -> Tensor:
@@ -91,6 +93,35 @@ def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2
     return reference.warp_combine(present, previous, flow, w1, w2)
 
 
+def resize_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the class of the greatest score at each pixel, after bilinear resizing of the scores to ``size``.
+
+    The scores are resized in float32 as by ``torch.nn.functional.interpolate(scores, size, mode="bilinear",
+    align_corners=False)``, to a larger or a smaller size. If they have that size already, they are not interpolated.
+    The compiled operator never stores the resized scores.
+
+    As in ``torch.argmax``, the lowest of equal classes counts, and NaN is greater than any number. As in
+    ``interpolate``, an infinite score gives NaN where its weight is 0, and beside the opposite infinity.
+
+    Args:
+        scores: ``(B, K, h, w)``, floating point, K from 1 to 256 classes; contiguous or channels-last.
+        size: Height H and width W of the result, pixels.
+
+    Returns:
+        ``(B, H, W)`` uint8, contiguous. It has no gradient.
+
+    Raises:
+        ValueError: If the shape or the type of the scores, or the size is wrong.
+    """
+    _check_scores(scores)
+    height, width = size
+    if not (1 <= height <= _LARGEST_SIDE and 1 <= width <= _LARGEST_SIDE):
+        raise ValueError(f"size is {(height, width)}: give 1 to 2**24 pixels in each direction")
+    if scores.device.type == "cpu" and _is_compiled_for(scores):
+        return torch.ops.netwarp_ros.resize_argmax(scores, height, width)
+    return reference.resize_argmax(scores, (height, width))
+
+
 def _is_compiled_for(features: Tensor) -> bool:
     return features.device.type in compiled.DEVICES and features.dtype in compiled.DTYPES
 
@@ -106,8 +137,17 @@ def _to_coordinate_dtype_if_autocast(flow: Tensor, features: Tensor) -> Tensor:
 def _check_features(features: Tensor, name: str) -> None:
     if features.ndim != 4 or not features.is_floating_point():
         raise ValueError(f"{name} is {tuple(features.shape)} {features.dtype}: give floating-point (B, C, H, W)")
-    if max(features.shape[2:]) > 2**24:  # float32 counts pixels up to here
+    if max(features.shape[2:]) > _LARGEST_SIDE:
         raise ValueError(f"{name} is {tuple(features.shape)}: give at most 2**24 pixels in each direction")
+
+
+def _check_scores(scores: Tensor) -> None:
+    _check_features(scores, "scores")
+    _, classes, height, width = scores.shape
+    if not 1 <= classes <= _MOST_CLASSES:
+        raise ValueError(f"scores have {classes} classes: give 1 to {_MOST_CLASSES}")
+    if height < 1 or width < 1:
+        raise ValueError(f"scores are {tuple(scores.shape)}: give at least one pixel in each direction")
 
 
 def _check_flow(features: Tensor, flow: Tensor) -> None:

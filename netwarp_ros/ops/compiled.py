@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load the compiled operator, ``torch.ops.netwarp_ros``, and register it with PyTorch.
+"""Load the compiled operators, ``torch.ops.netwarp_ros``, and register them with PyTorch.
 
-Its C++ and CUDA are in `csrc/`. This module adds fake kernels, which give the shape and type of a result, and backward
-formulas. Autograd, ``torch.compile`` and ``torch.export`` need them.
+Their C++ and CUDA are in `csrc/`. This module adds fake kernels, which give the shape and type of a result, and
+backward formulas. Autograd, ``torch.compile`` and ``torch.export`` need them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LIBRARY = Path(__file__).with_name("libnetwarp_ops.so")
 """Where colcon and pip install the library. Symbolic links are not resolved: colcon may link to the source tree."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Types of features that the compiled operator supports."""
+"""Types of features and scores that the compiled operators support."""
 
 
 def load(library: Path = LIBRARY) -> frozenset[str]:
@@ -36,8 +36,8 @@ def load(library: Path = LIBRARY) -> frozenset[str]:
     except OSError as error:
         reason = "it is not built" if not library.exists() else error.__cause__ or error
         warnings.warn(
-            f"the compiled warp operator is not in use ({reason}): plain PyTorch is used instead, several times "
-            "slower; build the operator by `make setup` or `pip install .`, which need a C++ compiler",
+            f"the compiled operators are not in use ({reason}): plain PyTorch is used instead, several times "
+            "slower; build them by `make setup` or `pip install .`, which need a C++ compiler",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -52,7 +52,7 @@ def _register() -> None:
         torch.library.register_fake(f"netwarp_ros::{name}", fake)
     torch.library.register_autograd("netwarp_ros::warp", _warp_backward, setup_context=_save_warp)
     torch.library.register_autograd("netwarp_ros::warp_combine", _combine_backward, setup_context=_save_combine)
-    for name in _FAKES.keys() - {"warp", "warp_combine"}:
+    for name in ("warp_backward_features", "warp_backward_flow", "warp_combine_backward_weights"):
         torch.library.register_autograd(f"netwarp_ros::{name}", _no_second_derivative)
 
 
@@ -86,12 +86,17 @@ def _fake_backward_weights(grad: Tensor, present: Tensor, previous: Tensor, flow
     return flow.new_empty(channels), flow.new_empty(channels)
 
 
+def _fake_resize_argmax(scores: Tensor, height: int, width: int) -> Tensor:
+    return scores.new_empty((scores.shape[0], height, width), dtype=torch.uint8)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "warp": _fake_warp,
     "warp_combine": _fake_combine,
     "warp_backward_features": _fake_backward_features,
     "warp_backward_flow": _fake_backward_flow,
     "warp_combine_backward_weights": _fake_backward_weights,
+    "resize_argmax": _fake_resize_argmax,
 }
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warp operator in plain PyTorch: the compiled operator is tested against it, and it is used in its absence.
+"""The operators in plain PyTorch: the compiled ones are tested against these, and these are used in their absence.
 
-It gathers rows of a channels-last view, so one index reads all channels of a pixel; a channels-last tensor is not
+The warp gathers rows of a channels-last view, so one index reads all channels of a pixel; a channels-last tensor is not
 copied. `torch.nn.functional.grid_sample` is not used: it normalises coordinates to [-1, 1] and back, which costs
 precision, and it sets the flow's gradient to zero on border pixels that are not clamped.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,6 +28,15 @@ def warp_combine(present: Tensor, previous: Tensor, flow: Tensor, w1: Tensor, w2
     warped = _sample(previous, flow)
     w1, w2 = (w.to(warped.dtype).view(1, -1, 1, 1) for w in (w1, w2))
     return _like(w1 * present.to(warped.dtype) + w2 * warped, present)
+
+
+def resize_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the class of the greatest score of ``scores (B, K, h, w)`` at ``size``; see `netwarp_ros.ops`."""
+    scores = scores.to(coordinate_dtype(scores.dtype))
+    if scores.shape[2:] != size:
+        scores = scores.contiguous(memory_format=torch.channels_last)
+        scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    return scores.max(dim=1).indices.to(torch.uint8).contiguous()
 
 
 def _sample(features: Tensor, flow: Tensor) -> Tensor:

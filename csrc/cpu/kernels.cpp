@@ -2,6 +2,8 @@
 // The CPU kernels. This file is compiled once for each instruction set, named by NETWARP_ISA.
 #include "kernels.h"
 
+#include <new>
+
 #include "../geometry.h"
 #include "resize_argmax.h"
 #include "simd.h"
@@ -13,264 +15,266 @@ namespace {
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Reads the flow of `count` pixels of a row, starting at column `x`.
-inline void read_flow(const Flow& flow, int64_t b, int64_t y, int64_t x, int64_t count, float* u, float* v) {
-  const float* from = flow.data + b * flow.strides.batch + y * flow.strides.row + x * flow.strides.column;
+// ---- Places: where a run of pixels of a row is read
+
+constexpr int64_t kRun = 128;  // pixels whose places are computed together
+
+// Pixels beyond the run complete the last vector. They move as the run's last pixel does.
+struct Places {
+  int64_t padded;
+  float u[kRun], v[kRun];  // the displacements
+  int32_t column[kRun], row[kRun];
+  float x[kRun], y[kRun];  // the fractions
+};
+
+inline void find(Places& places, const Shape& shape, const Flow& flow, int64_t b, int64_t y, int64_t x, int64_t count) {
+  const int64_t step = flow.strides.column;
+  const float* u = flow.data + b * flow.strides.batch + y * flow.strides.row + x * step;
+  const float* v = u + flow.strides.channel;
   for (int64_t i = 0; i < count; ++i) {
-    u[i] = from[i * flow.strides.column];
-    v[i] = from[i * flow.strides.column + flow.strides.channel];
+    places.u[i] = u[i * step];
+    places.v[i] = v[i * step];
   }
+  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = count; i < padded; ++i) {
+    places.u[i] = places.u[count - 1];
+    places.v[i] = places.v[count - 1];
+  }
+  const int32_t first = (int32_t)x, here = (int32_t)y, width = (int32_t)shape.width, height = (int32_t)shape.height;
+  for (int32_t i = 0; i < (int32_t)padded; ++i) {
+    const Place column = locate(first + i, places.u[i], width), row = locate(here, places.v[i], height);
+    places.column[i] = column.index;
+    places.row[i] = row.index;
+    places.x[i] = column.fraction;
+    places.y[i] = row.fraction;
+  }
+  places.padded = padded;
 }
 
-// ---- Planes (contiguous maps): the lanes of a vector are pixels. Each reads two pairs of neighbours.
-
-// Where the pixels of one vector are read. If they are close together, pieces of rows are loaded and permuted, which is
-// many times faster than loading pixel by pixel. `rows` is the number of image rows that hold their upper neighbours,
-// or 0 if they are not close together.
-struct Group {
-  int32_t base;
-  int32_t rows;
+// Offsets in an image, in elements, and weights of the upper left, upper right, lower left and lower right neighbours.
+struct Corners {
+  int64_t offset[4][kRun];
+  alignas(16) float weight[kRun][4];
 };
 
-constexpr int kMaxRows = 16;    // with more rows than lanes, loading pixel by pixel is faster
-constexpr int kRowShift = 8;
-constexpr int64_t kPlanes = 4;  // channels that are processed together
-
-// The pixels of a tile. `index` is the offset of the upper left neighbour in the plane; in a group it is columns and
-// rows << kRowShift from the group's base. `x` and `y` are the fractions. A place on the last column uses the last two
-// columns with fraction 1, so that every pixel has a right neighbour; rows likewise.
-struct Tile {
-  alignas(64) int32_t index[kTile];
-  alignas(64) float x[kTile];
-  alignas(64) float y[kTile];
-  Group group[kTile / kLanes];
-};
-
-// Makes a group of kLanes pixels if they are close together. `last` is the offset of the plane's last element.
-inline Group make_group(const int32_t* left, const int32_t* top, int32_t* index, int64_t row_stride, int64_t last,
-                        bool lower_row) {
-  int32_t min_left = left[0], max_left = left[0], min_top = top[0], max_top = top[0];
-  for (int lane = 1; lane < kLanes; ++lane) {
-    min_left = left[lane] < min_left ? left[lane] : min_left;
-    max_left = left[lane] > max_left ? left[lane] : max_left;
-    min_top = top[lane] < min_top ? top[lane] : min_top;
-    max_top = top[lane] > max_top ? top[lane] : max_top;
+// The pixel at (column, row) of the image is (row & mask) * shape.width + column pixels of `stride` elements from its
+// beginning.
+inline void fill(Corners& corners, const Places& places, const Shape& shape, int64_t stride, int32_t mask = -1) {
+  const int32_t last_column = (int32_t)(shape.width - 1), last_row = (int32_t)(shape.height - 1);
+  const uint32_t width = (uint32_t)shape.width;
+  for (int64_t i = 0; i < places.padded; ++i) {
+    const int32_t column = places.column[i], row = places.row[i], next_row = row + (row < last_row);
+    const int64_t upper = (int64_t)((uint64_t)(uint32_t)(row & mask) * width + (uint32_t)column) * stride;
+    const int64_t lower = (int64_t)((uint64_t)(uint32_t)(next_row & mask) * width + (uint32_t)column) * stride;
+    const int64_t right = column < last_column ? stride : 0;
+    corners.offset[0][i] = upper;
+    corners.offset[1][i] = upper + right;
+    corners.offset[2][i] = lower;
+    corners.offset[3][i] = lower + right;
   }
-  const int32_t rows = max_top - min_top + 1;
-  // The window that is loaded in the last row must end within the plane.
-  const int64_t wanted = min_top * row_stride + min_left;
-  const int64_t base = min(wanted, last + 1 - kWindow - (rows - 1 + lower_row) * row_stride);
-  const int64_t shift = wanted - base;
-  if (rows > kMaxRows || base < 0 || max_left - min_left + shift > kWindow - 2) return {0, 0};
-  for (int lane = 0; lane < kLanes; ++lane)
-    index[lane] = (int32_t)(left[lane] - min_left + shift) | (top[lane] - min_top) << kRowShift;
-  return {(int32_t)base, rows};
+  for (int64_t i = 0; i < places.padded; ++i) {
+    const float x = places.x[i], y = places.y[i], rest_x = 1.0f - x, rest_y = 1.0f - y;
+    corners.weight[i][0] = rest_x * rest_y;
+    corners.weight[i][1] = x * rest_y;
+    corners.weight[i][2] = rest_x * y;
+    corners.weight[i][3] = x * y;
+  }
 }
 
-inline void fill(Tile& tile, const Forward& task, int64_t b, int64_t begin, int64_t end) {
-  const auto& [batch, channels, height, width] = task.shape;
-  const int32_t last_pair = (int32_t)(width > 1 ? width - 2 : 0), last_row_pair = (int32_t)(height > 1 ? height - 2 : 0);
-  const int64_t row_stride = task.features_strides.row, last = (height - 1) * row_stride + width - 1;
-  float u[kTile], v[kTile];
-  int32_t left[kTile], top[kTile];
-  for (int64_t p = begin; p < end;) {
-    const int64_t y = p / width, x = p % width, count = min(width - x, end - p), at = p - begin;
-    read_flow(task.flow, b, y, x, count, u, v);
-    for (int64_t i = 0; i < count; ++i) {
-      const Place column = locate(x + i, u[i], width), row = locate(y, v[i], height);
-      left[at + i] = column.index < last_pair ? column.index : last_pair;
-      top[at + i] = row.index < last_row_pair ? row.index : last_row_pair;
-      tile.index[at + i] = (int32_t)(top[at + i] * row_stride + left[at + i]);
-      tile.x[at + i] = column.fraction + (float)(column.index - left[at + i]);
-      tile.y[at + i] = row.fraction + (float)(row.index - top[at + i]);
-    }
-    p += count;
-  }
-  int64_t count = end - begin;
-  for (; count % kLanes; ++count) {  // the last vector reads these, beyond the tile
-    tile.index[count] = left[count] = top[count] = 0;
-    tile.x[count] = tile.y[count] = 0;
-  }
-  for (int64_t i = 0; i < count; i += kLanes)
-    tile.group[i / kLanes] = kWindow && width > 1
-                                 ? make_group(left + i, top + i, tile.index + i, row_stride, last, height > 1)
-                                 : Group{0, 0};
-}
-
-// Reads pairs of neighbours. In an image one pixel wide, which has no pairs, both are the same pixel.
+// Reads a pixel's corners in an image of elements T: sampler(c, lanes) interpolates the channels from c on.
 template <typename T>
-inline Pairs read(const T* base, Int index, bool pairs) {
-  if (pairs) return gather_pairs(base, index);
-  Vec single;
-  for (int lane = 0; lane < kLanes; ++lane) single[lane] = load(base + index[lane], First{1})[0];
-  return {single, single};
-}
+struct Sampler {
+  const T *p0, *p1, *p2, *p3;
+  Vec k0, k1, k2, k3;
 
-// What all channels share for the pixels [i, i + kLanes) of a tile.
-struct Samples {
-  Group group;
-  Int index, last_column, last_row;
-  Vec weight[4];  // upper left, upper right, lower left, lower right
+  Sampler(const T* image, const Corners& corners, int64_t i)
+      : p0(image + corners.offset[0][i]),
+        p1(image + corners.offset[1][i]),
+        p2(image + corners.offset[2][i]),
+        p3(image + corners.offset[3][i]) {
+    broadcast_each(corners.weight[i], k0, k1, k2, k3);
+  }
+  template <typename Lanes>
+  Vec operator()(int64_t c, Lanes lanes) const {
+    Vec value = k0 * load(p0 + c, lanes);
+    value = fma(k1, load(p1 + c, lanes), value);
+    value = fma(k2, load(p2 + c, lanes), value);
+    return fma(k3, load(p3 + c, lanes), value);
+  }
 };
 
-inline Samples samples_at(const Tile& tile, int64_t i) {
-  const Vec x = load(tile.x + i, All{}), y = load(tile.y + i, All{}), one = broadcast(1.0f);
-  const Vec rest_x = one - x, rest_y = one - y;
-  return {tile.group[i / kLanes], load_int(tile.index + i), x == one, y == one,
-          {rest_x * rest_y, x * rest_y, rest_x * y, x * y}};
+// ---- Planes (contiguous maps): a block of channels is transposed row by row. So the lanes of a vector are channels
+// while pixels are read, wherever they are, and pixels while the result is written.
+
+// Calls body(i, lanes) for vectors of pixels that cover [0, count). The last one overlaps the one before it, which is
+// faster than an incomplete one.
+template <typename Body>
+inline __attribute__((always_inline)) void for_overlapping_vectors(int64_t count, const Body& body) {
+  if (count < kLanes) return body(0, First{(int)count});
+  for (int64_t i = 0; i < count; i += kLanes) body(min(i, count - kLanes), All{});
 }
 
-// Samples one plane; `step` is the distance from a row to the next one below.
+// The transposed rows of a block of channels, in float32. A row is transposed when it is first read. It is kept in its
+// slot until another row needs the slot. There are as many slots as the rows that a run of pixels reads, or more.
 template <typename T>
-inline Vec sample(const Samples& at, const T* plane, int64_t step, bool pairs) {
-  Pairs top, bottom;
-  if (at.group.rows) {
-    const T* row = plane + at.group.base;
-    top = permute_pairs(row, at.index);
-    bottom = permute_pairs(row += step, at.index);
-    Pairs next = bottom;
-    for (int32_t r = 1; r < at.group.rows; ++r) {
-      const Int from_here_on = at.index >= (r << kRowShift);
-      top = select(from_here_on, next, top);
-      next = permute_pairs(row += step, at.index);
-      bottom = select(from_here_on, next, bottom);
-    }
-  } else {
-    top = read(plane, at.index, pairs);
-    bottom = read(plane + step, at.index, pairs);
-  }
-  // At fraction 1 the other neighbour has weight 0. Replace it, because 0 times infinity is NaN.
-  top.left = at.last_column ? top.right : top.left;
-  bottom.left = at.last_column ? bottom.right : bottom.left;
-  top = select(at.last_row, bottom, top);
-  Vec value = at.weight[0] * top.left;
-  value = fma(at.weight[1], top.right, value);
-  value = fma(at.weight[2], bottom.left, value);
-  return fma(at.weight[3], bottom.right, value);
-}
+class Rows {
+ public:
+  explicit Rows(const Forward& task) : task_(task) { resize(8); }
+  Rows(const Rows&) = delete;
+  ~Rows() { ::operator delete(memory_, kAlign); }
 
-// Warps the pixels [begin, end) of the channels [first, last).
-template <typename T, bool kCombine>
-inline void warp_tile(const Forward& task, const Tile& tile, int64_t b, int64_t begin, int64_t end, int64_t first,
-                      int64_t last) {
-  const auto& [batch, channels, height, width] = task.shape;
-  const Strides &from = task.features_strides, &with = task.present_strides;
-  const T* image = (const T*)task.features + b * from.batch;
-  const T* present = (const T*)task.present;
-  if constexpr (kCombine) present += b * with.batch + begin;
-  T* out = (T*)task.out + b * channels * height * width + begin;
-  const int64_t step = height > 1 ? from.row : 0;
-  const bool pairs = width > 1;
-  for_vectors(0, end - begin, [&](int64_t i, auto lanes) {
-    const Samples at = samples_at(tile, i);
-    for (int64_t c = first; c < last; ++c) {
-      Vec value = sample(at, image + c * from.channel, step, pairs);
-      if constexpr (kCombine)
-        value = fma(broadcast(task.w2[c]), value, broadcast(task.w1[c]) * load(present + c * with.channel + i, lanes));
-      write(out + c * height * width + i, value, lanes, task.streamed);
+  const float* data() const { return (const float*)memory_; }
+  int32_t mask() const { return (int32_t)slots_ - 1; }  // row y is in slot y & mask
+
+  // Turns to the block of channels that begins with `channel`.
+  void start(int64_t b, int64_t channel) {
+    image_ = (const T*)task_.features + b * task_.features_strides.batch;
+    channel_ = channel;
+    for (int64_t slot = 0; slot < slots_; ++slot) held()[slot] = -1;
+  }
+
+  void hold(int64_t first, int64_t last) {
+    if (last - first >= slots_) resize(2 * (last - first + 1));
+    for (int64_t y = first; y <= last; ++y) {
+      const int64_t slot = y & mask();
+      if (held()[slot] != y) transpose_row(y, (float*)memory_ + slot * slot_size());
+      held()[slot] = y;
     }
-  });
+  }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+
+  int64_t slot_size() const { return task_.shape.width * kPlaneBlock; }
+  int64_t* held() const { return (int64_t*)((float*)memory_ + slots_ * slot_size()); }
+
+  void resize(int64_t least) {
+    ::operator delete(memory_, kAlign);
+    memory_ = nullptr;
+    for (slots_ = 1; slots_ < min(least, task_.shape.height);) slots_ *= 2;
+    memory_ = ::operator new(slots_ * (slot_size() * sizeof(float) + sizeof(int64_t)), kAlign);
+    for (int64_t slot = 0; slot < slots_; ++slot) held()[slot] = -1;
+  }
+
+  void transpose_row(int64_t y, float* to) const {
+    const Strides& strides = task_.features_strides;
+    const int64_t last = task_.shape.channels - 1;
+    for (int64_t c = channel_; c < min(channel_ + kPlaneBlock, last + 1); c += kLanes, to += kLanes) {
+      const T* from[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane)
+        from[lane] = image_ + min(c + lane, last) * strides.channel + y * strides.row;
+      for_overlapping_vectors(task_.shape.width, [&](int64_t x, auto lanes) {
+        Vec block[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+          block[lane] = load(from[lane] + x, lanes);
+          __builtin_prefetch(from[lane] + x + strides.row);  // processors do not foresee reads from so many places
+        }
+        transpose(block);
+        for (int i = 0; i < lanes.count; ++i) store(to + (x + i) * kPlaneBlock, block[i], All{});
+      });
+    }
+  }
+
+  const Forward& task_;
+  const T* image_ = nullptr;
+  int64_t channel_ = 0, slots_ = 0;
+  void* memory_ = nullptr;  // the slots, and for each the row that it holds
+};
+
+// Interpolates `count` pixels of kVectors vectors of channels, and writes each channel as a row of `planes`.
+template <int kVectors>
+inline void sample(const float* rows, const Corners& corners, int64_t count, float (*planes)[kRun]) {
+  for (int64_t x = 0; x < count; x += kLanes) {
+    Vec block[kVectors][kLanes];
+#pragma GCC unroll 16  // then the pixels stay in registers
+    for (int i = 0; i < kLanes; ++i) {
+      const Sampler<float> pixel(rows, corners, x + i);
+      for (int v = 0; v < kVectors; ++v) block[v][i] = pixel(v * kLanes, All{});
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      transpose(block[v]);
+      for (int lane = 0; lane < kLanes; ++lane) store(planes[v * kLanes + lane] + x, block[v][lane], All{});
+    }
+  }
 }
 
 template <typename T, bool kCombine>
 void warp_planes(const Forward& task, int64_t begin, int64_t end) {
-  const auto& [batch, channels, height, width] = task.shape;
-  const int64_t pixels = height * width, tiles = (pixels + kTile - 1) / kTile;
-  Tile tile;
-  for (int64_t item = begin; item < end;) {
-    const int64_t b = item / (tiles * channels), t = item / channels % tiles;
-    const int64_t stop = min(end, (item / channels + 1) * channels);
-    const int64_t first_pixel = t * kTile, last_pixel = min(first_pixel + kTile, pixels);
-    fill(tile, task, b, first_pixel, last_pixel);
-    while (item < stop) {
-      const int64_t c = item % channels, count = min(kPlanes, stop - item);
-      warp_tile<T, kCombine>(task, tile, b, first_pixel, last_pixel, c, c + count);
-      item += count;
+  const auto [batch, channels, height, width] = task.shape;
+  const Strides& with = task.present_strides;
+  const int64_t blocks = (channels + kPlaneBlock - 1) / kPlaneBlock;
+  Rows<T> rows(task);
+  Places places;
+  Corners corners;
+  alignas(64) float planes[kPlaneBlock][kRun];
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t b = item / (height * blocks), first = item / height % blocks * kPlaneBlock, y = item % height;
+    const int64_t count = min(kPlaneBlock, channels - first);
+    if (item == begin || y == 0) rows.start(b, first);
+    for (int64_t x = 0; x < width; x += kRun) {
+      const int64_t pixels = min(kRun, width - x);
+      find(places, task.shape, task.flow, b, y, x, pixels);
+      int32_t top = places.row[0], bottom = top;
+      for (int64_t i = 1; i < places.padded; ++i) {
+        top = places.row[i] < top ? places.row[i] : top;
+        bottom = places.row[i] > bottom ? places.row[i] : bottom;
+      }
+      rows.hold(top, min(bottom + 1, height - 1));
+      fill(corners, places, task.shape, kPlaneBlock, rows.mask());
+      if (count == kPlaneBlock)
+        sample<kPlaneBlock / kLanes>(rows.data(), corners, pixels, planes);
+      else
+        for (int64_t c = 0; c < count; c += kLanes) sample<1>(rows.data() + c, corners, pixels, planes + c);
+      for (int64_t c = first; c < first + count; ++c) {
+        const int64_t at = b * with.batch + c * with.channel + y * with.row + x;
+        const T* present = kCombine ? (const T*)task.present + at : nullptr;
+        T* out = (T*)task.out + ((b * channels + c) * height + y) * width + x;
+        const Vec w1 = broadcast(kCombine ? task.w1[c] : 0), w2 = broadcast(kCombine ? task.w2[c] : 0);
+        for_overlapping_vectors(pixels, [&](int64_t i, auto lanes) {
+          Vec value = load(planes[c - first] + i, lanes);
+          if constexpr (kCombine) value = fma(w2, value, w1 * load(present + i, lanes));
+          store(out + i, value, lanes);
+        });
+      }
     }
   }
-  finish_streams();
 }
 
 // ---- Pixels (channels-last maps): the lanes of a vector are channels. Each pixel reads four runs of channels.
 
-constexpr int64_t kRun = 128;  // pixels of a row whose corners are computed together
-
-// Offsets in the image and weights of the upper left, upper right, lower left and lower right neighbours.
-struct Corners {
-  int64_t offset[kRun][4];
-  float weight[kRun][4];
-};
-
-// For the gradient of the flow: the fractions x and y, and whether the place moves with u and v.
-struct Slopes {
-  float x[kRun], y[kRun];
-  bool u[kRun], v[kRun];
-};
-
-inline void fill(Corners& corners, Slopes* slopes, const Shape& shape, const Flow& flow, int64_t b, int64_t y,
-                 int64_t x, int64_t count, int64_t row_stride, int64_t column_stride) {
-  float u[kRun], v[kRun];
-  read_flow(flow, b, y, x, count, u, v);
-  for (int64_t i = 0; i < count; ++i) {
-    const Place column = locate(x + i, u[i], shape.width), row = locate(y, v[i], shape.height);
-    const int64_t left = column.index * column_stride, right = left + (column.index < shape.width - 1 ? column_stride : 0);
-    const int64_t top = row.index * row_stride, bottom = top + (row.index < shape.height - 1 ? row_stride : 0);
-    const float rest_x = 1.0f - column.fraction, rest_y = 1.0f - row.fraction;
-    corners.offset[i][0] = top + left;
-    corners.offset[i][1] = top + right;
-    corners.offset[i][2] = bottom + left;
-    corners.offset[i][3] = bottom + right;
-    corners.weight[i][0] = rest_x * rest_y;
-    corners.weight[i][1] = column.fraction * rest_y;
-    corners.weight[i][2] = rest_x * row.fraction;
-    corners.weight[i][3] = column.fraction * row.fraction;
-    if (slopes) {
-      slopes->x[i] = column.fraction;
-      slopes->y[i] = row.fraction;
-      slopes->u[i] = moves(x + i, u[i], shape.width);
-      slopes->v[i] = moves(y, v[i], shape.height);
-    }
-  }
-}
-
-// Calls body(pixel, offset, weight, i) for the pixels of a row; i is the index in `slopes`.
+// Calls body(pixel, places, corners, i) for the pixels of a row; i is the pixel's index in `places` and `corners`.
 template <typename Body>
 inline __attribute__((always_inline)) void for_pixels(const Shape& shape, const Flow& flow, int64_t b, int64_t y,
-                                                      int64_t row_stride, int64_t column_stride, Slopes* slopes,
                                                       const Body& body) {
+  Places places;
   Corners corners;
   for (int64_t x = 0; x < shape.width; x += kRun) {
-    const int64_t count = min(kRun, shape.width - x);
-    fill(corners, slopes, shape, flow, b, y, x, count, row_stride, column_stride);
-    for (int64_t i = 0; i < count; ++i)
-      body((b * shape.height + y) * shape.width + x + i, corners.offset[i], corners.weight[i], i);
+    const int64_t count = min(kRun, shape.width - x), pixel = (b * shape.height + y) * shape.width + x;
+    find(places, shape, flow, b, y, x, count);
+    fill(corners, places, shape, shape.channels);
+    for (int64_t i = 0; i < count; ++i) body(pixel + i, places, corners, i);
   }
 }
 
 template <typename T, bool kCombine>
 void warp_pixels(const Forward& task, int64_t begin, int64_t end) {
-  const auto& [batch, channels, height, width] = task.shape;
+  const auto [batch, channels, height, width] = task.shape;
+  const T* const present = (const T*)task.present;
+  T* const out = (T*)task.out;
+  const bool streamed = task.streamed;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / height, y = item % height;
     const T* image = (const T*)task.features + b * task.features_strides.batch;
-    for_pixels(task.shape, task.flow, b, y, task.features_strides.row, task.features_strides.column, nullptr,
-               [&](int64_t pixel, const int64_t* offset, const float* weight, int64_t) {
-                 const T *p0 = image + offset[0], *p1 = image + offset[1];
-                 const T *p2 = image + offset[2], *p3 = image + offset[3];
-                 const Vec k0 = broadcast(weight[0]), k1 = broadcast(weight[1]);
-                 const Vec k2 = broadcast(weight[2]), k3 = broadcast(weight[3]);
-                 const T* present = (const T*)task.present + pixel * channels;
-                 T* out = (T*)task.out + pixel * channels;
-                 for_vectors(0, channels, [&](int64_t c, auto lanes) {
-                   Vec value = k0 * load(p0 + c, lanes);
-                   value = fma(k1, load(p1 + c, lanes), value);
-                   value = fma(k2, load(p2 + c, lanes), value);
-                   value = fma(k3, load(p3 + c, lanes), value);
-                   if constexpr (kCombine)
-                     value = fma(load(task.w2 + c, lanes), value, load(task.w1 + c, lanes) * load(present + c, lanes));
-                   write(out + c, value, lanes, task.streamed);
-                 });
-               });
+    for_pixels(task.shape, task.flow, b, y, [&](int64_t pixel, const Places&, const Corners& corners, int64_t i) {
+      const Sampler<T> sample(image, corners, i);
+      const int64_t at = pixel * channels;
+      for_vectors(0, channels, [&](int64_t c, auto lanes) {
+        Vec value = sample(c, lanes);
+        if constexpr (kCombine)
+          value = fma(load(task.w2 + c, lanes), value, load(task.w1 + c, lanes) * load(present + at + c, lanes));
+        write(out + at + c, value, lanes, streamed);
+      });
+    });
   }
   finish_streams();
 }
@@ -279,21 +283,21 @@ void warp_pixels(const Forward& task, int64_t begin, int64_t end) {
 
 template <typename T>
 void backward_features(const Backward& task, int64_t begin, int64_t end) {
-  const auto& [batch, channels, height, width] = task.shape;
+  const auto [batch, channels, height, width] = task.shape;
   const int64_t blocks = (channels + kChannelBlock - 1) / kChannelBlock;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / blocks, first = item % blocks * kChannelBlock, last = min(first + kChannelBlock, channels);
     float* image = task.grad_features + b * height * width * channels;
     for (int64_t y = 0; y < height; ++y) {
-      for_pixels(task.shape, task.flow, b, y, width * channels, channels, nullptr,
-                 [&](int64_t pixel, const int64_t* offset, const float* weight, int64_t) {
+      for_pixels(task.shape, task.flow, b, y,
+                 [&](int64_t pixel, const Places&, const Corners& corners, int64_t i) {
                    const T* grad = (const T*)task.grad + pixel * channels;
                    for_vectors(first, last, [&](int64_t c, auto lanes) {
                      Vec value = load(grad + c, lanes);
                      if (task.weight) value = value * load(task.weight + c, lanes);
                      for (int corner = 0; corner < 4; ++corner) {
-                       float* to = image + offset[corner] + c;
-                       store(to, fma(broadcast(weight[corner]), value, load(to, lanes)), lanes);
+                       float* to = image + corners.offset[corner][i] + c;
+                       store(to, fma(broadcast(corners.weight[i][corner]), value, load(to, lanes)), lanes);
                      }
                    });
                  });
@@ -303,17 +307,16 @@ void backward_features(const Backward& task, int64_t begin, int64_t end) {
 
 template <typename T>
 void backward_flow(const Backward& task, int64_t begin, int64_t end) {
-  const auto& [batch, channels, height, width] = task.shape;
+  const auto [batch, channels, height, width] = task.shape;
   const int64_t plane = height * width;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t b = item / height, y = item % height;
+    const int64_t b = item / height, row = item % height;
     const T* image = (const T*)task.features + b * plane * channels;
-    Slopes slopes;
-    for_pixels(task.shape, task.flow, b, y, width * channels, channels, &slopes,
-               [&](int64_t pixel, const int64_t* offset, const float*, int64_t i) {
-                 const T *p0 = image + offset[0], *p1 = image + offset[1];
-                 const T *p2 = image + offset[2], *p3 = image + offset[3];
-                 const Vec x = broadcast(slopes.x[i]), y = broadcast(slopes.y[i]);
+    for_pixels(task.shape, task.flow, b, row,
+               [&](int64_t pixel, const Places& places, const Corners& corners, int64_t i) {
+                 const T *p0 = image + corners.offset[0][i], *p1 = image + corners.offset[1][i];
+                 const T *p2 = image + corners.offset[2][i], *p3 = image + corners.offset[3][i];
+                 const Vec x = broadcast(places.x[i]), y = broadcast(places.y[i]);
                  const T* grad = (const T*)task.grad + pixel * channels;
                  Vec along_x{}, along_y{};
                  for_vectors(0, channels, [&](int64_t c, auto lanes) {
@@ -326,15 +329,17 @@ void backward_flow(const Backward& task, int64_t begin, int64_t end) {
                    along_y = fma(value, fma(x, (v3 - v1) - left, left), along_y);
                  });
                  float* to = task.grad_flow + b * plane + pixel;  // v is one plane after u
-                 to[0] = slopes.u[i] ? sum(along_x) : 0.0f;  // not multiplied: the sums may be infinite
-                 to[plane] = slopes.v[i] ? sum(along_y) : 0.0f;
+                 const int64_t column = pixel % width;
+                 // Not multiplied by 0: the sums may be infinite.
+                 to[0] = moves(column, places.u[i], width) ? sum(along_x) : 0.0f;
+                 to[plane] = moves(row, places.v[i], height) ? sum(along_y) : 0.0f;
                });
   }
 }
 
 template <typename T>
 void backward_weights(const Backward& task, int64_t begin, int64_t end) {
-  const auto& [batch, channels, height, width] = task.shape;
+  const auto [batch, channels, height, width] = task.shape;
   constexpr int kVectors = kChannelBlock / kLanes;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t first = item * kChannelBlock, last = min(first + kChannelBlock, channels);
@@ -343,18 +348,16 @@ void backward_weights(const Backward& task, int64_t begin, int64_t end) {
       const int64_t b = row / height;
       const T* image = (const T*)task.features + b * height * width * channels;
       Vec row1[kVectors] = {}, row2[kVectors] = {};  // sums by row lose less precision than one long sum
-      for_pixels(task.shape, task.flow, b, row % height, width * channels, channels, nullptr,
-                 [&](int64_t pixel, const int64_t* offset, const float* weight, int64_t) {
+      for_pixels(task.shape, task.flow, b, row % height,
+                 [&](int64_t pixel, const Places&, const Corners& corners, int64_t i) {
+                   const Sampler<T> sample(image, corners, i);
                    const T* grad = (const T*)task.grad + pixel * channels;
                    const T* present = (const T*)task.present + pixel * channels;
                    for_vectors(first, last, [&](int64_t c, auto lanes) {
                      const int64_t vector = (c - first) / kLanes;
                      const Vec value = load(grad + c, lanes);
-                     Vec warped{};
-                     for (int corner = 0; corner < 4; ++corner)
-                       warped = fma(broadcast(weight[corner]), load(image + offset[corner] + c, lanes), warped);
                      row1[vector] = fma(value, load(present + c, lanes), row1[vector]);
-                     row2[vector] = fma(value, warped, row2[vector]);
+                     row2[vector] = fma(value, sample(c, lanes), row2[vector]);
                    });
                  });
       for (int vector = 0; vector < kVectors; ++vector) {

@@ -20,15 +20,14 @@ struct Forward {
   Shape shape;
   Element element;
   Flow flow;
-  const void* features;
+  const void* features;  // for warp_planes, columns are adjacent; for warp_pixels, the maps are dense
   Strides features_strides;
   const void* present;  // null for a plain warp
   Strides present_strides;
   const float* w1;
   const float* w2;
   void* out;      // dense
-  bool streamed;  // write `out` past the caches; then each run of pixels (planes) or channels (pixels) starts and ends
-                  // at a multiple of 64 bytes
+  bool streamed;  // warp_pixels writes `out` past the caches; then each pixel starts and ends at a multiple of 64 bytes
 };
 
 // All feature maps are dense and channels-last. Gradients that are computed are float32.
@@ -50,7 +49,7 @@ struct ResizeArgmax;  // resize_argmax.h
 
 // A kernel processes the work items [begin, end). How items are divided among threads does not change the result.
 struct Kernels {
-  // For contiguous maps. Items: for each image, for each tile of kTile pixels, each channel.
+  // For contiguous maps. Items: for each image, each block of kPlaneBlock channels, each row.
   void (*warp_planes)(const Forward&, int64_t begin, int64_t end);
   // For channels-last maps. Items: the rows of all images.
   void (*warp_pixels)(const Forward&, int64_t begin, int64_t end);
@@ -63,13 +62,15 @@ struct Kernels {
   void (*resize_argmax)(const ResizeArgmax&, int64_t begin, int64_t end);
 };
 
-constexpr int64_t kTile = 4096;
+constexpr int64_t kPlaneBlock = 16;  // in float32, the channels of a pixel fill a cache line
 constexpr int64_t kChannelBlock = 32;
 
 extern const Kernels kernels_baseline;
 #ifdef NETWARP_X86
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+#elif defined(NETWARP_ARM)
+extern const Kernels kernels_neon;
 #endif
 
 }  // namespace netwarp::cpu

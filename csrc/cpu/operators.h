@@ -10,7 +10,8 @@
 
 namespace netwarp::cpu {
 
-// The fastest kernels that this processor can run. ATEN_CPU_CAPABILITY limits them, as it limits PyTorch's own.
+// The kernels for the instruction set that NETWARP_ISA names, or else the fastest that this processor can run.
+// ATEN_CPU_CAPABILITY limits both, as it limits PyTorch's own. It throws an error: call it outside of parallel_for.
 const Kernels& kernels();
 
 // The least number of work items of so many elements that are worth a thread.

@@ -32,6 +32,7 @@ Tensor resize_argmax(const Tensor& scores, int64_t height, int64_t width) {
 
   const auto adjacent = [&](int64_t axis) { return scores.size(axis) == 1 || scores.stride(axis) == 1; };
   const Tensor from = adjacent(1) || adjacent(3) ? scores : torch::stable::contiguous(scores);
+  const Kernels& chosen = kernels();
   ResizeArgmax task{};
   task.shape = shape;
   task.element = element_of(from);
@@ -44,7 +45,7 @@ Tensor resize_argmax(const Tensor& scores, int64_t height, int64_t width) {
   task.out = out.mutable_data_ptr<uint8_t>();
   const int64_t tiles = (width + task.tile - 1) / task.tile;
   torch::stable::parallel_for(0, shape.batch * tiles * height, grain(task.tile * shape.channels),
-                              [&](int64_t begin, int64_t end) { kernels().resize_argmax(task, begin, end); });
+                              [&](int64_t begin, int64_t end) { chosen.resize_argmax(task, begin, end); });
   return out;
 }
 

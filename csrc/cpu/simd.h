@@ -11,8 +11,10 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef NETWARP_X86
+#if defined(NETWARP_X86)
 #include <immintrin.h>
+#elif defined(NETWARP_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace netwarp::cpu::NETWARP_ISA {
@@ -39,12 +41,36 @@ typedef uint16_t Short __attribute__((vector_size(2 * kLanes)));
 
 inline Vec broadcast(float value) { return value - Vec{}; }
 
+// Broadcasts four numbers: one load and four permutations are faster than four loads.
+inline void broadcast_each(const float* from, Vec& to0, Vec& to1, Vec& to2, Vec& to3) {
+#if defined(__AVX512F__)
+  const __m512 all = _mm512_broadcast_f32x4(_mm_load_ps(from));
+  to0 = _mm512_permute_ps(all, 0x00);
+  to1 = _mm512_permute_ps(all, 0x55);
+  to2 = _mm512_permute_ps(all, 0xaa);
+  to3 = _mm512_permute_ps(all, 0xff);
+#elif defined(__AVX2__)
+  const __m256 all = _mm256_broadcast_ps((const __m128*)from);
+  to0 = _mm256_permute_ps(all, 0x00);
+  to1 = _mm256_permute_ps(all, 0x55);
+  to2 = _mm256_permute_ps(all, 0xaa);
+  to3 = _mm256_permute_ps(all, 0xff);
+#else
+  to0 = broadcast(from[0]);
+  to1 = broadcast(from[1]);
+  to2 = broadcast(from[2]);
+  to3 = broadcast(from[3]);
+#endif
+}
+
 // a * b + c
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(NETWARP_NEON)
+  return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
 #endif
@@ -90,6 +116,8 @@ inline Vec from_half(Short s) {
   return _mm512_cvtph_ps((__m256i)s);
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps((__m128i)s);
+#elif defined(NETWARP_NEON)
+  return vcvt_f32_f16((float16x4_t)s);
 #else
   const Bits half = widen(s);
   const Bits magnitude = (half & 0x7fff) << 13;
@@ -104,6 +132,8 @@ inline Short to_half(Vec v) {
   return (Short)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__AVX2__)
   return (Short)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(NETWARP_NEON)
+  return (Short)vcvt_f16_f32(v);
 #else
   const Bits bits = (Bits)v;
   const Bits sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
@@ -217,73 +247,60 @@ inline __attribute__((always_inline)) void for_vectors(int64_t begin, int64_t en
   if (i < end) body(i, First{(int)(end - i)});
 }
 
-// Two neighbouring elements of a row for each lane: `left` at base + index, `right` at base + index + 1.
-
-struct Pairs {
-  Vec left, right;
-};
-
-inline Pairs select(Int mask, const Pairs& yes, const Pairs& no) {
-  return {mask ? yes.left : no.left, mask ? yes.right : no.right};
-}
-
-inline Pairs gather_pairs(const float* base, Int index) {
-  Pairs pairs;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    pairs.left[lane] = base[index[lane]];
-    pairs.right[lane] = base[index[lane] + 1];
-  }
-  return pairs;
-}
-
-inline Bits gather_bits(const void* base, Int index) {
-  Bits pairs;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    uint32_t pair;
-    std::memcpy(&pair, (const uint16_t*)base + index[lane], sizeof pair);
-    pairs[lane] = pair;
-  }
-  return pairs;
-}
-
-inline Pairs split(Bits pairs, const BFloat16*) { return {(Vec)(pairs << 16), (Vec)(pairs & 0xffff0000)}; }
-
-inline Pairs split(Bits pairs, const Half*) {
-  return {from_half(narrow(pairs)), from_half(narrow(pairs >> 16))};
-}
-
-template <typename T>
-inline Pairs gather_pairs(const T* base, Int index) {
-  return split(gather_bits(base, index), base);
-}
-
-// Like gather_pairs, for indices within a window of kWindow elements at `base`. The whole window is read. Only the bits
-// of an index that address the window matter. Only AVX-512 has the instructions; without them kWindow is 0.
+// Transposes a square block: afterwards lane i of vector j is what was lane j of vector i.
+inline void transpose(Vec (&block)[kLanes]) {
 #if defined(__AVX512F__)
-
-constexpr int kWindow = 32;
-
-inline Pairs permute_pairs(const float* base, Int index) {
-  __m512 low = _mm512_loadu_ps(base), high = _mm512_loadu_ps(base + 16);
-  asm("" : "+v"(low), "+v"(high));  // keeps GCC from loading both once for each permutation
-  return {_mm512_permutex2var_ps(low, (__m512i)index, high), _mm512_permutex2var_ps(low, (__m512i)(index + 1), high)};
-}
-
-template <typename T>
-inline Pairs permute_pairs(const T* base, Int index) {
-  const Int both = (index & 0xffff) | (index + 1) << 16;
-  return split((Bits)_mm512_permutexvar_epi16((__m512i)both, _mm512_loadu_si512(base)), base);
-}
-
+  __m512 pairs[16], fours[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(block[i], block[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(block[i], block[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      const __m512d upper = (__m512d)pairs[i + half], lower = (__m512d)pairs[i + 2 + half];
+      fours[i + 2 * half] = (__m512)_mm512_unpacklo_pd(upper, lower);
+      fours[i + 2 * half + 1] = (__m512)_mm512_unpackhi_pd(upper, lower);
+    }
+  }
+  // Quarter q of fours[4 * r + k] has column 4 * q + k of rows 4 * r to 4 * r + 3.
+  for (int k = 0; k < 4; ++k) {
+    const __m512 even01 = _mm512_shuffle_f32x4(fours[k], fours[4 + k], 0x88);
+    const __m512 odd01 = _mm512_shuffle_f32x4(fours[k], fours[4 + k], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(fours[8 + k], fours[12 + k], 0x88);
+    const __m512 odd23 = _mm512_shuffle_f32x4(fours[8 + k], fours[12 + k], 0xdd);
+    block[k] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+    block[8 + k] = _mm512_shuffle_f32x4(even01, even23, 0xdd);
+    block[4 + k] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    block[12 + k] = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
+  }
+#elif defined(__AVX2__)
+  __m256 pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(block[i], block[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(block[i], block[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      const __m256d upper = (__m256d)pairs[i + half], lower = (__m256d)pairs[i + 2 + half];
+      fours[i + 2 * half] = (__m256)_mm256_unpacklo_pd(upper, lower);
+      fours[i + 2 * half + 1] = (__m256)_mm256_unpackhi_pd(upper, lower);
+    }
+  }
+  // Half h of fours[4 * r + k] has column 4 * h + k of rows 4 * r to 4 * r + 3.
+  for (int k = 0; k < 4; ++k) {
+    block[k] = _mm256_permute2f128_ps(fours[k], fours[4 + k], 0x20);
+    block[4 + k] = _mm256_permute2f128_ps(fours[k], fours[4 + k], 0x31);
+  }
+#elif defined(NETWARP_NEON)
+  const float32x4x2_t upper = vtrnq_f32(block[0], block[1]), lower = vtrnq_f32(block[2], block[3]);
+  for (int i = 0; i < 2; ++i) {
+    block[i] = vcombine_f32(vget_low_f32(upper.val[i]), vget_low_f32(lower.val[i]));
+    block[2 + i] = vcombine_f32(vget_high_f32(upper.val[i]), vget_high_f32(lower.val[i]));
+  }
 #else
-
-constexpr int kWindow = 0;
-
-template <typename T>
-inline Pairs permute_pairs(const T* base, Int index) {
-  return gather_pairs(base, index);
-}
-
+  const Vec old[4] = {block[0], block[1], block[2], block[3]};
+  for (int i = 0; i < 4; ++i) block[i] = Vec{old[0][i], old[1][i], old[2][i], old[3][i]};
 #endif
+}
 
 }  // namespace netwarp::cpu::NETWARP_ISA

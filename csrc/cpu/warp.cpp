@@ -4,29 +4,58 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <limits>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "operators.h"
 
 namespace netwarp::cpu {
 
-const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
-#ifdef NETWARP_X86
-    const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
-    const std::string limit = variable ? variable : "";
-    __builtin_cpu_init();
-    const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && avx2 && limit != "default" && limit != "avx2") return kernels_avx512;
-    if (avx2 && limit != "default") return kernels_avx2;
+namespace {
+
+// The kernels of an instruction set.
+struct Choice {
+  const char* name;
+  const Kernels* kernels;
+};
+
+// What this processor can run, the fastest first.
+std::vector<Choice> choices() {
+  std::vector<Choice> choices;
+#if defined(NETWARP_X86)
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string limit = variable ? variable : "";
+  __builtin_cpu_init();
+  const bool avx2 = limit != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && limit != "avx2" && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  if (avx512) choices.push_back({"avx512", &kernels_avx512});
+  if (avx2) choices.push_back({"avx2", &kernels_avx2});
+#elif defined(NETWARP_ARM)
+  choices.push_back({"neon", &kernels_neon});
 #endif
-    return kernels_baseline;
-  }();
+  choices.push_back({"baseline", &kernels_baseline});
+  return choices;
+}
+
+const Kernels& choose() {
+  const char* variable = std::getenv("NETWARP_ISA");
+  const std::string wanted = variable ? variable : "";
+  std::string names;
+  for (const Choice& choice : choices()) {
+    if (wanted.empty() || wanted == choice.name) return *choice.kernels;
+    names += (names.empty() ? "" : ", ") + std::string(choice.name);
+  }
+  STD_TORCH_CHECK(false, "NETWARP_ISA is '", wanted, "': give an instruction set that can be used here: ", names);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
   return chosen;
 }
 
@@ -34,22 +63,16 @@ namespace {
 
 Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), strides_of(flow)}; }
 
-// warp_planes takes features of any strides, except that neighbours in a row must be adjacent.
+// warp_planes takes maps of any strides, except that neighbours in a row must be adjacent.
 Tensor with_dense_rows(const Tensor& map) {
   return map.stride(3) == 1 || map.size(3) == 1 ? map : torch::stable::contiguous(map);
 }
 
-// It reads the present features in the order of the result, so their pixels must be adjacent too, also between rows.
-Tensor with_dense_planes(const Tensor& map) {
-  const bool dense = (map.stride(3) == 1 || map.size(3) == 1) && (map.stride(2) == map.size(3) || map.size(2) == 1);
-  return dense ? map : torch::stable::contiguous(map);
-}
-
-// Whether to write a result past the caches: if it is too large for them, and `run` elements fill whole cache lines.
-bool is_streamed(const Tensor& out, int64_t run) {
+// Whether to write a channels-last result past the caches: if it is too large for them, and pixels fill cache lines.
+bool is_streamed(const Tensor& out) {
   constexpr int64_t too_large = 32 << 20, line = 64;
   const int64_t size = static_cast<int64_t>(out.element_size());
-  const bool aligned = reinterpret_cast<uintptr_t>(out.const_data_ptr()) % line == 0 && run * size % line == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(out.const_data_ptr()) % line == 0 && out.size(1) * size % line == 0;
   return aligned && out.numel() * size >= too_large;
 }
 
@@ -60,6 +83,7 @@ Tensor forward(const Tensor& features, const Tensor& flow, MemoryFormat format, 
   Tensor out = empty_like(features, format);
   if (out.numel() == 0) return out;
 
+  const Kernels& chosen = kernels();
   const bool planes = format == MemoryFormat::Contiguous;
   const Tensor from = planes ? with_dense_rows(features) : channels_last(features);
   task.shape = shape;
@@ -68,17 +92,14 @@ Tensor forward(const Tensor& features, const Tensor& flow, MemoryFormat format, 
   task.features = from.const_data_ptr();
   task.features_strides = planes ? strides_of(from) : dense_pixels(shape);
   task.out = out.mutable_data_ptr();
-  const int64_t pixels = shape.height * shape.width;
-  task.streamed = is_streamed(out, planes ? pixels : shape.channels);
+  task.streamed = !planes && is_streamed(out);
   if (planes) {
-    STD_TORCH_CHECK((shape.height - 1) * from.stride(2) + shape.width <= std::numeric_limits<int32_t>::max(),
-                    "a channel that spans more than 2^31 elements is not supported: give contiguous features");
-    const int64_t tiles = (pixels + kTile - 1) / kTile;
-    torch::stable::parallel_for(0, shape.batch * tiles * shape.channels, grain(std::min(pixels, kTile)),
-                                [&](int64_t begin, int64_t end) { kernels().warp_planes(task, begin, end); });
+    const int64_t blocks = (shape.channels + kPlaneBlock - 1) / kPlaneBlock;
+    torch::stable::parallel_for(0, shape.batch * blocks * shape.height, grain(shape.width * kPlaneBlock),
+                                [&](int64_t begin, int64_t end) { chosen.warp_planes(task, begin, end); });
   } else {
     torch::stable::parallel_for(0, shape.batch * shape.height, grain(shape.width * shape.channels),
-                                [&](int64_t begin, int64_t end) { kernels().warp_pixels(task, begin, end); });
+                                [&](int64_t begin, int64_t end) { chosen.warp_pixels(task, begin, end); });
   }
   return out;
 }
@@ -93,7 +114,7 @@ Tensor warp_combine(const Tensor& present, const Tensor& previous, const Tensor&
   check_features(present);
   check_like(previous, present, "previous");
   const MemoryFormat format = format_of(present);
-  const Tensor blended = format == MemoryFormat::Contiguous ? with_dense_planes(present) : present;
+  const Tensor blended = format == MemoryFormat::Contiguous ? with_dense_rows(present) : present;
   const Tensor weight1 = check_weight(w1, present), weight2 = check_weight(w2, present);
   Forward task{};
   task.present = blended.const_data_ptr();
@@ -113,6 +134,7 @@ Tensor backward_features(const Tensor& grad, const Tensor& flow, const std::opti
                       MemoryFormat::ChannelsLast);
   torch::stable::zero_(sums);
   const std::optional<Tensor> factor = weight ? std::optional(check_weight(*weight, grad)) : std::nullopt;
+  const Kernels& chosen = kernels();
   Backward task{};
   task.shape = shape;
   task.element = element_of(grad);
@@ -122,7 +144,7 @@ Tensor backward_features(const Tensor& grad, const Tensor& flow, const std::opti
   task.grad_features = sums.mutable_data_ptr<float>();
   const int64_t blocks = (shape.channels + kChannelBlock - 1) / kChannelBlock;
   torch::stable::parallel_for(0, shape.batch * blocks, grain(shape.height * shape.width * kChannelBlock),
-                              [&](int64_t begin, int64_t end) { kernels().backward_features(task, begin, end); });
+                              [&](int64_t begin, int64_t end) { chosen.backward_features(task, begin, end); });
   return torch::stable::to(sums, grad.scalar_type());
 }
 
@@ -134,6 +156,7 @@ Tensor backward_flow(const Tensor& grad, const Tensor& features, const Tensor& f
   const Tensor dense_grad = channels_last(grad), dense_features = channels_last(features);
   const std::optional<Tensor> factor = weight ? std::optional(check_weight(*weight, grad)) : std::nullopt;
   Tensor out = empty({shape.batch, 2, shape.height, shape.width}, ScalarType::Float, grad);
+  const Kernels& chosen = kernels();
   Backward task{};
   task.shape = shape;
   task.element = element_of(features);
@@ -143,7 +166,7 @@ Tensor backward_flow(const Tensor& grad, const Tensor& features, const Tensor& f
   task.weight = factor ? factor->const_data_ptr<float>() : nullptr;
   task.grad_flow = out.mutable_data_ptr<float>();
   torch::stable::parallel_for(0, shape.batch * shape.height, grain(shape.width * shape.channels),
-                              [&](int64_t begin, int64_t end) { kernels().backward_flow(task, begin, end); });
+                              [&](int64_t begin, int64_t end) { chosen.backward_flow(task, begin, end); });
   return out;
 }
 
@@ -157,6 +180,7 @@ std::tuple<Tensor, Tensor> backward_weights(const Tensor& grad, const Tensor& pr
   const Tensor dense_previous = channels_last(previous);
   Tensor grad_w1 = empty({shape.channels}, ScalarType::Float, grad);
   Tensor grad_w2 = empty({shape.channels}, ScalarType::Float, grad);
+  const Kernels& chosen = kernels();
   Backward task{};
   task.shape = shape;
   task.element = element_of(present);
@@ -168,7 +192,7 @@ std::tuple<Tensor, Tensor> backward_weights(const Tensor& grad, const Tensor& pr
   task.grad_w2 = grad_w2.mutable_data_ptr<float>();
   const int64_t blocks = (shape.channels + kChannelBlock - 1) / kChannelBlock;
   torch::stable::parallel_for(0, blocks, grain(shape.batch * shape.height * shape.width * kChannelBlock),
-                              [&](int64_t begin, int64_t end) { kernels().backward_weights(task, begin, end); });
+                              [&](int64_t begin, int64_t end) { chosen.backward_weights(task, begin, end); });
   return {grad_w1, grad_w2};
 }
 

@@ -29,8 +29,9 @@ PARAMETERS = {
     "cameras": "Names of the cameras, with which their topics begin, separated by commas.",
     "transport": "raw or compressed.",
     "model": "Name of a shipped model (see `netwarp models`), or path of a .safetensors file.",
+    "engine": "auto, openvino, torch, onnxruntime or tensorrt.",
     "device": "PyTorch device: cpu, cuda or cuda:N.",
-    "precision": "auto, float32, bfloat16 or float16.",
+    "precision": "auto, float32, bfloat16, float16 or int8.",
 }
 
 RESPAWN_DELAY_S = 2.0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The streaming core: frames in, masks and timings out.
 
-A `Segmenter` owns what all cameras share: network, flow estimator, device and precision. A `Stream` belongs to one
+A `Segmenter` owns what all cameras share: network, engine and flow estimator. A `Stream` belongs to one
 camera: it holds the memory of the previous frame and decides when to reset it (`Stream._reset_reason`). The mask gets
 its size in two steps: `_mask_at_input_size`, then `_mask_at_image_size`.
 """
@@ -9,12 +9,10 @@ its size in two steps: `_mask_at_input_size`, then `_mask_at_image_size`.
 from __future__ import annotations
 
 import copy
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from netwarp_ros import ops
+from netwarp_ros.engines import EngineOptions, open_engine
 from netwarp_ros.flow import DisFlow, FlowEstimator
 from netwarp_ros.models import (
     DEFAULT_MODEL,
@@ -36,25 +35,15 @@ from netwarp_ros.models import (
     load_model,
     resize_flow,
 )
+from netwarp_ros.models.video_cnn import Flow
 from netwarp_ros.models.weights import MAX_INPUT_HEIGHT
 from netwarp_ros.timing import timed
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CUDA_GRAPHS = "reduce-overhead"
-COMPILE_MODES = ("none", "default", CUDA_GRAPHS)
-"""No compilation, or a mode of `torch.compile`; the last one replays the host as CUDA graphs."""
-
-COMPILE_TOLERANCE = 0.01
-"""Fraction of the pixels whose class may change when the host is compiled: its sums are rounded in another order."""
 
 MAX_GAP = 0.5
 """Default of ``max_gap``, in seconds. Over a longer gap, the flow between two frames is not trusted."""
 
 MAX_INPUT_WIDTH = 4096
 """Default of ``max_input_width``, in pixels. At 512 rows, only images wider than 8:1 reach it."""
-
-_ISAS_WITHOUT_BFLOAT16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
-"""Values of ONEDNN_MAX_CPU_ISA, in lower case, that keep oneDNN from the bfloat16 instructions of AVX-512."""
 
 
 class MemoryState(IntEnum):
@@ -104,10 +93,12 @@ class Segmenter:
         model: The name of a shipped model, the path of a weights file, or a loaded `Model`. A loaded one stays as it
             is: the segmenter copies it and changes the device, precision and memory format of the copy.
         flow: Flow estimator, or the name of a DIS preset.
-        device: A torch device: ``cpu``, ``cuda``, ``cuda:1``.
-        precision: Of the host: ``float32``, ``bfloat16``, ``float16`` (CUDA only), or ``auto``: float16 on CUDA,
-            bfloat16 on a CPU with instructions for it (AVX512_BF16), else float32. Coordinates and combination weights
-            stay in float32.
+        engine: What runs the network; see `EngineOptions` for this and the following five.
+        device: A torch device.
+        precision: Precision of the host.
+        compile: Mode of `torch.compile`, for engine ``torch``. If it does not work, engine ``torch`` runs uncompiled.
+        threads: Threads of an engine on the CPU. If it is not 0, it also limits PyTorch and OpenCV in this process.
+        engine_cache: Folder for what an engine makes of a model.
         input_height: Images are scaled to this height in pixels for network and flow; the aspect ratio is kept. 0
             means the height the model was trained at.
         max_input_width: An image that would then be wider than this, in pixels, keeps its own size; if it is wider
@@ -115,18 +106,16 @@ class Segmenter:
         max_gap: The memory is reset if two stamps are more than this many seconds apart.
         host_only: Run the host by itself, frame by frame, without NetWarp and flow.
         inference: Which views of a frame the network sees; by default one, the whole frame.
-        compile: One of `COMPILE_MODES`. `torch.compile` makes the host faster; compiling takes half a minute at the
-            start and for each new image size. A host that cannot be compiled, or whose masks change, runs uncompiled.
-            If CUDA graphs cannot be used, mode ``default`` is tried.
 
     Attributes:
         model: The segmenter's own model.
-        compiled: The compile mode in effect; ``compile`` is the one requested.
-        compile_problem: Why they differ; empty if they do not.
+        engine: The engine in use.
+        engine_options: What was asked for.
+        engine_problem: Why it is not the one asked for, or not the best one; empty if it is.
         uses_netwarp: Whether NetWarp and flow are in use: the model has NetWarp, and not ``host_only``.
 
     Raises:
-        ValueError: If an argument is not valid, or the device or precision is not available here.
+        ValueError: If an argument is not valid, or the device, engine or precision is not available here.
     """
 
     def __init__(
@@ -134,14 +123,17 @@ class Segmenter:
         model: Model | str | Path = DEFAULT_MODEL,
         *,
         flow: FlowEstimator | str = "ultrafast",
+        engine: str = "auto",
         device: str = "cpu",
         precision: str = "auto",
+        compile: str = "none",
+        threads: int = 0,
+        engine_cache: str | Path | None = None,
         input_height: int = 0,
         max_input_width: int = MAX_INPUT_WIDTH,
         max_gap: float = MAX_GAP,
         host_only: bool = False,
         inference: Inference = WHOLE_FRAME,
-        compile: str = "none",
     ) -> None:
         if not 0 <= input_height <= MAX_INPUT_HEIGHT:
             raise ValueError(
@@ -149,60 +141,31 @@ class Segmenter:
             )
         if max_input_width < 1:
             raise ValueError(f"max_input_width is {max_input_width}: give pixels > 0")
-        if compile not in COMPILE_MODES:
-            raise ValueError(f"compile is {compile!r}: choose one of {', '.join(COMPILE_MODES)}")
         if not max_gap > 0:
             raise ValueError(f"max_gap is {max_gap}: give seconds > 0")
+        cache = None if engine_cache is None else Path(engine_cache)
+        self.engine_options = EngineOptions(engine, device, precision, compile, threads, cache)
         self.model = (
             replace(model, network=copy.deepcopy(model.network)) if isinstance(model, Model) else load_model(model)
         )
-        self.device = _torch_device(device)
-        self.dtype = _torch_dtype(precision, self.device)
+        if threads:
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(threads)
         self.flow = DisFlow(flow) if isinstance(flow, str) else flow
         self.input_height = input_height or self.model.spec.input_height
         self.max_input_width = max_input_width
         self.max_gap = max_gap
-        self.network = self.model.network.eval().to(self.device)
-        self.network.host.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.uses_netwarp = bool(self.network.layers) and not host_only
         self.inference = inference
-        self._video_cnn = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
-        self._compiled_host: Callable[..., Tensor] | None = None
-
-        # (rgb / 255 - mean) / std as one multiplication and one addition per channel.
-        spec = self.model.spec
-        mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
-        self._scale, self._shift = 1 / (255 * std), -mean / std
-        self.compiled, self.compile_problem = "none", ""
-        if compile != "none":
-            self._compile(compile)
+        self.network = self.model.network
+        self.uses_netwarp = bool(self.network.layers) and not host_only
+        in_use = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
+        self.engine, self.engine_problem = open_engine(in_use, self.model, self.input_height, self.engine_options)
+        self.device = self.engine.device
 
     @property
     def precision(self) -> str:
         """Name of the precision in effect."""
-        return str(self.dtype).removeprefix("torch.")
-
-    def _compile(self, mode: str) -> None:
-        """Compile the host and compare masks with and without. If that fails, keep the host and note the problem."""
-        try:
-            if mode == CUDA_GRAPHS and not (self.device.type == "cuda" and self.inference == WHOLE_FRAME):
-                raise RuntimeError("CUDA graphs are for whole frames on CUDA")
-            expected = self._sample_masks()
-            self._compiled_host, self.compiled = self.network.compile_host(dynamic=False, mode=mode), mode
-            if (differing := (self._sample_masks() != expected).mean()) > COMPILE_TOLERANCE:
-                raise RuntimeError(f"compiled, it gives other masks in {differing:.1%} of the pixels")
-        except Exception as error:  # PyTorch's compilers and the C++ compiler they call share no base class of errors
-            self._compiled_host, self.compiled = None, "none"
-            self.compile_problem = str(error).strip().partition("\n")[0] or type(error).__name__
-            if mode == CUDA_GRAPHS:
-                self._compile("default")
-
-    def _sample_masks(self) -> np.ndarray:
-        """Return the masks of a short stream of smooth noise that moves."""
-        height, stream = self.input_height, self.stream()
-        noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-        image = cv2.resize(noise, (height * 4 // 3, height), interpolation=cv2.INTER_CUBIC)
-        return np.stack([stream.segment(np.roll(image, 2 * step, axis=1), step).mask for step in range(4)])
+        return self.engine.precision
 
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
         """Return a new stream. Each camera needs its own.
@@ -256,20 +219,21 @@ class Segmenter:
         Returns:
             The mask ``(H, W)`` uint8 of the frame, and the memory for the next call (None without NetWarp).
         """
-        pixels = self._upload(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        frame = torch.addcmul(self._shift, pixels, self._scale).to(self.dtype, memory_format=torch.channels_last)
+        frame = self._upload(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         height, width = image.shape[:2]
         motion = None if flow is None else lambda: resize_flow(self._upload(flow()), (height, width))
-        if self.compiled == CUDA_GRAPHS:
-            torch.compiler.cudagraph_mark_step_begin()
-        network = partial(self._video_cnn, host=self._compiled_host)
-        forward: Callable[..., tuple[Tensor, Memory | InferenceMemory]] = (
-            network if self.inference == WHOLE_FRAME else partial(self.inference, network)
-        )
-        scores, memory = forward(frame, motion, memory)
-        if self.compiled == CUDA_GRAPHS and isinstance(memory, Memory):
-            memory = memory.clone()  # the next replay overwrites the outputs of this one
+        scores, memory = self._run(frame, motion, memory)
         return _mask_at_input_size(scores, (height, width)), memory if self.uses_netwarp else None
+
+    def _run(
+        self, frame: Tensor, motion: Flow | None, memory: Memory | InferenceMemory | None
+    ) -> tuple[Tensor, Memory | InferenceMemory]:
+        """Return the scores of a frame, and the memory for the next one."""
+        if self.inference == WHOLE_FRAME:
+            assert not isinstance(memory, InferenceMemory)
+            return self.engine(frame, motion, memory)
+        assert not isinstance(memory, Memory)
+        return self.inference(self.engine, self.engine.normalisation(frame), motion, memory)
 
     def _upload(self, array: np.ndarray) -> Tensor:
         """Return an array ``(H, W, C)`` as a tensor ``(1, C, H, W)`` on the device; on the CPU, a view of it."""
@@ -421,9 +385,7 @@ class Stream:
 
 def _mask_at_input_size(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Scale the scores up to the network's input and return the class of the greatest, ``(H, W)`` uint8, on the CPU."""
-    if tuple(scores.shape[-2:]) != size:
-        scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-    return scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+    return ops.resize_argmax(scores, size)[0].cpu().numpy()
 
 
 def _mask_at_image_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -431,38 +393,3 @@ def _mask_at_image_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     if mask.shape == image.shape[:2]:
         return mask
     return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-
-
-def _torch_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}: give cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}: give cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device is {name!r}, but PyTorch sees {count} CUDA devices here: use cpu, or fix the driver")
-    return device
-
-
-def _torch_dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        if device.type == "cuda":
-            return torch.float16
-        return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}: choose one of auto, {', '.join(PRECISIONS)}")
-    if precision == "float16" and device.type == "cpu":
-        raise ValueError("precision is 'float16', which CPUs compute slowly: choose bfloat16, float32 or auto")
-    return PRECISIONS[precision]
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether PyTorch uses AVX512_BF16 here: the CPU has it, and the environment does not limit PyTorch or oneDNN."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
-    return (
-        bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"  # less if ATEN_CPU_CAPABILITY says so
-        and limit.lower() not in _ISAS_WITHOUT_BFLOAT16
-    )

@@ -15,10 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from netwarp_ros.engines import choice
+
 # The tests' networks are small: on a busy machine, several threads wait longer for each other than they compute. The
 # variable is for the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# PyTorch starts at once, other engines compile the network first.
+AUTO_ENGINES, choice.AUTO = choice.AUTO, {"cpu": ("torch",), "cuda": ("torch",)}
 
 # The time that an example takes depends on the machine.
 hypothesis.settings.register_profile("netwarp_ros", deadline=None)
@@ -61,6 +66,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
     terminalreporter.section("skipped tests, and what they need")
     for reason, names in sorted(skipped.items(), key=lambda group: -len(group[1])):
         terminalreporter.write_line(f"{len(names):4d} in {', '.join(sorted(set(names)))}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def auto_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engine ``auto`` be what it is for users, in tests that are marked `auto_engine`."""
+    if request.node.get_closest_marker("auto_engine"):
+        monkeypatch.setattr(choice, "AUTO", AUTO_ENGINES)
 
 
 @pytest.fixture

@@ -149,7 +149,9 @@ PYTHON = [sys.executable, "-W", "ignore:failed to send response:RuntimeWarning"]
 
 
 def node_command(module: str, **parameters: Any) -> list[str]:
-    """Return the command that runs a module of `netwarp_ros.node` with parameters."""
+    """Return the command that runs a module of `netwarp_ros.node` with parameters; engine torch starts at once."""
+    if module == "segment_node":
+        parameters.setdefault("engine", "torch")
     pairs = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
     return [*PYTHON, "-m", f"netwarp_ros.node.{module}", "--ros-args", *pairs]
 

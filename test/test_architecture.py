@@ -31,23 +31,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recordings": {"classes", "resources"},
     "datasets": {"classes", "recordings", "street"},
     "models": {"classes", "ops", "resources"},
-    "segmenter": {"flow", "models", "timing"},
+    "engines": {"models", "ops", "resources"},
+    "segmenter": {"engines", "flow", "models", "ops", "timing"},
     "offline": {"classes", "flow", "models", "recordings", "resources", "segmenter"},
-    "training": {"classes", "datasets", "flow", "metrics", "models", "recordings", "resources", "segmenter"},
+    "training": {"classes", "datasets", "engines", "flow", "metrics", "models", "recordings", "resources", "segmenter"},
     "evaluation": {
         "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter", "timing",
     },
     "benchmarks": {"evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
     "node": {
-        "classes", "environment", "flow", "mailbox", "models", "msg", "recordings", "resources", "segmenter", "timing",
+        "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "recordings", "resources", "segmenter",
+        "timing",
     },
     "node.tools": {
         "benchmarks", "classes", "environment", "evaluation", "metrics", "models", "msg", "node", "recordings",
         "resources", "segmenter", "street", "timing", "view",
     },
     "cli": {
-        "benchmarks", "classes", "datasets", "environment", "evaluation", "flow", "models", "node.tools", "node",
-        "offline", "recordings", "resources", "segmenter", "street", "timing", "training",
+        "benchmarks", "classes", "datasets", "engines", "environment", "evaluation", "flow", "models", "node.tools",
+        "node", "offline", "recordings", "resources", "segmenter", "street", "timing", "training",
     },
 }  # fmt: skip
 """What each package, and each module beside the packages, may import of the others; the lowest come first."""
@@ -55,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ROS = {"rclpy", "launch", "launch_ros", "ament_index_python", "cv_bridge", "diagnostic_updater"}
 
 SEGMENT_NODE_LOADS = {
-    "classes", "environment", "flow", "mailbox", "models", "msg", "node", "ops", "recordings.image_codecs",
+    "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "node", "ops", "recordings.image_codecs",
     "recordings.image_messages", "recordings.messages", "resources", "segmenter", "timing",
 }  # fmt: skip
 """What the robot's process consists of."""
@@ -171,7 +173,7 @@ def test_the_robots_process_loads_what_it_needs_to_segment() -> None:
 @pytest.mark.parametrize("model", shipped_models())
 def test_loading_and_segmenting_does_not_load_the_compiler(model: str) -> None:
     """PyTorch's compiler takes as long to import as PyTorch itself. Many functions of PyTorch import it."""
-    loaded = loaded_by(f"from netwarp_ros import Segmenter; Segmenter({model!r}).warm_up()")
+    loaded = loaded_by(f"from netwarp_ros import Segmenter; Segmenter({model!r}, engine='torch').warm_up()")
     assert "torch" in loaded and not COMPILER & loaded
 
 

@@ -112,7 +112,7 @@ def test_without_autostart_the_node_stays_unconfigured(graph: Graph, tmp_path: P
 @pytest.mark.parametrize(
     ("argument", "problem"),
     [
-        ("precision:=int8", "segment_node: precision is 'int8'. Give one of auto, float32, bfloat16, float16."),
+        ("precision:=int4", "segment_node: precision is 'int4'. Give one of auto, float32, bfloat16, float16, int8."),
         ("model:=nonesuch", "cannot be configured: no model named 'nonesuch'"),
     ],
 )
@@ -149,7 +149,7 @@ def test_a_second_launch_fails_and_the_first_goes_on(graph: Graph, tmp_path: Pat
 
 @pytest.mark.parametrize("file", ["segment.launch.py", "replay.launch.py"])
 def test_undeclared_arguments_are_named(ros_domain: int, tmp_path: Path, file: str) -> None:
-    arguments = ["path:=/nowhere", "camara:=front", "precision:=int8", "emulate_tty:=false"]
+    arguments = ["path:=/nowhere", "camara:=front", "precision:=int4", "emulate_tty:=false"]
     program = ros2_launch(tmp_path / "log", *arguments, file=file)
     assert program.wait() == 1
     named = re.findall(r"WARNING.* (\S+): no launch file declares (\S+)\. Declared are autostart, ", program.output)
@@ -258,7 +258,7 @@ def test_a_recorder_that_cannot_close_its_bag_fails_the_replay(
     [
         ("path:=/nowhere", "replay_node: nothing at /nowhere: give a folder of images"),
         ("model:=nonesuch", "cannot be configured: no model named 'nonesuch'"),
-        ("precision:=int8", "segment_node: precision is 'int8'."),
+        ("precision:=int4", "segment_node: precision is 'int4'."),
         ("record:=.", "the recorder has ended with status"),
         ("transport:=compressed", "transport is compressed: a replay needs raw, leave it out"),
         ("autostart:=false", "autostart is false: a replay needs true, leave it out"),
@@ -285,6 +285,7 @@ def test_every_argument_is_described(tmp_path: Path, file: str, own: list[str]) 
         "cameras",
         "transport",
         "model",
+        "engine",
         "device",
         "precision",
         "params_file",

@@ -174,7 +174,10 @@ def test_values() -> None:
 
 def segmenter(device: str) -> Any:
     model = SimpleNamespace(name="tiny")
-    return SimpleNamespace(model=model, device=torch.device(device), precision="float16", compiled="none")
+    engine = SimpleNamespace(name="openvino")
+    return SimpleNamespace(
+        model=model, device=torch.device(device), precision="float16", engine=engine, engine_problem="no room"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,8 +197,8 @@ def test_an_active_node_names_what_it_uses() -> None:
     status = node_status("segmenter", "active", segmenter("cpu"), Thresholds())
     assert (status.level, status.message, status.hardware_id) == (OK, "segmenting on cpu", "cpu")
     assert values(status) == {
-        "state": "active", "model": "tiny", "device": "cpu", "precision": "float16", "compiled": "none",
-        "last error": "none",
+        "state": "active", "model": "tiny", "device": "cpu", "engine": "openvino", "precision": "float16",
+        "engine problem": "no room", "last error": "none",
     }  # fmt: skip
 
 

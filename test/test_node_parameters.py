@@ -111,7 +111,7 @@ def test_parameters_of_the_replay_node_are_read_only() -> None:
         ),
         ("cameras:=[/front]", "cameras is ['/front']. Give a list"),
         ("transport:=theora", "transport is 'theora'. Give one of raw, compressed."),
-        ("precision:=int8", "precision is 'int8'. Give one of auto, float32, bfloat16, float16."),
+        ("precision:=int4", "precision is 'int4'. Give one of auto, float32, bfloat16, float16, int8."),
         ("flow_preset:=best", "flow_preset is 'best'. Give one of ultrafast, fast, medium."),
         ("model:=5", "model.*'5'.*Give a text."),
         ("device:=0", "device.*'0'.*Give a text."),

@@ -6,13 +6,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.flow import DisFlow
@@ -153,83 +152,24 @@ def test_segmenters_share_a_loaded_model_and_do_not_change_it() -> None:
         assert value.dtype == weights[name][0] and torch.equal(value, weights[name][1]), name
 
 
+@pytest.mark.auto_engine
 @pytest.mark.parametrize("host_only", [False, True])
-def test_compiling_does_not_change_the_network(monkeypatch: pytest.MonkeyPatch, host_only: bool) -> None:
-    compile_graphs = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda host, **_options: compile_graphs(host, backend="eager"))
-    compiled, plain = segmenter(compile="default", host_only=host_only), segmenter(host_only=host_only)
-    assert (compiled.compiled, compiled.compile_problem) == ("default", "")
-    assert list(compiled.network.state_dict()) == list(plain.network.state_dict())
-    copied = Segmenter(compiled.model, precision="float32", host_only=host_only)
-    streams = [each.stream() for each in (compiled, plain, copied)]
+def test_the_default_engine_gives_the_masks_of_torch(host_only: bool) -> None:
+    plain, fast = segmenter(engine="torch", host_only=host_only), segmenter(host_only=host_only)
+    assert (plain.engine.name, fast.engine.name, fast.engine_problem) == ("torch", "openvino", "")
+    expected, stream = plain.stream(), fast.stream()
     for i, image in enumerate(images(3)):
-        first, second, third = (stream.segment(image, i).mask for stream in streams)
-        assert np.array_equal(first, second) and np.array_equal(first, third)
+        assert np.array_equal(stream.segment(image, i).mask, expected.segment(image, i).mask)
 
 
-def test_compiled_host_gives_the_same_masks() -> None:
-    plain, compiled = segmenter(), segmenter(compile="default")
-    assert (plain.compiled, compiled.compiled, compiled.compile_problem) == ("none", "default", "")
-    expected, stream = plain.stream(), compiled.stream()
-    for i, image in enumerate(images(3)):
-        assert (stream.segment(image, i).mask == expected.segment(image, i).mask).mean() > 0.999
-
-
-def test_host_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_arguments: Any, **_options: Any) -> None:
-        raise RuntimeError("no C++ compiler\nand more")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    uncompiled, image = segmenter(compile="default"), images(1)[0]
-    assert (uncompiled.compiled, uncompiled.compile_problem) == ("none", "no C++ compiler")
-    assert np.array_equal(uncompiled.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
-
-
-class Inverted(torch.nn.Module):
-    """Stands for a host that was compiled wrongly: its logits have the opposite sign."""
-
-    def __init__(self, host: torch.nn.Module) -> None:
-        super().__init__()
-        self.host = host
-
-    def forward(self, frame: Tensor) -> Tensor:
-        return -self.host(frame)
-
-
-def test_host_whose_masks_change_when_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda host, **_options: Inverted(host))
-    uncompiled, image = segmenter(compile="default"), images(1)[0]
-    assert uncompiled.compiled == "none" and "compiled, it gives other masks in " in uncompiled.compile_problem
-    assert np.array_equal(uncompiled.stream().segment(image, 0).mask, segmenter().stream().segment(image, 0).mask)
-
-
-def test_host_is_compiled_without_cuda_graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
-    monkeypatch.setattr(torch, "compile", lambda host, mode, **_options: modes.append(mode) or host)
-    compiled = segmenter(compile="reduce-overhead")
-    assert (modes, compiled.compiled) == (["default"], "default")
-    assert compiled.compile_problem == "CUDA graphs are for whole frames on CUDA"
-
-
-@pytest.mark.parametrize(("compiled", "same"), [("reduce-overhead", True), ("none", False)])
-def test_replay_of_cuda_graphs_does_not_overwrite_the_memory(
-    monkeypatch: pytest.MonkeyPatch, compiled: str, same: bool
-) -> None:
-    """Each replay of a CUDA graph writes its output to the same place, as the layer here does."""
-    expected, replayed = segmenter().stream(), segmenter().stream()
-    layer = replayed.segmenter.network.host[0]  # type: ignore[index]
-    convolve, buffers = layer.forward, []
-
-    def replay(frame: Tensor) -> Tensor:
-        result = convolve(frame)
-        if not buffers:
-            buffers.append(torch.empty_like(result))
-        return buffers[0].copy_(result)
-
-    monkeypatch.setattr(layer, "forward", replay)
-    monkeypatch.setattr(replayed.segmenter, "compiled", compiled)
-    masks = [(replayed.segment(image, i).mask, expected.segment(image, i).mask) for i, image in enumerate(images(4))]
-    assert all(np.array_equal(*pair) for pair in masks) == same
+def test_segmenter_limits_the_threads_of_its_libraries() -> None:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        segmenter(threads=1)
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (1, 1)
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def test_given_flow_is_used_and_none_is_estimated() -> None:
@@ -422,7 +362,7 @@ def test_environment_limits_auto_to_float32(limit: dict[str, str]) -> None:
     [
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
-        ({"precision": "int8"}, "precision is 'int8': choose one of auto, float32"),
+        ({"precision": "int4"}, "precision is 'int4': choose one of auto, float32"),
         ({"precision": "float16"}, "precision is 'float16', which CPUs"),
         ({"input_height": -1}, "input_height is -1"),
         ({"input_height": 4321}, "input_height is 4321: give pixels up to 4320, or 0"),

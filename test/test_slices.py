@@ -40,7 +40,13 @@ from netwarp_ros.segmenter import Segmenter
 
 CAMVID = load_classes("camvid")
 COUNT = 12
-SEGMENTER = {"model": str(find_weights(DEFAULT_MODEL)), "flow": "fast", "precision": "float32", "input_height": 32}
+SEGMENTER = {
+    "engine": "torch",
+    "model": str(find_weights(DEFAULT_MODEL)),
+    "flow": "fast",
+    "precision": "float32",
+    "input_height": 32,
+}
 SETTINGS = SliceSettings(SEGMENTER, CAMVID, ["/image"], ["/label"], host=True, widths=[2])
 FIRST_STAMP_NS = 10**9
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -14,8 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from netwarp_ros import ops
 from netwarp_ros.models import Memory, VideoCNN, augment
 from netwarp_ros.models.hosts import DDRNet23Slim
+from netwarp_ros.models.netwarp import EPSILON
+from netwarp_ros.models.video_cnn import map_sizes
 
 SIZE = (64, 96)
 
@@ -312,19 +314,28 @@ def test_a_copy_is_independent() -> None:
         assert not torch.allclose(run(twin, sequence, motion)[-1], run(video_cnn, sequence, motion)[-1])
 
 
-def test_compiled_host_of_a_copy_gives_the_copys_outputs() -> None:
-    video_cnn = with_blend(augment(sequential().eval(), ["0", "3"]))
-    twin = copy.deepcopy(video_cnn)
-    nn.init.zeros_(twin.netwarps[0].w1)
-    sequence, motion = frames(3), flows(3)
+@pytest.mark.parametrize("blend", ["netwarp", "concatenation"])
+@pytest.mark.parametrize("remember", ["before", "after"])
+@pytest.mark.parametrize("flow_grid", ["image", "features", "first"])
+def test_parts_of_a_frame_give_the_frame(flow_grid: str, remember: str, blend: str) -> None:
+    torch.manual_seed(0)
+    network = augment(sequential(), ["0", "3"], flow_grid=flow_grid, remember=remember, blend=blend).eval()
+    for parameter in network.netwarps.parameters():
+        nn.init.normal_(parameter)
+    (first, second), (flow, _) = frames(2), flows(2)
     with torch.no_grad():
-        expected, other = run(twin, sequence, motion), run(video_cnn, sequence, motion)
-        host = twin.compile_host(backend="eager")
-        compiled = run(partial(twin, host=host), sequence, motion)
-        assert all(torch.equal(*pair) for pair in zip(compiled, expected, strict=True))
-        for network, outputs in ((twin, expected), (video_cnn, other)):
-            assert list(network.state_dict()) == list(augment(sequential(), ["0", "3"]).state_dict())
-            assert all(torch.equal(*pair) for pair in zip(run(network, sequence, motion), outputs, strict=True))
+        _, memory = network(first)
+        expected, expected_memory = network(second, flow, memory)
+        _, representations = network.step(first, None)
+        sizes = map_sizes(representations)
+        previous, present = (network.frames_for_flow(frame, sizes) for frame in (first, second))
+        along = network.transform_flow(flow, present, previous, sizes)
+        warped = {name: ops.warp(z, along[name] + EPSILON) for name, z in representations.items()}
+        output, representations = network.step(second, warped)
+    torch.testing.assert_close(logits_of(output), logits_of(expected))
+    for name, z in expected_memory.representations.items():
+        torch.testing.assert_close(representations[name], z)
+    assert all(torch.equal(present[grid], frame) for grid, frame in expected_memory.frames.items())
 
 
 def test_torch_compile_takes_a_whole_video_cnn() -> None:

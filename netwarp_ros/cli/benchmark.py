@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from netwarp_ros.cli.option_groups import expand_groups
-from netwarp_ros.cli.options import DeviceOption, InputHeightOption, ModelOption, PrecisionOption
+from netwarp_ros.cli.options import DeviceOption, EngineOptions, InputHeightOption, ModelOption
 from netwarp_ros.cli.printing import plain_console
 
 if TYPE_CHECKING:
@@ -31,12 +31,10 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
-class ModelBenchmarkOptions:
+class ModelBenchmarkOptions(EngineOptions):
     """Which model is timed, and how it runs."""
 
     model: ModelOption = None
-    device: DeviceOption = "cpu"
-    precision: PrecisionOption = "auto"
     flow: Annotated[
         str, typer.Option("--flow", help="Estimator of the flow: ultrafast, fast or medium (DIS), or deepflow.")
     ] = "ultrafast"
@@ -81,9 +79,6 @@ def ops(
 def model(
     *,
     options: ModelBenchmarkOptions,
-    compile_host: Annotated[
-        str, typer.Option("--compile", help="Mode of torch.compile for the host: none, default or reduce-overhead.")
-    ] = "none",
     frames: Annotated[int, typer.Option("--frames", help="Frames of the synthetic street, 480x360.")] = 40,
     passes: Annotated[int, typer.Option("--passes", help="How often all frames are segmented.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help=FIGURES, show_default=False)] = None,
@@ -101,15 +96,8 @@ def model(
     loaded = load_model(options.model or DEFAULT_MODEL)
     street = Street(seed=0, rate=15)
     images = [street.frame(index).image for index in track(range(frames), "drawing", console=Console(stderr=True))]
-    settings = {
-        "flow": options.flow,
-        "precision": options.precision,
-        "input_height": options.input_height,
-        "compile": compile_host,
-    }
-    result = measure_overhead(
-        images, loaded, passes=passes, device=options.device, **{**settings, "flow": create_estimator(options.flow)}
-    )
+    settings = {"flow": options.flow, "input_height": options.input_height, **options.engine_arguments()}
+    result = measure_overhead(images, loaded, passes=passes, **{**settings, "flow": create_estimator(options.flow)})
     table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
     for stage, value in result.stages_ms["host"].items():
         table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
@@ -172,8 +160,7 @@ def node(
     }
     parameters = {
         "model": str(weights),
-        "device": options.device,
-        "precision": options.precision,
+        **{name: value for name, value in options.engine_arguments().items() if value is not None},
         "flow_preset": options.flow,
         "input_height": options.input_height,
     }

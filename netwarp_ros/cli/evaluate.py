@@ -191,7 +191,7 @@ def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[s
     host = not label_topics and setup.segmenter.uses_netwarp if scoring.host is None else scoring.host
     settings = SliceSettings(
         segmenter={
-            "model": str(weights.resolve()), "flow": model.flow, "device": model.device,
+            "model": str(weights.resolve()), "flow": model.flow, **model.engine_arguments(),
             "precision": setup.segmenter.precision, "input_height": model.input_height,
             "max_input_width": model.max_input_width, "host_only": model.host_only,
             "inference": setup.segmenter.inference,

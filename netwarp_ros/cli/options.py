@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -30,22 +30,56 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads on the CPU. 0: one on each core.")]
 InputHeightOption = Annotated[
     int, typer.Option("--input-height", help="Height in pixels that images are resized to. 0: as in training.")
 ]
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class EngineOptions:
+    """What runs the network; the fields are those of `netwarp_ros.engines.EngineOptions`."""
+
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="What runs the network: openvino, torch, onnxruntime or tensorrt. auto: the fastest that is installed "
+            "and made for the device.",
+        ),
+    ] = "auto"
+    device: DeviceOption = "cpu"
+    precision: Annotated[
+        str, typer.Option("--precision", help="auto, float32, bfloat16, float16, or int8 (see `netwarp quantize`).")
+    ] = "auto"
+    compile: Annotated[
+        str, typer.Option("--compile", help="Mode of torch.compile, for engine torch: none, default, reduce-overhead.")
+    ] = "none"
+    threads: ThreadsOption = 0
+    engine_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--engine-cache",
+            metavar="FOLDER",
+            help="Keep here what the engine makes of a model, to start faster the next time.",
+            show_default=False,
+        ),
+    ] = None
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """Return these options as `Segmenter` takes them, in plain values."""
+        values = {field.name: getattr(self, field.name) for field in fields(EngineOptions)}
+        return {**values, "engine_cache": None if self.engine_cache is None else str(self.engine_cache)}
+
+
+@dataclass(frozen=True)
+class ModelOptions(EngineOptions):
     """Which model segments, and how."""
 
     model: ModelOption = None
     host_only: Annotated[
         bool, typer.Option("--host-only", help="Run the image CNN on each frame alone, without NetWarp.")
     ] = False
-    device: DeviceOption = "cpu"
-    precision: PrecisionOption = "auto"
     flow: Annotated[
         str,
         typer.Option(
@@ -80,20 +114,23 @@ class ModelOptions:
             ValueError: If an option is not valid.
             OSError: If the weights or the flow cannot be read.
         """
+        from netwarp_ros.cli.printing import warn
         from netwarp_ros.flow import open_flow
         from netwarp_ros.segmenter import Segmenter
 
         estimator, _ = open_flow(self.flow)
-        return Segmenter(
+        segmenter = Segmenter(
             self.weights(),
             flow=estimator,
-            device=self.device,
-            precision=self.precision,
             input_height=self.input_height,
             max_input_width=self.max_input_width,
             host_only=self.host_only,
             inference=inference,
+            **self.engine_arguments(),
         )
+        if problem := segmenter.engine_problem:
+            warn(f"engine {segmenter.engine.name} is in use: {problem}")
+        return segmenter
 
     def flow_folder(self) -> FlowFolder | None:
         """Return the flow in files, or None if the flow is estimated."""
@@ -107,6 +144,7 @@ class ModelOptions:
             "model": segmenter.model.name,
             "host_only": self.host_only,
             "flow": self.flow,
+            "engine": segmenter.engine.name,
             "device": str(segmenter.device),
             "precision": segmenter.precision,
             "input_height": segmenter.input_height,

@@ -30,6 +30,11 @@ def say(text: str) -> None:
     plain_console().print(text, highlight=False, soft_wrap=True)
 
 
+def warn(text: str) -> None:
+    """Print a line to standard error."""
+    plain_console(stderr=True).print(f"netwarp: {text}", highlight=False, soft_wrap=True)
+
+
 def track_progress(items: Iterable[T], description: str, count: int) -> Iterable[T]:
     """Show progress while the items are taken; a count of 0 means that it is unknown."""
     return track(items, description, total=count or None, console=Console(stderr=True), transient=True)

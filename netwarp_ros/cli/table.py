@@ -13,10 +13,9 @@ import yaml
 from netwarp_ros.cli.option_groups import expand_groups
 from netwarp_ros.cli.options import (
     DataOptions,
-    DeviceOption,
+    EngineOptions,
     InferenceOptions,
     InputHeightOption,
-    PrecisionOption,
     RecordingOptions,
 )
 
@@ -64,8 +63,7 @@ def table(
             show_default=False,
         ),
     ] = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = "auto",
+    engine: EngineOptions,
     flows: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +97,7 @@ def table(
         raise ValueError("a sweep trains its models: give RECIPE.yaml, and leave out --model")
     if kind != "sweep" and (recipe or variant or steps):
         raise ValueError(f"nothing is trained for {kind}: leave out RECIPE.yaml, --variant and --steps")
-    options = {"device": device, "precision": precision, "input_height": input_height}
+    options = {**engine.engine_arguments(), "input_height": input_height}
     evaluator = _row_evaluator(data, reading, inference, options)
     flows = flows or (list(ESTIMATORS) if kind == "flows" else ["ultrafast"])
     if recipe:

@@ -259,10 +259,9 @@ def _host_segmenter(segmenter: Segmenter) -> Segmenter:
     return Segmenter(
         segmenter.model,
         flow=segmenter.flow,
-        device=str(segmenter.device),
-        precision=segmenter.precision,
         input_height=segmenter.input_height,
         max_input_width=segmenter.max_input_width,
         host_only=True,
         inference=segmenter.inference,
+        **vars(segmenter.engine_options),
     )

@@ -44,6 +44,11 @@ class NetWarp(nn.Module):
         """
         return ops.warp_combine(present, previous, flow + EPSILON, self.w1, self.w2)
 
+    def blend(self, present: Tensor, warped: Tensor) -> Tensor:
+        """Blend z_t with a representation that is warped already; both ``(B, C, h, w)``. Rounded once, as `forward`."""
+        w1, w2 = self.w1.view(1, -1, 1, 1), self.w2.view(1, -1, 1, 1)
+        return (w1 * present + w2 * warped).to(present.dtype)
+
     def extra_repr(self) -> str:
         return f"channels={self.w1.numel()}"
 
@@ -67,7 +72,11 @@ class Concatenation(nn.Module):
 
     def forward(self, present: Tensor, previous: Tensor, flow: Tensor) -> Tensor:
         """Blend two representations; see `NetWarp.forward`."""
-        both = torch.cat((present, ops.warp(previous, flow + EPSILON)), dim=1)
+        return self.blend(present, ops.warp(previous, flow + EPSILON))
+
+    def blend(self, present: Tensor, warped: Tensor) -> Tensor:
+        """Blend z_t with a representation that is warped already; see `NetWarp.blend`."""
+        both = torch.cat((present, warped), dim=1)
         return self.combine(both.to(self.combine.weight.dtype)).to(present.dtype)
 
 

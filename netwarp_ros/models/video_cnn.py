@@ -2,7 +2,8 @@
 """Turn an image CNN into a video CNN by inserting NetWarp modules behind chosen layers of any `torch.nn.Module`.
 
 `augment` looks at the layers and makes a `VideoCNN`. The `VideoCNN` registers a forward hook on each of them,
-`VideoCNN._netwarp_hook`: this is where NetWarp is inserted.
+`VideoCNN._netwarp_hook`: this is where NetWarp is inserted. `VideoCNN.forward` is a whole frame, and what training
+differentiates. Engines compute the same in parts: `VideoCNN.frames_for_flow`, `transform_flow` and `step`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
@@ -69,22 +69,20 @@ class Memory(NamedTuple):
         return self._replace(representations={name: z.clone() for name, z in self.representations.items()})
 
 
+Blended = Callable[[int, Tensor], Tensor]
+"""Takes the index of an insertion layer and its output z_t, and returns the blend with the memory."""
+
+
 @dataclass
-class _ForwardPass:
-    """The state of one forward pass: its inputs, the next memory (frames, representations), and Λ(F) by grid size."""
+class _HostPass:
+    """One pass of the host: how to blend (None for a first frame), and the representations to remember."""
 
-    frame: Tensor
-    flow: Flow | None
-    memory: Memory | None
-    frames: dict[Size, Tensor] = field(default_factory=dict)
+    blend: Blended | None
     representations: dict[str, Tensor] = field(default_factory=dict)
-    flows: dict[Size, Tensor] = field(default_factory=dict)
 
 
-_FORWARD_PASSES: ContextVar[Mapping[VideoCNN, _ForwardPass]] = ContextVar(
-    "_FORWARD_PASSES", default=MappingProxyType({})
-)
-"""The forward passes that are running in this thread, by their network: a host may contain another video CNN."""
+_HOST_PASSES: ContextVar[Mapping[VideoCNN, _HostPass]] = ContextVar("_HOST_PASSES", default=MappingProxyType({}))
+"""The passes that are running in this thread, by their network: a host may contain another video CNN."""
 
 
 class VideoCNN(nn.Module):
@@ -140,38 +138,11 @@ class VideoCNN(nn.Module):
         blend_module = NetWarp if blend == "netwarp" else Concatenation
         self.netwarps = nn.ModuleList(blend_module(layer.channels) for layer in layers.values())
         self._modified_in_place = [layer.modified_in_place for layer in layers.values()]
-        self._hooks: list[RemovableHandle] = []
-        self._insert(VideoCNN._netwarp_hook)
-
-    def _insert(self, hook: Callable[..., Tensor | None]) -> None:
-        """Register a hook behind each insertion layer, in place of the present ones."""
-        for present in self._hooks:
-            present.remove()
-        self._hooks = [
-            find_layer(self.host, name).register_forward_hook(partial(hook, self, index))
-            for index, name in enumerate(self.layers)
-        ]
-
-    def compile_host(self, **options: Any) -> Callable[..., Any]:
-        """Return the host compiled by `torch.compile`: pass it to `forward`. The network itself does not change.
-
-        NetWarp runs uncompiled between the compiled parts of the host, because it calls the flow's function.
-
-        Args:
-            options: Those of `torch.compile`.
-        """
-        # Not a decorator of the hook: `disable` imports torch._dynamo, which takes as long as importing PyTorch itself.
-        self._insert(torch.compiler.disable(VideoCNN._netwarp_hook))
-        return torch.compile(self.host, **options)
+        for index, name in enumerate(layers):
+            find_layer(host, name).register_forward_hook(partial(VideoCNN._netwarp_hook, self, index))
 
     def forward(
-        self,
-        frame: Tensor,
-        flow: Flow | None = None,
-        memory: Memory | None = None,
-        *,
-        host: Callable[..., Any] | None = None,
-        **host_arguments: Any,
+        self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None, **host_arguments: Any
     ) -> tuple[Any, Memory]:
         """Run the network on one frame of each stream of the batch.
 
@@ -180,7 +151,6 @@ class VideoCNN(nn.Module):
             flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it. Not used
                 when ``memory`` is None.
             memory: The memory that the previous call on these streams returned, or None for a first frame.
-            host: The host as `compile_host` returned it; by default it runs uncompiled.
             host_arguments: Further arguments of the host, such as ``auxiliary=True`` in training.
 
         Returns:
@@ -191,21 +161,93 @@ class VideoCNN(nn.Module):
             ValueError: If the shapes or types of frame, flow and memory do not match.
             RuntimeError: If the host did not run an insertion layer, or ran one twice.
         """
-        self._check(frame, flow, memory)
-        if isinstance(flow, Tensor) and memory is not None:
-            _check_flow(flow, frame)
-        run = _ForwardPass(frame, flow, memory)
-        token = _FORWARD_PASSES.set({**_FORWARD_PASSES.get(), self: run})
-        try:
-            output = (self.host if host is None else host)(frame, **host_arguments)
-        finally:
-            _FORWARD_PASSES.reset(token)
-        missing = [name for name in self.layers if name not in run.representations]
-        if missing:
-            raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
-        return output, Memory(tuple(frame.shape), run.frames, run.representations)
+        self.check(frame, flow, memory)
+        if memory is None:
+            output, representations = self._run_host(frame, None, host_arguments)
+            frames = self.frames_for_flow(frame, map_sizes(representations))
+            return output, Memory(tuple(frame.shape), frames, representations)
 
-    def _check(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> None:
+        sizes = map_sizes(memory.representations)
+        frames, flows = self.frames_for_flow(frame, sizes), dict[str, Tensor]()
+
+        def blend(index: int, z: Tensor) -> Tensor:
+            if not flows:
+                flows.update(self.transform_flow(computed_flow(flow, frame), frames, memory.frames, sizes))
+            name = self.layers[index]
+            return self.netwarps[index](z, memory.representations[name], flows[name])
+
+        output, representations = self._run_host(frame, blend, host_arguments)
+        return output, Memory(tuple(frame.shape), frames, representations)
+
+    def step(self, frame: Tensor, warped: Mapping[str, Tensor] | None) -> tuple[Any, dict[str, Tensor]]:
+        """Run the host and blend its layers with representations that are warped already.
+
+        Warping needs the memory and the flow, not the present representations. So a frame of a video CNN can be
+        computed in three parts: `transform_flow`, `ops.warp`, and this one, which is a plain graph of the host and a
+        few products.
+
+        Args:
+            frame: ``(B, 3, H, W)``, normalised as the host expects.
+            warped: The warped representation of each insertion layer; None for a first frame.
+
+        Returns:
+            The host's output, and the representations for the memory.
+        """
+
+        def blend(index: int, z: Tensor) -> Tensor:
+            module = self.netwarps[index]
+            assert warped is not None and isinstance(module, NetWarp | Concatenation)
+            return module.blend(z, warped[self.layers[index]])
+
+        return self._run_host(frame, None if warped is None else blend, {})
+
+    def frames_for_flow(self, frame: Tensor, sizes: Mapping[str, Size]) -> dict[Size, Tensor]:
+        """Return the frame, float32, on each grid that Λ works on: what `Memory.frames` is.
+
+        Args:
+            frame: ``(B, 3, H, W)``.
+            sizes: Size of each insertion layer's output, in the order that the layers run in.
+        """
+        return {grid: _resize_frame(frame, grid) for grid in self.flow_cnn_grids(map_size(frame), sizes)}
+
+    def flow_cnn_grids(self, frame: Size, sizes: Mapping[str, Size]) -> tuple[Size, ...]:
+        """Return the grids that Λ works on; none if there is no Λ. Arguments as for `frames_for_flow`."""
+        return () if self.flow_cnn is None else tuple(dict.fromkeys(self._flow_cnn_grid(frame, sizes).values()))
+
+    def transform_flow(
+        self,
+        flow: Tensor,
+        frames: Mapping[Size, Tensor],
+        previous_frames: Mapping[Size, Tensor],
+        sizes: Mapping[str, Size],
+    ) -> dict[str, Tensor]:
+        """Return Λ(F), or F if there is no Λ, on the grid of each insertion layer, in pixels of that grid.
+
+        Λ always computes in float32: half precision would lose fractions of a pixel.
+
+        Args:
+            flow: ``(B, 2, H, W)`` float32, reverse flow F in pixels of the frame.
+            frames: What `frames_for_flow` returned for this frame.
+            previous_frames: The same for the previous frame.
+            sizes: Size of each insertion layer's output, in the order that the layers run in.
+        """
+        by_size: dict[Size, Tensor] = {}
+        for name, grid in self._flow_cnn_grid(map_size(flow), sizes).items():
+            if grid not in by_size:
+                by_size[grid] = resize_flow(flow, grid)
+                if self.flow_cnn is not None:
+                    with torch.autocast(flow.device.type, enabled=False):
+                        by_size[grid] = self.flow_cnn(by_size[grid], previous_frames[grid], frames[grid])
+            if sizes[name] not in by_size:
+                by_size[sizes[name]] = resize_flow(by_size[grid], sizes[name])
+        return {name: by_size[size] for name, size in sizes.items()}
+
+    def check(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> None:
+        """Check the arguments of a call.
+
+        Raises:
+            ValueError: If the shapes or types of frame, flow and memory do not match.
+        """
         if frame.ndim != 4:
             raise ValueError(f"frame is {tuple(frame.shape)}: give (B, C, H, W)")
         if memory is None:
@@ -217,59 +259,61 @@ class VideoCNN(nn.Module):
             )
         if flow is None:
             raise ValueError("memory needs a flow from this frame to the previous one: give flow, or memory=None")
+        if isinstance(flow, Tensor):
+            _check_flow(flow, frame)
         if set(memory.representations) != set(self.layers):
             raise ValueError(
                 f"memory is of layers {sorted(memory.representations)}, this network has {sorted(self.layers)}: "
                 "reset it with memory=None"
             )
 
+    def _run_host(
+        self, frame: Tensor, blend: Blended | None, host_arguments: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Run the host; return its output and the representations for the memory, in the order the layers ran in."""
+        run = _HostPass(blend)
+        token = _HOST_PASSES.set({**_HOST_PASSES.get(), self: run})
+        try:
+            output = self.host(frame, **host_arguments)
+        finally:
+            _HOST_PASSES.reset(token)
+        missing = [name for name in self.layers if name not in run.representations]
+        if missing:
+            raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
+        return output, run.representations
+
     def _netwarp_hook(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
         """Replace the output z_t of an insertion layer by its blend with the memory; remember z_t or the blend."""
-        run, name = _FORWARD_PASSES.get().get(self), self.layers[index]
+        run, name = _HOST_PASSES.get().get(self), self.layers[index]
         if run is None:  # the host was called by itself
             return None
         if name in run.representations:
             raise RuntimeError(f"layer {name!r} ran twice in one pass of the host: choose one that runs once")
-        grid = self._flow_cnn_grid(run, z)
-        if self.flow_cnn is not None and grid not in run.frames:
-            run.frames[grid] = _resize_frame(run.frame, grid)
-        if run.memory is None:
-            blend = z
-        else:
-            blend = self.netwarps[index](z, run.memory.representations[name], self._flow_at(run, _size(z), grid))
+        blend = z if run.blend is None else run.blend(index, z)
         remembered = z if self.remember == "before" else blend
         run.representations[name] = remembered
         # The host may modify this tensor in place later (in training, dropout may too), so pass it a copy.
         shared = remembered is blend and (self._modified_in_place[index] or self.training)
         return blend.clone() if shared else blend
 
-    def _flow_cnn_grid(self, run: _ForwardPass, z: Tensor) -> Size:
-        """Return the size of the grid that Λ works on for an insertion layer with output ``z``."""
-        if self.flow_grid == "image":
-            return _size(run.frame)
-        if self.flow_grid == "first":
-            return _size(next(iter(run.representations.values()), z))
-        return _size(z)
+    def _flow_cnn_grid(self, frame: Size, sizes: Mapping[str, Size]) -> dict[str, Size]:
+        """Return the size of the grid that Λ works on for each insertion layer."""
+        if self.flow_grid == "features":
+            return dict(sizes)
+        return dict.fromkeys(sizes, frame if self.flow_grid == "image" else next(iter(sizes.values()), frame))
 
-    def _flow_at(self, run: _ForwardPass, size: Size, grid: Size) -> Tensor:
-        """Return Λ(F), computed on ``grid``, resized to ``size``. Both steps run once per size and forward pass."""
-        if grid not in run.flows:
-            run.flows[grid] = self._transform_flow(run, grid)
-        if size not in run.flows:
-            run.flows[size] = resize_flow(run.flows[grid], size)
-        return run.flows[size]
 
-    def _transform_flow(self, run: _ForwardPass, grid: Size) -> Tensor:
-        """Compute Λ(F) on a grid, always in float32: half precision would lose fractions of a pixel."""
-        assert run.flow is not None and run.memory is not None
-        if not isinstance(run.flow, Tensor):
-            run.flow = run.flow()
-            _check_flow(run.flow, run.frame)
-        flow = resize_flow(run.flow, grid)
-        if self.flow_cnn is None:
-            return flow
-        with torch.autocast(flow.device.type, enabled=False):
-            return self.flow_cnn(flow, run.memory.frames[grid], run.frames[grid])
+def computed_flow(flow: Flow | None, frame: Tensor) -> Tensor:
+    """Return the flow, computed by its function if it is one.
+
+    Raises:
+        ValueError: If the function returns a flow of another shape or type.
+    """
+    assert flow is not None
+    if isinstance(flow, Tensor):
+        return flow
+    _check_flow(computed := flow(), frame)
+    return computed
 
 
 def _check_flow(flow: Tensor, frame: Tensor) -> None:
@@ -280,12 +324,18 @@ def _check_flow(flow: Tensor, frame: Tensor) -> None:
         raise ValueError(f"flow is {flow.dtype}, expected torch.float32: use flow.float()")
 
 
-def _size(tensor: Tensor) -> Size:
-    return tensor.shape[-2], tensor.shape[-1]
+def map_size(features: Tensor) -> Size:
+    """Return the size of the grid of ``(B, C, h, w)``."""
+    return features.shape[-2], features.shape[-1]
+
+
+def map_sizes(maps: Mapping[str, Tensor]) -> dict[str, Size]:
+    """Return the sizes of the grids of maps."""
+    return {name: map_size(features) for name, features in maps.items()}
 
 
 def _resize_frame(frame: Tensor, size: Size) -> Tensor:
-    resized = frame if _size(frame) == size else F.interpolate(frame, size=size, mode="area")
+    resized = frame if map_size(frame) == size else F.interpolate(frame, size=size, mode="area")
     return resized.float()
 
 

@@ -38,6 +38,10 @@ MAX_HEADER_BYTES = 2**20
 """Largest header of a weights file that is read: 10,000 tensors, a second's work. PSPNet-101 has 75 kB."""
 
 _HEADER = "netwarp_ros"
+INT8_HEADER = "netwarp_ros_int8"
+"""The entry in the header of a file of int8 graphs (`netwarp_ros.engines.int8`)."""
+
+_INT8 = "-int8"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,11 +109,12 @@ class ModelSpec(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network, its spec, and its name."""
+    """A network, its spec, its name, and the file that it was loaded from, if it was."""
 
     network: VideoCNN
     spec: ModelSpec
     name: str
+    file: Path | None = None
 
 
 def build(spec: ModelSpec) -> VideoCNN:
@@ -190,7 +195,7 @@ def load_model(name_or_file: str | Path) -> Model:
     spec = read_spec(path)
     with torch.device("meta"):
         host = _build_host(spec)
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _check_shapes(path, VideoCNN(host, {}), {name: shapes[name] for name in shapes if name.startswith("host.")})
         tensors = {name: file.get_tensor(name) for name in shapes}
@@ -212,7 +217,7 @@ def load_model(name_or_file: str | Path) -> Model:
     _check_shapes(path, network, shapes)
     _check_values(path, network, weights)
     network.load_state_dict(weights, assign=True)
-    return Model(network.eval(), spec, path.stem)
+    return Model(network.eval(), spec, path.stem, path)
 
 
 def read_spec(path: str | Path) -> ModelSpec:
@@ -221,8 +226,16 @@ def read_spec(path: str | Path) -> ModelSpec:
     Raises:
         WeightsError: The file is not a safetensors file, or its header has no valid spec.
     """
-    with _open(Path(path)) as file:
-        header = (file.metadata() or {}).get(_HEADER)
+    path = Path(path)
+    with open_safetensors(path) as file:
+        entries = file.metadata() or {}
+    header = entries.get(_HEADER)
+    if header is None and INT8_HEADER in entries:
+        name = path.name.removesuffix(f"{_INT8}{path.suffix}")
+        raise WeightsError(
+            f"{path} holds the int8 graphs of a model, not a model: give {name}.safetensors, or its name, and "
+            "precision int8"
+        )
     if header is None:
         raise WeightsError(
             f"{path} has no {_HEADER!r} entry in its header: write the file with netwarp_ros.models.save_model, "
@@ -258,10 +271,20 @@ def find_weights(name_or_file: str | Path) -> Path:
 
 def shipped_models() -> list[str]:
     """Return the names of the models in this package."""
-    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))
+    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors") if not path.stem.endswith(_INT8))
 
 
-def _open(path: Path) -> Any:
+def int8_file(weights: Path) -> Path:
+    """Return the path of the int8 graphs of a model, given that of its weights."""
+    return weights.with_name(f"{weights.stem}{_INT8}.safetensors")
+
+
+def open_safetensors(path: Path) -> Any:
+    """Open a safetensors file, after a look at the size of its header.
+
+    Raises:
+        WeightsError: It is not a safetensors file, or its header has more than `MAX_HEADER_BYTES`.
+    """
     try:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")

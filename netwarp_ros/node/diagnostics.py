@@ -103,8 +103,10 @@ def node_status(
     findings = [(WARN, f"the node is {state}: {way_out}")] if way_out else []
     values: dict[str, Any] = {"state": state}
     if segmenter is not None:
-        values |= {"model": segmenter.model.name, "device": segmenter.device, "precision": segmenter.precision}
-        values["compiled"] = segmenter.compiled
+        values |= {"model": segmenter.model.name, "device": segmenter.device}
+        values |= {"engine": segmenter.engine.name, "precision": segmenter.precision}
+        if segmenter.engine_problem:
+            values["engine problem"] = segmenter.engine_problem
         if segmenter.device.type == "cuda":
             finding, gpu_values = _gpu(segmenter.device, thresholds)
             findings.append(finding)

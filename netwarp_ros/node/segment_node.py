@@ -14,9 +14,10 @@ if __name__ == "__main__":
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from threading import Thread
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
@@ -26,6 +27,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
+from netwarp_ros.engines import COMPILE_MODES, ENGINES, INT8, PRECISIONS, EngineOptions
 from netwarp_ros.flow.dis import PRESETS, DisFlow
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.models import DEFAULT_MODEL
@@ -38,7 +40,7 @@ from netwarp_ros.node.parameters import SIZE, TOPIC, parameter
 from netwarp_ros.node.process import executing, ros_process
 from netwarp_ros.recordings.image_messages import ImageError
 from netwarp_ros.resources import cut
-from netwarp_ros.segmenter import COMPILE_MODES, MAX_GAP, MAX_INPUT_WIDTH, PRECISIONS, Segmenter
+from netwarp_ros.segmenter import MAX_GAP, MAX_INPUT_WIDTH, Segmenter
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,27 @@ class SegmentParameters:
     model: str = parameter(
         DEFAULT_MODEL, "Name of a shipped model (see `netwarp models`), or path of a .safetensors file."
     )
+    engine: str = parameter(
+        "auto", "What runs the network; auto is the fastest that is installed and made for the device.", choices=ENGINES
+    )
     device: str = parameter("cpu", "PyTorch device: cpu, cuda or cuda:N.")
     precision: str = parameter(
         "auto",
-        "Precision of the network; auto is the fastest that the device has instructions for.",
-        choices=("auto", *PRECISIONS),
+        "Precision of the network; auto is the fastest in floating point that the device has instructions for. int8 "
+        "needs a model that was made by `netwarp quantize`.",
+        choices=("auto", *PRECISIONS, INT8),
     )
     compile: str = parameter(
         "none",
-        "Mode of torch.compile for the image CNN. Compiling takes half a minute when the node is configured; "
+        "Mode of torch.compile, for engine torch. Compiling takes a minute when the node is configured; "
         "reduce-overhead replays CUDA graphs.",
         choices=COMPILE_MODES,
+    )
+    threads: int = parameter(
+        0, "Threads of the engine, PyTorch and OpenCV on the CPU; 0: one on each core.", limits=(0, 1024)
+    )
+    engine_cache: str = parameter(
+        "", "Folder in which the engine keeps what it made of the model, to be configured faster; empty: none."
     )
     flow_preset: str = parameter("ultrafast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
     input_height: int = parameter(
@@ -91,6 +103,12 @@ class SegmentParameters:
     )
     host_only: bool = parameter(False, "Run the image CNN on each frame by itself, without memory and flow.")
     overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
+
+
+def engine_arguments(settings: SegmentParameters) -> dict[str, Any]:
+    """Return the parameters of the engine as `Segmenter` takes them."""
+    arguments = {field.name: getattr(settings, field.name) for field in fields(EngineOptions)}
+    return {**arguments, "engine_cache": settings.engine_cache or None}
 
 
 MAX_PROBLEM = 1000
@@ -152,18 +170,14 @@ class SegmentNode(LifecycleNode):
             self._segmenter = Segmenter(
                 settings.model,
                 flow=settings.flow_preset,
-                device=settings.device,
-                precision=settings.precision,
+                **engine_arguments(settings),
                 input_height=settings.input_height,
                 max_input_width=settings.max_input_width,
                 max_gap=settings.max_gap,
                 host_only=settings.host_only,
-                compile=settings.compile,
             )
-            if self._segmenter.compile_problem:
-                self.get_logger().warning(
-                    f"compile is {self._segmenter.compiled}, not {settings.compile}: {self._segmenter.compile_problem}"
-                )
+            if problem := self._segmenter.engine_problem:
+                self.get_logger().warning(f"engine {self._segmenter.engine.name} is in use: {problem}")
             sizes = [(int(width), int(height)) for width, height in (size.split("x") for size in settings.image_sizes)]
             for width, height in sizes:
                 self._segmenter.warm_up(width, height)
@@ -179,7 +193,8 @@ class SegmentNode(LifecycleNode):
             self._release()
             return TransitionCallbackReturn.FAILURE
         self.get_logger().info(
-            f"{self._segmenter.model.name} on {self._segmenter.device} in {self._segmenter.precision} "
+            f"{self._segmenter.model.name} in {self._segmenter.engine.name} on {self._segmenter.device} "
+            f"({self._segmenter.precision}) "
             f"for {', '.join(camera.topic for camera in self._cameras.values())}"
         )
         return TransitionCallbackReturn.SUCCESS

@@ -12,8 +12,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from netwarp_ros.engines import PRECISIONS
 from netwarp_ros.models import Memory, ModelSpec, VideoCNN
-from netwarp_ros.segmenter import PRECISIONS
 from netwarp_ros.training.config import LossConfig, TrainingConfig
 
 

@@ -25,7 +25,7 @@ from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node import parameters
 from netwarp_ros.node.images import mask_message
 from netwarp_ros.node.process import executing, ros_process
-from netwarp_ros.node.segment_node import SegmentParameters
+from netwarp_ros.node.segment_node import SegmentParameters, engine_arguments
 from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.recordings.messages import stamp_of
 from netwarp_ros.segmenter import Segmenter, Stream
@@ -76,8 +76,7 @@ class PlainNode(Node):
         settings = parameters.read(self, SegmentParameters)
         segmenter = Segmenter(
             settings.model,
-            device=settings.device,
-            precision=settings.precision,
+            **engine_arguments(settings),
             input_height=settings.input_height,
             max_input_width=settings.max_input_width,
             host_only=True,

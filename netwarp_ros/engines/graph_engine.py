@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all engines that run graphs have in common: which graphs there are, and how they make a frame."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from netwarp_ros import ops
+from netwarp_ros.engines.engine import Normalisation
+from netwarp_ros.engines.graphs import FlowGraph, FrameGraph, StepGraph, to_pixels, to_planes
+from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN, computed_flow
+
+RunGraph = Callable[..., Sequence[Tensor]]
+"""A compiled graph. It takes and returns dense maps ``(B, h, w, C)``; what it returns is new memory each time."""
+
+MAX_SHAPES = 16
+"""Shapes of frames whose compiled graphs are kept; when there are more, those used longest ago are dropped."""
+
+
+class GraphEngine(ABC):
+    """An `Engine` that runs the graphs of `netwarp_ros.engines.graphs`, and our warp operator between them.
+
+    The graphs are compiled for each shape of frame when it first occurs.
+
+    Args:
+        network: The network, in evaluation mode, in the type and on the device that the graphs are exported with.
+        normalisation: That of the frames.
+        device: Where frames and memory are.
+    """
+
+    name: str
+    precision: str
+
+    def __init__(self, network: VideoCNN, normalisation: Normalisation, device: torch.device) -> None:
+        self.network, self.normalisation, self.device = network, normalisation, device
+        self._shapes: OrderedDict[tuple[object, ...], _Graphs] = OrderedDict()
+
+    @abstractmethod
+    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+        """Compile a graph for inputs of these shapes and types.
+
+        Raises:
+            EngineError: If that is not possible.
+        """
+
+    def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        self.network.check(frame, flow, memory)
+        graphs, (pixels,) = self._graphs(frame), to_pixels(frame.contiguous(memory_format=torch.channels_last))
+        if memory is None or not graphs.sizes:  # a host alone blends nothing
+            maps = graphs.flow(graphs.no_flow, pixels, *graphs.no_frames) if graphs.grids else ()
+            scores, *representations = graphs.first(pixels)
+        else:
+            (motion,) = to_pixels(computed_flow(flow, frame).contiguous(memory_format=torch.channels_last))
+            previous = to_pixels(*(memory.frames[grid] for grid in graphs.grids))
+            maps = graphs.flow(motion, pixels, *previous) if previous else graphs.flow(motion)
+            flows = map(to_planes, maps[len(graphs.grids) :])
+            warped = [
+                ops.warp(memory.representations[name], along) for name, along in zip(graphs.sizes, flows, strict=True)
+            ]
+            scores, *representations = graphs.step(pixels, *to_pixels(*warped))
+        return to_planes(scores), Memory(
+            tuple(frame.shape),
+            {grid: to_planes(small) for grid, small in zip(graphs.grids, maps, strict=False)},
+            {name: to_planes(z) for name, z in zip(graphs.sizes, representations, strict=True)},
+        )
+
+    def _graphs(self, frame: Tensor) -> _Graphs:
+        key = (*frame.shape, frame.dtype)
+        if key not in self._shapes:
+            self._shapes[key] = _Graphs(self, frame)
+            if len(self._shapes) > MAX_SHAPES:
+                self._shapes.popitem(last=False)
+        self._shapes.move_to_end(key)
+        return self._shapes[key]
+
+
+class _Graphs:
+    """The graphs for frames of one shape. They are compiled when they are first needed: a host alone needs one.
+
+    Args:
+        engine: The engine that compiles them.
+        frame: A frame of this shape and type.
+
+    Attributes:
+        sizes: Size of each insertion layer's output, in the order that the layers run in.
+        grids: The grids of Λ.
+        no_flow: A flow of zeros.
+        no_frames: A frame of zeros on each grid.
+    """
+
+    def __init__(self, engine: GraphEngine, frame: Tensor) -> None:
+        self._engine = engine
+        (self._frame,) = to_pixels(torch.zeros_like(frame, memory_format=torch.channels_last))
+        graph = StepGraph(engine.network, engine.normalisation)
+        with torch.inference_mode():  # once, uncompiled, to learn the shapes
+            _, *self._representations = graph(self._frame)
+        self.sizes: dict[str, Size] = {
+            name: (z.shape[1], z.shape[2]) for name, z in zip(graph.layers, self._representations, strict=True)
+        }
+        batch, _, height, width = frame.shape
+        self.grids = engine.network.flow_cnn_grids((height, width), self.sizes)
+        self.no_flow, *self.no_frames = (
+            torch.zeros(batch, *shape, device=frame.device)
+            for shape in ((height, width, 2), *((*grid, 3) for grid in self.grids))
+        )
+
+    @cached_property
+    def first(self) -> RunGraph:
+        return self._engine.compile(StepGraph(self._engine.network, self._engine.normalisation), [self._frame])
+
+    @cached_property
+    def flow(self) -> RunGraph:
+        graph = FlowGraph(self._engine.network, self._engine.normalisation, self.sizes, self.grids)
+        return self._engine.compile(graph, [self.no_flow, *([self._frame, *self.no_frames] if self.grids else [])])
+
+    @cached_property
+    def step(self) -> RunGraph:
+        graph = StepGraph(self._engine.network, self._engine.normalisation, tuple(self.sizes))
+        return self._engine.compile(graph, [self._frame, *self._representations])

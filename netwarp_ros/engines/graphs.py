@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frame of a video CNN as plain graphs, without hooks, for compilers and inference runtimes.
+
+All warps depend on the memory and the flow, none on the present features. So a frame is: the flow graph, which
+transforms the flow; our warp operator on each representation of the memory; and the step graph, the host with a blend
+at each insertion layer. A first frame has no memory: its step graph is the host alone. No graph contains a warp, for
+runtimes sample along a flow in other ways than ours (docs/architecture.md).
+
+All maps go in and out as ``(B, h, w, C)``, which is how cameras, OpenCV and our operator on the CPU have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netwarp_ros.engines.engine import Normalisation
+from netwarp_ros.models.netwarp import EPSILON
+from netwarp_ros.models.video_cnn import Size, VideoCNN
+
+
+class FrameGraph(nn.Module):
+    """What the graphs have in common: the network, and the normalisation of the frame."""
+
+    def __init__(self, network: VideoCNN, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.network = network
+        self.scale, self.shift = (nn.Buffer(values, persistent=False) for values in normalisation)
+
+    def normalised(self, frame: Tensor) -> Tensor:
+        """Return a frame ``(B, H, W, 3)``, uint8 or normalised already, as ``(B, 3, H, W)`` float32."""
+        return Normalisation(self.scale, self.shift)(to_planes(frame)).float()
+
+
+class FlowGraph(FrameGraph):
+    """Flow, frame, and the previous frame on the grids of Λ → the frame on these grids, and a flow for each layer.
+
+    Without Λ, the flow is all it takes. For a first frame, all but the frame are zeros, and only the frame on the grids
+    is of use.
+
+    Args:
+        network: The network.
+        normalisation: That of the frame.
+        sizes: Size of each insertion layer's output, in the order that the layers run in.
+        grids: The grids of Λ; none if there is no Λ.
+    """
+
+    def __init__(
+        self, network: VideoCNN, normalisation: Normalisation, sizes: Mapping[str, Size], grids: Sequence[Size]
+    ) -> None:
+        super().__init__(network, normalisation)
+        self.sizes, self.grids = sizes, grids
+
+    def forward(self, flow: Tensor, *frames: Tensor) -> tuple[Tensor, ...]:
+        present: dict[Size, Tensor] = {}
+        if self.grids:
+            present = self.network.frames_for_flow(self.normalised(frames[0]), self.sizes)
+        previous = dict(zip(self.grids, map(to_planes, frames[1:]), strict=True))
+        flows = self.network.transform_flow(to_planes(flow), present, previous, self.sizes)
+        return to_pixels(*present.values(), *(flows[name] + EPSILON for name in self.sizes))
+
+
+class StepGraph(FrameGraph):
+    """Frame and warped representations → scores, and the representations for the memory.
+
+    Without warped representations it is the graph of a first frame.
+
+    Attributes:
+        layers: Names of the representations, in their order: that in which the layers run. Known once it has run.
+    """
+
+    def __init__(self, network: VideoCNN, normalisation: Normalisation, layers: Sequence[str] = ()) -> None:
+        super().__init__(network, normalisation)
+        self.layers = tuple(layers)
+
+    def forward(self, frame: Tensor, *warped: Tensor) -> tuple[Tensor, ...]:
+        normalised = self.normalised(frame)
+        weight = next(self.network.host.parameters(), normalised)
+        maps = dict(zip(self.layers, map(to_planes, warped), strict=True)) if warped else None
+        scores, representations = self.network.step(normalised.to(weight.dtype), maps)
+        self.layers = tuple(representations)
+        return to_pixels(scores, *representations.values())
+
+
+def to_planes(pixels: Tensor) -> Tensor:
+    """View ``(B, h, w, C)`` as ``(B, C, h, w)``."""
+    return pixels.permute(0, 3, 1, 2)
+
+
+def to_pixels(*maps: Tensor) -> tuple[Tensor, ...]:
+    """View maps ``(B, C, h, w)`` as ``(B, h, w, C)``; a view is dense if the map is channels-last."""
+    return tuple(features.permute(0, 2, 3, 1) for features in maps)
+
+
+def export(graph: FrameGraph, inputs: Sequence[Tensor], *, dynamic: bool = False) -> torch.export.ExportedProgram:
+    """Export a graph with its weights by `torch.export`.
+
+    Args:
+        graph: The graph.
+        inputs: Inputs of the shapes and types that it is exported for.
+        dynamic: Whether batch, height and width of all inputs may differ from those of ``inputs``, each of which must
+            be > 1; for a `StepGraph`.
+    """
+    shapes: dict[str, Any] | None = None
+    if dynamic:
+        sizes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+        assert isinstance(graph, StepGraph) and inputs[0].shape[0] > 1  # a batch of 1 would be taken as a constant
+        shapes = {"frame": sizes, **({"warped": tuple(sizes for _ in inputs[1:])} if inputs[1:] else {})}
+    with torch.inference_mode(False), torch.no_grad():
+        examples = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in inputs)
+        return torch.export.export(graph.eval(), examples, dynamic_shapes=shapes, strict=False)

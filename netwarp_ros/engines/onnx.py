@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX files of the graphs, and the engines that read ONNX: ONNX Runtime on CPUs, TensorRT on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netwarp_ros.engines.engine import EngineError, Normalisation
+from netwarp_ros.engines.graph_engine import GraphEngine, RunGraph
+from netwarp_ros.engines.graphs import FrameGraph, export
+from netwarp_ros.engines.pytorch import host_precision
+from netwarp_ros.models.video_cnn import VideoCNN
+
+OPSET = 18
+"""Version of ONNX's operators: ONNX Runtime 1.14 and TensorRT 8.6 know it. It has no GridSample that differs from ours,
+because no graph has one."""
+
+
+def to_onnx(graph: FrameGraph, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]]) -> bytes:
+    """Return a graph as an ONNX file, for inputs of these shapes and types.
+
+    Args:
+        graph: The graph.
+        inputs: Examples of its inputs.
+        names: Names of the inputs and of the outputs.
+
+    Raises:
+        EngineError: If the packages that write ONNX are missing.
+    """
+    try:
+        import onnxscript  # noqa: F401 - PyTorch's exporter needs it, and says so less clearly
+    except ImportError as error:
+        raise EngineError(f"ONNX cannot be written ({error}): pip install netwarp_ros[onnx]") from error
+    exported = export(graph, inputs)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
+            input_names=list(names[0]), output_names=list(names[1]),
+        )  # fmt: skip
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def numbered(inputs: int, outputs: int) -> tuple[list[str], list[str]]:
+    """Return names of inputs and outputs."""
+    return [f"in{index}" for index in range(inputs)], [f"out{index}" for index in range(outputs)]
+
+
+class OnnxRuntimeEngine(GraphEngine):
+    """ONNX Runtime on the CPU, in float32.
+
+    Args:
+        network: The network, float32, on the CPU.
+        normalisation: That of the frames.
+        precision: ``float32``.
+        threads: Number of threads; 0 for one on each core.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, network: VideoCNN, normalisation: Normalisation, precision: str, threads: int) -> None:
+        super().__init__(network, normalisation, torch.device("cpu"))
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EngineError(
+                f"engine onnxruntime: it cannot be imported ({error}): pip install netwarp_ros[onnx]"
+            ) from error
+        if precision != "float32":
+            raise EngineError(f"engine onnxruntime: precision is {precision}, it has float32")
+        self.precision, self._runtime = precision, onnxruntime
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.log_severity_level = 3
+        # Threads that spin would take the cores from OpenCV's and PyTorch's between two graphs.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+        outputs = graph_outputs(graph, inputs)
+        names, results = numbered(len(inputs), len(outputs))
+        onnx = to_onnx(graph, inputs, (names, results))
+        session = self._runtime.InferenceSession(onnx, self._options, providers=["CPUExecutionProvider"])
+
+        def run(*maps: Tensor) -> list[Tensor]:
+            feeds = {name: features.numpy() for name, features in zip(names, maps, strict=True)}
+            return [torch.from_numpy(result) for result in session.run(results, feeds)]
+
+        return run
+
+
+class TensorRTEngine(GraphEngine):
+    """TensorRT on an NVIDIA GPU, by way of ONNX. It has not been run on a GPU yet.
+
+    The ONNX file has the type of the host, and TensorRT keeps it (a "strongly typed" network): half precision is what
+    PyTorch would compute in half precision, and Λ stays in float32.
+
+    Args:
+        network: The network, on the GPU, in the type that it computes in.
+        normalisation: That of the frames.
+        device: The GPU.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, network: VideoCNN, normalisation: Normalisation, device: torch.device) -> None:
+        super().__init__(network, normalisation, device)
+        try:
+            import tensorrt
+        except ImportError as error:
+            raise EngineError(f"engine tensorrt: it cannot be imported ({error}): pip install tensorrt") from error
+        if device.type != "cuda":
+            raise EngineError(f"engine tensorrt: the device is {device}, it needs cuda")
+        self.precision, self._tensorrt = host_precision(network), tensorrt
+        self._logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+
+    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+        examples = graph_outputs(graph, inputs)
+        names, results = numbered(len(inputs), len(examples))
+        context = self._build(to_onnx(graph, inputs, (names, results))).create_execution_context()
+
+        def run(*maps: Tensor) -> list[Tensor]:
+            outputs = [torch.empty_like(example, memory_format=torch.contiguous_format) for example in examples]
+            for name, features in zip((*names, *results), (*maps, *outputs), strict=True):
+                context.set_tensor_address(name, features.data_ptr())
+            if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+                raise EngineError("engine tensorrt: a graph could not be run; its log has the reason")
+            return outputs
+
+        return run
+
+    def _build(self, onnx: bytes) -> Any:
+        """Build the engine of an ONNX file."""
+        tensorrt = self._tensorrt
+        builder = tensorrt.Builder(self._logger)
+        network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = tensorrt.OnnxParser(network, self._logger)
+        if not parser.parse(onnx):
+            problems = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+            raise EngineError(f"engine tensorrt: it cannot read the graph: {problems}")
+        plan = builder.build_serialized_network(network, builder.create_builder_config())
+        if plan is None:
+            raise EngineError("engine tensorrt: it cannot build the graph; its log has the reason")
+        return tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan)
+
+
+def graph_outputs(graph: FrameGraph, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Run a graph, uncompiled, and return its outputs."""
+    with torch.inference_mode():
+        return graph(*inputs)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO: the fastest engine on CPUs. It takes the graphs from PyTorch's export, without ONNX."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netwarp_ros.engines.engine import EngineError, Normalisation
+from netwarp_ros.engines.graph_engine import GraphEngine, RunGraph
+from netwarp_ros.engines.graphs import FlowGraph, FrameGraph, StepGraph, export
+from netwarp_ros.engines.int8 import Int8Graphs, open_step_graph
+from netwarp_ros.models.video_cnn import VideoCNN
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""Types that OpenVINO computes in what is not quantized."""
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry.
+
+    With it, importing OpenVINO would send an event to Google Analytics, and write an identifier to ~/intel. OpenVINO
+    and NNCF do without the package ``openvino_telemetry`` if it cannot be imported.
+
+    Raises:
+        EngineError: If OpenVINO cannot be imported.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # importing it is now an ImportError
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f"engine openvino: it cannot be imported ({error}): pip install openvino") from error
+    return openvino
+
+
+class OpenVINOEngine(GraphEngine):
+    """OpenVINO on the CPU.
+
+    Args:
+        network: The network, float32, on the CPU.
+        normalisation: That of the frames.
+        precision: ``float32``, ``bfloat16``, or ``int8``, in which flow is computed in float32.
+        threads: Number of threads; 0 for one on each core that the process may use.
+        int8: The int8 graphs of the model; needed by ``int8``.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        network: VideoCNN,
+        normalisation: Normalisation,
+        precision: str,
+        threads: int,
+        int8: Int8Graphs | None = None,
+    ) -> None:
+        super().__init__(network, normalisation, torch.device("cpu"))
+        openvino = import_openvino()
+        if precision not in _PRECISIONS:
+            raise EngineError(f"engine openvino: precision is {precision}, it has {', '.join(_PRECISIONS)}")
+        self.precision, self._int8 = precision, int8 if precision == "int8" else None
+        self._openvino, self._core = openvino, openvino.Core()
+        self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        if threads:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+
+    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+        # Flow is always computed in float32: half precision would lose fractions of a pixel.
+        precision = "float32" if isinstance(graph, FlowGraph) else self.precision
+        options = {**self._options, "INFERENCE_PRECISION_HINT": _PRECISIONS[precision]}
+        if self._int8 and isinstance(graph, StepGraph):
+            model = open_step_graph(self._openvino, self._core, self._int8, graph, inputs)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
+                model = self._openvino.convert_model(export(graph, inputs))
+            model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
+        compiled = self._core.compile_model(model, "CPU", options)
+        request, to_tensor = compiled.create_infer_request(), self._openvino.Tensor
+        shapes = [tuple(output.shape) for output in compiled.outputs]
+
+        def run(*maps: Tensor) -> list[Tensor]:
+            results = [torch.empty(shape) for shape in shapes]
+            for index, features in enumerate(maps):
+                request.set_input_tensor(index, to_tensor(features.numpy(), shared_memory=True))
+            for index, result in enumerate(results):
+                request.set_output_tensor(index, to_tensor(result.numpy(), shared_memory=True))
+            request.infer()
+            return results
+
+        return run

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 import typer
 
-from netwarp_ros.cli import bag, benchmark, compare, convert, evaluate, models, plot, segment, table, train, view
+from netwarp_ros.cli import (
+    bag,
+    benchmark,
+    compare,
+    convert,
+    evaluate,
+    export,
+    models,
+    plot,
+    segment,
+    table,
+    train,
+    view,
+)
 
 app = typer.Typer(
     name="netwarp",
@@ -18,8 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    segment.segment, evaluate.evaluate, compare.compare, table.table, bag.bag, train.train, convert.convert, view.view,
-    models.models,
+    segment.segment, evaluate.evaluate, compare.compare, table.table, bag.bag, train.train, convert.convert,
+    export.export, view.view, models.models,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(benchmark.app, name="benchmark")

@@ -61,4 +61,4 @@ def test_the_paper_and_the_shipped_models_are_among_the_cases() -> None:
             (shape, dtype)
             for shape in ((1, 1024, 128, 128), (1, 128, 45, 60), (1, 64, 90, 120), (1, 32, 180, 240))
             for dtype in (torch.float32, half)
-        }
+        } | {((1, 128, 64, 80), torch.float32)}

@@ -2,8 +2,8 @@
 """The warp operator timed beside a copy of the same tensor, `grid_sample`, and compiled `grid_sample`.
 
 All implementations run in one process and alternate, so that other load on the machine slows them down alike. The
-median of each is reported. On one CPU thread (``OMP_NUM_THREADS=1``), CPU time is measured: other programs add little to
-it. Each allocates its result. The grid of `grid_sample` is computed beforehand and not timed.
+median of each is reported. On one CPU thread (``OMP_NUM_THREADS=1``), CPU time is measured: other programs add little
+to it. Each allocates its result. The grid of `grid_sample` is computed beforehand and not timed.
 
 In half precision, the grid must have the type of the features on CUDA, so its coordinates are not exact. On the CPU,
 features are converted to float32 and the result back, because `grid_sample` returns NaN in bfloat16, and its gradient

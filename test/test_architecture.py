@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {
         "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter", "timing",
     },
+    "quantization": {"classes", "engines", "evaluation", "models", "recordings", "segmenter"},
     "benchmarks": {"evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
     "node": {
         "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "recordings", "resources", "segmenter",
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "benchmarks", "classes", "datasets", "engines", "environment", "evaluation", "flow", "models", "node.tools",
-        "node", "offline", "recordings", "resources", "segmenter", "street", "timing", "training",
+        "node", "offline", "quantization", "recordings", "resources", "segmenter", "street", "timing", "training",
     },
 }  # fmt: skip
 """What each package, and each module beside the packages, may import of the others; the lowest come first."""

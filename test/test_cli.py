@@ -35,7 +35,9 @@ def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
 
 
-@pytest.mark.parametrize("command", ["", "segment", "evaluate", "table", "export", "benchmark node", "plot trimap"])
+@pytest.mark.parametrize(
+    "command", ["", "segment", "evaluate", "table", "quantize", "export", "benchmark node", "plot trimap"]
+)
 def test_help_does_not_load_pytorch(command: str) -> None:
     program = (
         "import sys; from netwarp_ros.cli import main\n"
@@ -50,7 +52,9 @@ def test_help_does_not_load_pytorch(command: str) -> None:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     listed = [line.split()[1] for line in capsys.readouterr().out.split("Commands")[1].splitlines()[1:-2]]
-    commands = ["segment", "evaluate", "compare", "table", "bag", "train", "convert", "export", "view", "models"]
+    commands = [
+        "segment", "evaluate", "compare", "table", "bag", "train", "convert", "quantize", "export", "view", "models",
+    ]  # fmt: skip
     assert [word for word in listed if word in {*commands, "benchmark", "plot"}] == [*commands, "benchmark", "plot"]
 
 

@@ -17,6 +17,7 @@ from netwarp_ros.cli import (
     export,
     models,
     plot,
+    quantize,
     segment,
     table,
     train,
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 for command in (
     segment.segment, evaluate.evaluate, compare.compare, table.table, bag.bag, train.train, convert.convert,
-    export.export, view.view, models.models,
+    quantize.quantize, export.export, view.view, models.models,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(benchmark.app, name="benchmark")

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step graphs of a model in int8, by NNCF's post-training quantization."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from netwarp_ros.engines.engine import Normalisation
+from netwarp_ros.engines.graphs import StepGraph, export
+from netwarp_ros.engines.int8 import Int8Graphs, StepIR
+from netwarp_ros.engines.openvino import import_openvino
+from netwarp_ros.models import Model
+from netwarp_ros.quantization.calibration import Sample
+
+
+def import_nncf() -> Any:
+    """Import NNCF, and let it report errors alone.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    import_openvino()
+    try:
+        import nncf
+    except ImportError as error:
+        raise ValueError(f"quantizing needs NNCF ({error}): pip install netwarp_ros[quantize]") from error
+    import logging
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that make the graphs."""
+    return {name: metadata.version(name) for name in ("nncf", "openvino", "torch")}
+
+
+def quantize(model: Model, samples: Sequence[Sample]) -> Int8Graphs:
+    """Quantize the step graphs of a model to int8.
+
+    Weights are int8 by output channel, and activations uint8 or int8 by tensor, but blends stay in float32: their
+    result is the memory, where an error would stay for many frames. Of the 8 bits of a weight, 7 are used: on a CPU
+    without VNNI, a sum of two products has 16 bits and would overflow. So masks do not depend on the CPU.
+
+    Args:
+        model: The model.
+        samples: What the ranges of the activations are measured on.
+
+    Raises:
+        ValueError: If NNCF is not installed.
+    """
+    nncf = import_nncf()
+    normalisation = Normalisation.of(model.spec, torch.device("cpu"))
+    scale, shift = (values.numpy().transpose(0, 2, 3, 1) for values in normalisation)
+
+    def normalised(sample: Sample) -> list[np.ndarray]:
+        return [sample[0] * scale + shift, *sample[1:]]
+
+    # Sizes > 1 that differ, and a batch > 1: the export takes others as constants.
+    height = model.spec.input_height
+    frame = torch.zeros(2, height, height * 4 // 3 + 1, 3)
+    first = StepGraph(model.network, normalisation)
+    with torch.inference_mode():
+        _, *warped = first(frame)
+    graphs, layers = [(StepGraph(model.network, normalisation), [frame])], first.layers
+    if layers:
+        graphs.append((StepGraph(model.network, normalisation, layers), [frame, *warped]))
+    quantized = []
+    for graph, inputs in graphs:
+        fitting = [sample[: len(inputs)] for sample in samples if len(sample) >= len(inputs)]
+        quantized.append(_quantize(nncf, graph, inputs, nncf.Dataset(fitting, normalised), len(fitting)))
+    return Int8Graphs(quantized[0], quantized[1] if layers else None, layers, f"{model.name} in int8")
+
+
+def _quantize(nncf: Any, graph: StepGraph, inputs: Sequence[torch.Tensor], calibration: Any, count: int) -> StepIR:
+    """Quantize a graph, given examples of its inputs, and a dataset of as many samples."""
+    openvino = import_openvino()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # NNCF shows its progress
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(export(graph, inputs, dynamic=True))
+        quantized = nncf.quantize(
+            model,
+            calibration,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=count,
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(names=_blends(model)),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+        )
+    return _serialise(openvino, quantized)
+
+
+def _blends(model: Any) -> list[str]:
+    """Return the names of the operations between the warped representations and the next layer: products and a sum."""
+    names, parameters = set[str](), model.get_parameters()[1:]
+    pending = list(parameters)
+    while pending:
+        for port in pending.pop().output(0).get_target_inputs():
+            node = port.get_node()
+            if node.get_type_name() in ("Transpose", "Multiply", "Add"):
+                names.add(node.get_friendly_name())
+            if node.get_type_name() in ("Transpose", "Multiply"):
+                pending.append(node)
+    return sorted(names)
+
+
+def _serialise(openvino: Any, model: Any) -> StepIR:
+    for path in (["conversion_parameters"], ["nncf"]):  # settings, which may name files of this machine
+        if model.has_rt_info(path):
+            model.set_rt_info("", path)
+    with tempfile.TemporaryDirectory(prefix="netwarp-") as folder:
+        xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+        openvino.serialize(model, xml, binary)
+        return StepIR(xml.read_bytes(), binary.read_bytes())

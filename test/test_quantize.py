@@ -205,6 +205,42 @@ def test_graph_that_openvino_cannot_read_is_an_error_of_the_engine(model: Path) 
         Segmenter(model, precision="int8")
 
 
+def test_graphs_of_other_layers_are_refused(file: Path, model: Path) -> None:
+    rewrite(file, lambda spec: spec.update(layers=["classifier"]))
+    with pytest.raises(EngineError, match=r"has the layers \['classifier'\], this network \['features'\]"):
+        Segmenter(model, precision="int8")
+
+
+def step_ir(result: Any, *inputs: Any) -> StepIR:
+    """Return a graph that OpenVINO can read: a result, plus a constant."""
+    openvino = import_openvino()
+    total = openvino.opset13.add(openvino.opset13.convert(result, "f32"), np.float32([1, 2, 3]))
+    return post_training._serialise(openvino, openvino.Model([total], list(inputs)))
+
+
+def test_graphs_that_are_no_step_graphs_are_refused(model: Path) -> None:
+    opset = import_openvino().opset13
+    frame, maps = opset.parameter([-1, -1, -1, 3]), opset.parameter([-1, -1, -1, 3], dtype=np.int32)
+    branch, parts = opset.if_op(opset.constant(True)), [opset.parameter([-1, -1, -1, 3]) for _ in range(2)]
+    bodies = [import_openvino().Model([opset.relu(part)], [part]) for part in parts]
+    branch.set_then_body(bodies[0])
+    branch.set_else_body(bodies[1])
+    branch.set_input(frame.output(0), *parts)
+    branched = branch.set_output(*(body.get_results()[0] for body in bodies))
+    for ir, message in (
+        (step_ir(opset.relu(maps), maps), "it does not take 1 maps of float32"),
+        (step_ir(branched, frame), "no step graph has {'If'}"),
+    ):
+        graphs = Int8Graphs(ir, ir, ("features",), "")
+        save_int8(int8_file(model), graphs, sha256(model), "", {}, {})
+        with pytest.raises(EngineError, match=message):
+            Segmenter(model, precision="int8")
+    step = step_ir(opset.relu(frame), frame)
+    save_int8(int8_file(model), Int8Graphs(step, step, ("features",), ""), sha256(model), "", {}, {})
+    with pytest.raises(EngineError, match=r"gives maps \[\[1, 48, 64, 3\]\] for frames \[1, 48, 64, 3\], not"):
+        Segmenter(model, precision="int8")
+
+
 def test_missing_file_is_named_with_the_command_that_makes_it(model: Path) -> None:
     with pytest.raises(EngineError, match=r"there is no .*small-int8.safetensors: make it with `netwarp quantize"):
         Segmenter(model, precision="int8")

@@ -211,7 +211,7 @@ def open_step_graph(openvino: Any, core: Any, graphs: Int8Graphs, graph: StepGra
         raise EngineError(f"{graphs.source} has the layers {list(graphs.layers)}, this network {list(graph.layers)}")
     try:
         model = core.read_model(ir.xml, ir.bin)
-        _check_inputs(openvino, model, len(inputs))
+        _check_model(openvino, model, len(inputs))
         if not layers:  # the host alone needs no memory
             for result in model.get_results()[1:]:
                 model.remove_result(result)
@@ -269,11 +269,14 @@ def _read(path: Path, name: str, expected: TensorSpec, tensor: Any) -> bytes:
     return content
 
 
-def _check_inputs(openvino: Any, model: Any, count: int) -> None:
-    """Check that the inputs are as many maps, of float32."""
+def _check_model(openvino: Any, model: Any, count: int) -> None:
+    """Check that the inputs are as many maps, of float32, and that there are no loops, branches or variables."""
     kinds = [(port.element_type, port.partial_shape.rank) for port in model.inputs]
-    if kinds != [(openvino.Type.f32, openvino.Dimension(4))] * count or model.get_sinks():
+    if kinds != [(openvino.Type.f32, openvino.Dimension(4))] * count:
         raise RuntimeError(f"it does not take {count} maps of float32")
+    kinds_of_operations = {operation.get_type_name() for operation in model.get_ops()}
+    if refused := kinds_of_operations & {"Loop", "TensorIterator", "If"} or model.get_sinks():
+        raise RuntimeError(f"no step graph has {refused}")
 
 
 def _with_normalisation(openvino: Any, model: Any, graph: StepGraph) -> Any:

@@ -50,7 +50,7 @@ def quantize(model: Model, samples: Sequence[Sample]) -> Int8Graphs:
 
     Weights are int8 by output channel, and activations uint8 or int8 by tensor, but blends stay in float32: their
     result is the memory, where an error would stay for many frames. Of the 8 bits of a weight, 7 are used: on a CPU
-    without VNNI, a sum of two products has 16 bits and would overflow. So masks do not depend on the CPU.
+    without VNNI, a sum of two products has 16 bits and would overflow, and masks would depend on the CPU.
 
     Args:
         model: The model.

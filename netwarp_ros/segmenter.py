@@ -23,7 +23,7 @@ from torch import Tensor
 
 from netwarp_ros import ops
 from netwarp_ros.engines import EngineOptions, open_engine
-from netwarp_ros.flow import DisFlow, FlowEstimator
+from netwarp_ros.flow import DisFlow, FlowEstimator, halve
 from netwarp_ros.models import (
     DEFAULT_MODEL,
     WHOLE_FRAME,
@@ -35,7 +35,7 @@ from netwarp_ros.models import (
     load_model,
     resize_flow,
 )
-from netwarp_ros.models.video_cnn import Flow
+from netwarp_ros.models.video_cnn import map_size
 from netwarp_ros.models.weights import MAX_INPUT_HEIGHT
 from netwarp_ros.timing import timed
 
@@ -167,6 +167,22 @@ class Segmenter:
         """Name of the precision in effect."""
         return self.engine.precision
 
+    @property
+    def flow(self) -> FlowEstimator:
+        """The flow estimator. DIS is given halved frames, see `DisFlow`."""
+        return self._flow
+
+    @flow.setter
+    def flow(self, estimator: FlowEstimator) -> None:
+        if isinstance(estimator, DisFlow):
+            estimator = DisFlow(estimator.preset, halved=True)
+        self._flow = estimator
+
+    def grey(self, image: np.ndarray) -> np.ndarray:
+        """Return an image ``(H, W, 3)`` as the flow estimator takes it: grey, and halved for DIS."""
+        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        return halve(grey) if isinstance(self.flow, DisFlow) else grey
+
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
         """Return a new stream. Each camera needs its own.
 
@@ -212,8 +228,8 @@ class Segmenter:
 
         Args:
             image: ``(H, W, 3)`` BGR uint8.
-            flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid; it is resized to the
-                frame's grid. Called when NetWarp needs it, so never when ``memory`` is None.
+            flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid. Called when NetWarp needs
+                it, so never when ``memory`` is None.
             memory: The memory that the previous call on this stream returned, or None.
 
         Returns:
@@ -221,19 +237,21 @@ class Segmenter:
         """
         frame = self._upload(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         height, width = image.shape[:2]
-        motion = None if flow is None else lambda: resize_flow(self._upload(flow()), (height, width))
+        motion = None if flow is None else lambda: self._upload(flow())
         scores, memory = self._run(frame, motion, memory)
         return _mask_at_input_size(scores, (height, width)), memory if self.uses_netwarp else None
 
     def _run(
-        self, frame: Tensor, motion: Flow | None, memory: Memory | InferenceMemory | None
+        self, frame: Tensor, motion: Callable[[], Tensor] | None, memory: Memory | InferenceMemory | None
     ) -> tuple[Tensor, Memory | InferenceMemory]:
         """Return the scores of a frame, and the memory for the next one."""
         if self.inference == WHOLE_FRAME:
             assert not isinstance(memory, InferenceMemory)
             return self.engine(frame, motion, memory)
         assert not isinstance(memory, Memory)
-        return self.inference(self.engine, self.engine.normalisation(frame), motion, memory)
+        size = map_size(frame)
+        flow = None if motion is None else lambda: resize_flow(motion(), size)  # windows are cut from frame and flow
+        return self.inference(self.engine, self.engine.normalisation(frame), flow, memory)
 
     def _upload(self, array: np.ndarray) -> Tensor:
         """Return an array ``(H, W, C)`` as a tensor ``(1, C, H, W)`` on the device; on the CPU, a view of it."""
@@ -333,7 +351,7 @@ class Stream:
 
         with timed(stages, "prepare"):
             scaled = segmenter.scale(image)
-            grey = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY) if segmenter.uses_netwarp else None
+            grey = segmenter.grey(scaled) if segmenter.uses_netwarp else None
         estimated = None
 
         def flow_to_previous() -> np.ndarray:

@@ -178,6 +178,13 @@ def test_loading_and_segmenting_does_not_load_the_compiler(model: str) -> None:
     assert "torch" in loaded and not COMPILER & loaded
 
 
+def test_a_cached_engine_does_not_load_the_compiler(tmp_path: Path) -> None:
+    """What the robot's process needs is in the cache after its first start."""
+    segmenter = f"from netwarp_ros import Segmenter; Segmenter(engine='openvino', engine_cache={str(tmp_path)!r})"
+    assert COMPILER & loaded_by(segmenter)
+    assert not COMPILER & loaded_by(segmenter)
+
+
 def test_building_a_host_to_load_its_weights_does_not_load_the_compiler() -> None:
     hosts = "from netwarp_ros.models.hosts import HOSTS; import torch"
     loaded = loaded_by(f"{hosts}\nwith torch.device('meta'): [host(num_classes=11) for host in HOSTS.values()]")

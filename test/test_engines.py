@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from netwarp_ros import engines
 from netwarp_ros.classes import load_classes
-from netwarp_ros.engines import Engine, EngineError, EngineOptions, choice, graph_engine, open_engine
+from netwarp_ros.engines import Engine, EngineError, EngineOptions, cache, choice, graph_engine, open_engine
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowGraph, StepGraph, export
 from netwarp_ros.engines.onnx import OnnxRuntimeEngine, numbered, to_onnx
@@ -179,6 +180,12 @@ def test_other_sizes_are_compiled_when_they_come_and_the_oldest_is_dropped(monke
     assert len(engine._shapes) == 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("options", [{}, {"flow_grid": "features"}, {"flow_cnn": False}])
+def test_flow_may_have_a_grid_of_its_own(options: dict[str, Any]) -> None:
+    network = video_cnn(**options)
+    assert_like_torch(ENGINES["openvino"](network), network, frames(3), flows(3, (18, 26)))
+
+
 def test_flow_is_computed_only_when_there_is_a_memory() -> None:
     network = video_cnn()
     engine, motion, calls = ENGINES["openvino"](network), flows(1)[0], []
@@ -192,8 +199,8 @@ def test_flow_is_computed_only_when_there_is_a_memory() -> None:
         assert not calls
         engine(frames(1)[0], flow, memory)
         assert calls == [1]
-        with pytest.raises(ValueError, match=r"flow is \(1, 2, 3, 3\), expected \(1, 2, 37, 52\)"):
-            engine(frames(1)[0], lambda: torch.zeros(1, 2, 3, 3), memory)
+        with pytest.raises(ValueError, match=r"flow is \(2, 2, 37, 52\), expected \(1, 2, h, w\)"):
+            engine(frames(1)[0], lambda: torch.zeros(2, 2, 37, 52), memory)
         with pytest.raises(ValueError, match="when the size changes"):
             engine(frames(1, (40, 40))[0], flow, memory)
 
@@ -216,7 +223,7 @@ def test_no_graph_has_a_warp_and_all_are_free_of_hooks() -> None:
     frame = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)
     step = StepGraph(network, NORMALISATION, ["1", "3"])
     warped = [torch.zeros(1, 19, 26, 6), torch.zeros(1, 10, 13, 8)]
-    flow = FlowGraph(network, NORMALISATION, sizes, [SIZE])
+    flow = FlowGraph(network, NORMALISATION, SIZE, sizes, [SIZE])
     maps = [torch.zeros(1, *SIZE, 2), torch.zeros(1, *SIZE, 3)]
     for graph, inputs in ((step, [frame, *warped]), (flow, [maps[0], frame, maps[1]])):
         targets = {str(node.target) for node in export(graph, inputs).graph.nodes if node.op == "call_function"}
@@ -329,6 +336,57 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 def test_threads_limit_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OpenVINOEngine(video_cnn(), NORMALISATION, "float32", 1)
     assert engine._options["INFERENCE_NUM_THREADS"] == 1
+
+
+# The cache
+
+
+def cached(folder: Path, network: VideoCNN) -> Engine:
+    return OpenVINOEngine(network, NORMALISATION, "float32", 1, cache=folder)
+
+
+def test_cached_graphs_are_used_and_need_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, network = tmp_path / "new" / "cache", video_cnn()
+    expected = run(cached(folder, network), frames(2), flows(2))
+    files = sorted(folder.iterdir())
+    assert len(files) == 3 and all(file.suffix == ".safetensors" for file in files)
+    monkeypatch.setattr(torch.export, "export", lambda *_arguments, **_options: pytest.fail("it was exported again"))
+    again = run(cached(folder, video_cnn()), frames(2), flows(2))
+    assert all(torch.equal(mine[0], yours[0]) for mine, yours in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize("change", ["weights", "options", "size"])
+def test_graph_of_another_network_is_not_taken_from_the_cache(tmp_path: Path, change: str) -> None:
+    torch.manual_seed(2)
+    network, size = video_cnn(), SIZE
+    run(cached(tmp_path, network), frames(1), flows(1))
+    before = set(tmp_path.iterdir())
+    if change == "weights":
+        with torch.no_grad():
+            network.host[5].bias[0] += 0.5  # type: ignore[index, operator]
+    elif change == "options":
+        network.remember = "after"
+    else:
+        size = (40, 44)
+    assert_like_torch(cached(tmp_path, network), network, frames(1, size), flows(1, size))
+    assert set(tmp_path.iterdir()) > before
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"x", lambda _: b""])
+def test_damaged_graph_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    network = video_cnn()
+    run(cached(tmp_path, network), frames(2), flows(2))
+    contents = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for path, content in contents.items():
+        path.write_bytes(damage(content))
+    assert_like_torch(cached(tmp_path, network), network, frames(2), flows(2))
+    assert set(tmp_path.iterdir()) == contents.keys() and all(map(cache._read, contents))
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EngineError, match="engine_cache: .*file/cache cannot be made"):
+        cached(tmp_path / "file" / "cache", video_cnn())
 
 
 # torch.compile

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.flow import DisFlow
+from netwarp_ros.flow import DisFlow, halve
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.segmenter import MemoryState, Reset, Result, Segmenter
 
@@ -53,7 +53,8 @@ def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
         rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) / 255
         flow = None
         if previous is not None:
-            start = DisFlow("ultrafast")(image, previous, start)
+            greys = (halve(cv2.cvtColor(each, cv2.COLOR_BGR2GRAY)) for each in (image, previous))
+            start = DisFlow("ultrafast", halved=True)(*greys, start)
             flow = torch.from_numpy(start).permute(2, 0, 1)[None]
         with torch.no_grad():
             logits, memory = network(((rgb - mean) / std)[None], flow, memory)
@@ -177,8 +178,9 @@ def test_given_flow_is_used_and_none_is_estimated() -> None:
         raise AssertionError("a flow was given")
 
     first, second = images(2)
-    estimating, given = segmenter().stream(), segmenter(flow=refuse).stream()
-    flow = DisFlow("ultrafast")(second, first)
+    dis = DisFlow("ultrafast")
+    estimating = segmenter(flow=lambda present, previous: dis(present, previous)).stream()
+    given, flow = segmenter(flow=refuse).stream(), dis(second, first)
     estimating.segment(first, 1)
     given.segment(first, 1, flow=flow)
     expected, result = estimating.segment(second, 2), given.segment(second, 2, flow=flow)

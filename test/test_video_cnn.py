@@ -329,7 +329,7 @@ def test_parts_of_a_frame_give_the_frame(flow_grid: str, remember: str, blend: s
         _, representations = network.step(first, None)
         sizes = map_sizes(representations)
         previous, present = (network.frames_for_flow(frame, sizes) for frame in (first, second))
-        along = network.transform_flow(flow, present, previous, sizes)
+        along = network.transform_flow(flow, SIZE, present, previous, sizes)
         warped = {name: ops.warp(z, along[name] + EPSILON) for name, z in representations.items()}
         output, representations = network.step(second, warped)
     torch.testing.assert_close(logits_of(output), logits_of(expected))
@@ -390,8 +390,8 @@ def test_flow_is_estimated_once_after_the_first_insertion_layer() -> None:
         output, _ = video_cnn(second, estimate, memory)
         assert events == ["0", "3", "flow", "4"]
         assert torch.equal(output, video_cnn(second, flow, memory)[0])
-        with pytest.raises(ValueError, match=r"flow is \(1, 2, 8, 12\), expected \(1, 2, 64, 96\)"):
-            video_cnn(second, lambda: flow[..., ::8, ::8], memory)
+        with pytest.raises(ValueError, match=r"flow is \(1, 1, 64, 96\), expected \(1, 2, h, w\)"):
+            video_cnn(second, lambda: flow[:, :1], memory)
 
 
 @pytest.mark.parametrize(
@@ -476,6 +476,17 @@ def test_wrong_options_are_named(option: dict[str, Any]) -> None:
         augment(sequential(), ["3"], **option)
 
 
+def test_flow_may_have_a_grid_of_its_own() -> None:
+    """Half the size with half the displacements is the same smooth motion."""
+    video_cnn = with_blend(augment(sequential().eval(), ["0"], flow_cnn=False))
+    (first, second), flow = frames(2), torch.full((1, 2, *SIZE), 4.0)
+    with torch.no_grad():
+        _, memory = video_cnn(first)
+        expected, _ = video_cnn(second, flow, memory)
+        output, _ = video_cnn(second, flow[..., ::2, ::2] / 2, memory)
+    torch.testing.assert_close(logits_of(output), logits_of(expected))
+
+
 def test_wrong_inputs_are_named() -> None:
     video_cnn = augment(sequential().eval(), ["3"])
     frame, flow = frames(1)[0], flows(1)[0]
@@ -484,8 +495,8 @@ def test_wrong_inputs_are_named() -> None:
         video_cnn(frame[0])
     with pytest.raises(ValueError, match="memory needs a flow"):
         video_cnn(frame, None, memory)
-    with pytest.raises(ValueError, match=r"flow is \(1, 2, 8, 12\), expected \(1, 2, 64, 96\)"):
-        video_cnn(frame, flow[..., ::8, ::8], memory)
+    with pytest.raises(ValueError, match=r"flow is \(2, 64, 96\), expected \(1, 2, h, w\)"):
+        video_cnn(frame, flow[0], memory)
     with pytest.raises(ValueError, match="flow is torch.float64"):
         video_cnn(frame, flow.double(), memory)
     with pytest.raises(ValueError, match=r"memory is of \(1, 3, 64, 96\)"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +51,40 @@ def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int 
     """
     if not model.network.layers:
         raise ValueError(f"model {model.name} is an image CNN: choose one with NetWarp, see `netwarp models`")
+    segmenters = {
+        "host": Segmenter(model, host_only=True, **options),
+        "netwarp": Segmenter(model, **options),
+    }
+    stages = time_in_turns(segmenters, images, passes)
+    ratios = [video / host for video, host in zip(stages["netwarp"]["total"], stages["host"]["total"], strict=True)]
+    medians = {
+        name: {stage: statistics.median(values) for stage, values in taken.items()} for name, taken in stages.items()
+    }
+    return Overhead(len(ratios), medians, 100 * (statistics.median(ratios) - 1))
+
+
+def time_in_turns(
+    segmenters: Mapping[str, Segmenter], images: Sequence[np.ndarray], passes: int
+) -> dict[str, dict[str, list[float]]]:
+    """Let segmenters segment the same images; they alternate on every image.
+
+    Args:
+        segmenters: The segmenters, by name.
+        images: At least two successive BGR images ``(H, W, 3)`` uint8 of one size.
+        passes: How often to segment all images. The first image of each pass is not timed.
+
+    Returns:
+        The durations in ms of each stage of a segmenter, and of their ``total``, by name and stage.
+
+    Raises:
+        ValueError: If there are too few images.
+    """
     if len(images) < 2:
         raise ValueError(f"{len(images)} images: give at least 2, for the first one has no flow")
-    streams = {
-        "host": Segmenter(model, host_only=True, **options).stream(),
-        "netwarp": Segmenter(model, **options).stream(),
-    }
+    streams = {name: segmenter.stream() for name, segmenter in segmenters.items()}
     height, width = images[0].shape[:2]
-    for stream in streams.values():
-        stream.segmenter.warm_up(width, height)
+    for segmenter in segmenters.values():
+        segmenter.warm_up(width, height)
     stages: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in streams}
     for _ in range(passes):
         for index, image in enumerate(images):
@@ -70,8 +95,4 @@ def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int 
                 if index > 0:
                     for stage, value in (*times.items(), ("total", sum(times.values()))):
                         stages[name][stage].append(value)
-    ratios = [video / host for video, host in zip(stages["netwarp"]["total"], stages["host"]["total"], strict=True)]
-    medians = {
-        name: {stage: statistics.median(values) for stage, values in taken.items()} for name, taken in stages.items()
-    }
-    return Overhead(len(ratios), medians, 100 * (statistics.median(ratios) - 1))
+    return stages

@@ -16,10 +16,12 @@ from rich.progress import track
 from rich.table import Table
 
 from netwarp_ros.cli.option_groups import expand_groups
-from netwarp_ros.cli.options import DeviceOption, EngineOptions, InputHeightOption, ModelOption
-from netwarp_ros.cli.printing import plain_console
+from netwarp_ros.cli.options import DeviceOption, EngineOptions, InputHeightOption, ModelOption, ThreadsOption
+from netwarp_ros.cli.printing import plain_console, warn
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from netwarp_ros.benchmarks.node import Run
     from netwarp_ros.benchmarks.ops import Case, Result
 
@@ -90,12 +92,10 @@ def model(
     from netwarp_ros.evaluation.provenance import environment
     from netwarp_ros.flow import create_estimator
     from netwarp_ros.models import DEFAULT_MODEL, load_model
-    from netwarp_ros.street import Street
 
     _make_folder(json_file)
     loaded = load_model(options.model or DEFAULT_MODEL)
-    street = Street(seed=0, rate=15)
-    images = [street.frame(index).image for index in track(range(frames), "drawing", console=Console(stderr=True))]
+    images = _street(frames)
     settings = {"flow": options.flow, "input_height": options.input_height, **options.engine_arguments()}
     result = measure_overhead(images, loaded, passes=passes, **{**settings, "flow": create_estimator(options.flow)})
     table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
@@ -105,6 +105,76 @@ def model(
     plain_console().print(table)
     system = environment(torch.device(options.device))
     _write(json_file, {"environment": system, "settings": {**settings, "model": loaded.name}, **result.to_json()})
+
+
+@app.command()
+def engines(
+    *,
+    model: ModelOption = None,
+    names: Annotated[
+        str,
+        typer.Option(
+            "--engines",
+            metavar="NAME:PRECISION,...",
+            help="Engines with their precisions; torch may also have a compile mode, as in torch:float32:default.",
+        ),
+    ] = "openvino:float32,openvino:bfloat16,openvino:int8,onnxruntime:float32",
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="A folder of images or a video. By default the synthetic street, 480x360."),
+    ] = None,
+    flow: Annotated[str, typer.Option("--flow", help="DIS preset: ultrafast, fast or medium.")] = "ultrafast",
+    threads: ThreadsOption = 0,
+    frames: Annotated[int, typer.Option("--frames", help="Number of frames.")] = 40,
+    passes: Annotated[int, typer.Option("--passes", help="How often all frames are segmented.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help=FIGURES, show_default=False)] = None,
+) -> None:
+    """Time engines beside each other on this machine: whole frames of a video CNN and of its host, in turns."""
+    import torch
+
+    from netwarp_ros.benchmarks.engines import compare_engines
+    from netwarp_ros.benchmarks.tables import first_images
+    from netwarp_ros.evaluation.provenance import environment, versions
+    from netwarp_ros.models import DEFAULT_MODEL, load_model
+    from netwarp_ros.recordings.open import open_frames
+
+    _make_folder(json_file)
+    chosen = [_engine(name) for name in names.split(",")]
+    loaded = load_model(model or DEFAULT_MODEL)
+    taken = _street(frames) if images is None else first_images(open_frames(images), frames)
+    results, notes = compare_engines(taken, loaded, chosen, passes=passes, flow=flow, threads=threads)
+    table = Table(
+        "engine", "precision", "host ms", "frame ms", "p99", "overhead", "× torch", "changed pixels",
+        title=f"{loaded.name}, {len(taken)} frames, {passes} times",
+    )  # fmt: skip
+    for each in results:
+        table.add_row(
+            each.engine, each.precision, f"{each.host_ms:.1f}", f"{each.frame_ms:.1f}", f"{each.p99_ms:.1f}",
+            f"{each.overhead_percent:.1f} %", f"{each.speedup:.2f}", f"{each.changed_percent:.4f} %",
+        )  # fmt: skip
+    plain_console().print(table)
+    for note in notes:
+        warn(note)
+    system = {**environment(torch.device("cpu")), "versions": versions()}
+    settings = {"model": loaded.name, "flow": flow, "threads": threads, "frames": len(taken), "passes": passes}
+    content = {"environment": system, "settings": settings, "results": [each.to_json() for each in results]}
+    _write(json_file, {**content, "not used": notes})
+
+
+def _engine(text: str) -> dict[str, str]:
+    """Return the arguments of a segmenter for ``NAME:PRECISION`` or ``NAME:PRECISION:COMPILE``."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3):
+        raise ValueError(f"engine {text!r}: give NAME:PRECISION, such as openvino:float32")
+    return dict(zip(("engine", "precision", "compile"), (*parts, "none"), strict=False))
+
+
+def _street(count: int) -> list[np.ndarray]:
+    """Return images of the synthetic street."""
+    from netwarp_ros.street import Street
+
+    street = Street(seed=0, rate=15)
+    return [street.frame(index).image for index in track(range(count), "drawing", console=Console(stderr=True))]
 
 
 @app.command()

@@ -133,16 +133,16 @@ def _make(
         from netwarp_ros.engines.openvino import OpenVINOEngine
 
         int8 = load_int8(model) if precision == INT8 else None
-        return OpenVINOEngine(network, normalisation, precision, options.threads, int8)
+        return OpenVINOEngine(network, normalisation, precision, options.threads, int8, options.engine_cache)
     if name == "onnxruntime":
         from netwarp_ros.engines.onnx import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(network, normalisation, precision, options.threads)
+        return OnnxRuntimeEngine(network, normalisation, precision, options.threads, options.engine_cache)
     network.host.to(dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
     if name == "tensorrt":
         from netwarp_ros.engines.onnx import TensorRTEngine
 
-        return TensorRTEngine(network, normalisation, device)
+        return TensorRTEngine(network, normalisation, device, options.engine_cache)
     if mode == "none":
         return TorchEngine(network, normalisation, device)
     return CompiledTorchEngine(network, normalisation, device, mode)

@@ -11,13 +11,14 @@ All maps go in and out as ``(B, h, w, C)``, which is how cameras, OpenCV and our
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from netwarp_ros.engines.engine import Normalisation
+from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.netwarp import EPSILON
 from netwarp_ros.models.video_cnn import Size, VideoCNN
 
@@ -30,9 +31,9 @@ class FrameGraph(nn.Module):
         self.network = network
         self.scale, self.shift = (nn.Buffer(values, persistent=False) for values in normalisation)
 
-    def normalised(self, frame: Tensor) -> Tensor:
-        """Return a frame ``(B, H, W, 3)``, uint8 or normalised already, as ``(B, 3, H, W)`` float32."""
-        return Normalisation(self.scale, self.shift)(to_planes(frame)).float()
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise pixels ``(B, 3, H, W)``."""
+        return pixels * self.scale + self.shift
 
 
 class FlowGraph(FrameGraph):
@@ -44,23 +45,52 @@ class FlowGraph(FrameGraph):
     Args:
         network: The network.
         normalisation: That of the frame.
+        frame: Size of the frame.
         sizes: Size of each insertion layer's output, in the order that the layers run in.
         grids: The grids of Λ; none if there is no Λ.
     """
 
     def __init__(
-        self, network: VideoCNN, normalisation: Normalisation, sizes: Mapping[str, Size], grids: Sequence[Size]
+        self,
+        network: VideoCNN,
+        normalisation: Normalisation,
+        frame: Size,
+        sizes: Mapping[str, Size],
+        grids: Sequence[Size],
     ) -> None:
         super().__init__(network, normalisation)
-        self.sizes, self.grids = sizes, grids
+        self.frame, self.sizes, self.grids = frame, sizes, grids
 
     def forward(self, flow: Tensor, *frames: Tensor) -> tuple[Tensor, ...]:
+        return self.run(flow, frames)
+
+    def run(
+        self,
+        flow: Tensor,
+        frames: Sequence[Tensor],
+        flow_cnn: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Run the graph; ``flow_cnn`` computes Λ, by default in PyTorch."""
         present: dict[Size, Tensor] = {}
-        if self.grids:
-            present = self.network.frames_for_flow(self.normalised(frames[0]), self.sizes)
+        if self.grids:  # the average of normalised pixels is the normalised average, and cheaper
+            frame = to_planes(frames[0])
+            averages = self.network.frames_for_flow(frame.float(), self.sizes)
+            present = averages if frame.is_floating_point() else {g: self.normalise(a) for g, a in averages.items()}
         previous = dict(zip(self.grids, map(to_planes, frames[1:]), strict=True))
-        flows = self.network.transform_flow(to_planes(flow), present, previous, self.sizes)
+        motion = to_planes(flow)
+        flows = self.network.transform_flow(motion, self.frame, present, previous, self.sizes, flow_cnn)
         return to_pixels(*present.values(), *(flows[name] + EPSILON for name in self.sizes))
+
+
+class FlowCNNGraph(nn.Module):
+    """Λ alone: flow, previous frame and frame on a grid → the transformed flow."""
+
+    def __init__(self, flow_cnn: FlowCNN) -> None:
+        super().__init__()
+        self.flow_cnn = flow_cnn
+
+    def forward(self, flow: Tensor, previous: Tensor, frame: Tensor) -> tuple[Tensor, ...]:
+        return to_pixels(self.flow_cnn(*map(to_planes, (flow, previous, frame))))
 
 
 class StepGraph(FrameGraph):
@@ -77,10 +107,10 @@ class StepGraph(FrameGraph):
         self.layers = tuple(layers)
 
     def forward(self, frame: Tensor, *warped: Tensor) -> tuple[Tensor, ...]:
-        normalised = self.normalised(frame)
-        weight = next(self.network.host.parameters(), normalised)
+        planes = to_planes(frame) if frame.is_floating_point() else self.normalise(to_planes(frame))
+        weight = next(self.network.host.parameters(), planes)
         maps = dict(zip(self.layers, map(to_planes, warped), strict=True)) if warped else None
-        scores, representations = self.network.step(normalised.to(weight.dtype), maps)
+        scores, representations = self.network.step(planes.to(weight.dtype), maps)
         self.layers = tuple(representations)
         return to_pixels(scores, *representations.values())
 
@@ -95,7 +125,7 @@ def to_pixels(*maps: Tensor) -> tuple[Tensor, ...]:
     return tuple(features.permute(0, 2, 3, 1) for features in maps)
 
 
-def export(graph: FrameGraph, inputs: Sequence[Tensor], *, dynamic: bool = False) -> torch.export.ExportedProgram:
+def export(graph: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False) -> torch.export.ExportedProgram:
     """Export a graph with its weights by `torch.export`.
 
     Args:

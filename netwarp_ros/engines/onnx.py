@@ -6,14 +6,15 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from netwarp_ros.engines.cache import GraphCache, Parts
 from netwarp_ros.engines.engine import EngineError, Normalisation
-from netwarp_ros.engines.graph_engine import GraphEngine, RunGraph
-from netwarp_ros.engines.graphs import FrameGraph, export
+from netwarp_ros.engines.graph_engine import CPUGraphEngine, GraphEngine, RunGraph
+from netwarp_ros.engines.graphs import export
 from netwarp_ros.engines.pytorch import host_precision
 from netwarp_ros.models.video_cnn import VideoCNN
 
@@ -22,7 +23,7 @@ OPSET = 18
 because no graph has one."""
 
 
-def to_onnx(graph: FrameGraph, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]]) -> bytes:
+def to_onnx(graph: nn.Module, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]]) -> bytes:
     """Return a graph as an ONNX file, for inputs of these shapes and types.
 
     Args:
@@ -54,7 +55,7 @@ def numbered(inputs: int, outputs: int) -> tuple[list[str], list[str]]:
     return [f"in{index}" for index in range(inputs)], [f"out{index}" for index in range(outputs)]
 
 
-class OnnxRuntimeEngine(GraphEngine):
+class OnnxRuntimeEngine(CPUGraphEngine):
     """ONNX Runtime on the CPU, in float32.
 
     Args:
@@ -62,12 +63,21 @@ class OnnxRuntimeEngine(GraphEngine):
         normalisation: That of the frames.
         precision: ``float32``.
         threads: Number of threads; 0 for one on each core.
+        cache: Folder for the graphs.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, network: VideoCNN, normalisation: Normalisation, precision: str, threads: int) -> None:
+    def __init__(
+        self,
+        network: VideoCNN,
+        normalisation: Normalisation,
+        precision: str,
+        threads: int,
+        cache: Path | None = None,
+    ) -> None:
         super().__init__(network, normalisation, torch.device("cpu"))
+        self._cache = GraphCache(cache)
         try:
             import onnxruntime
         except ImportError as error:
@@ -83,10 +93,10 @@ class OnnxRuntimeEngine(GraphEngine):
         # Threads that spin would take the cores from OpenCV's and PyTorch's between two graphs.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
-    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
-        outputs = graph_outputs(graph, inputs)
-        names, results = numbered(len(inputs), len(outputs))
-        onnx = to_onnx(graph, inputs, (names, results))
+    def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
+        names, results = numbered(len(inputs), len(graph_outputs(graph, inputs)))
+        parts = self._cache.get("onnx", graph, inputs, lambda: {"onnx": to_onnx(graph, inputs, (names, results))})
+        onnx = parts["onnx"]
         session = self._runtime.InferenceSession(onnx, self._options, providers=["CPUExecutionProvider"])
 
         def run(*maps: Tensor) -> list[Tensor]:
@@ -106,12 +116,16 @@ class TensorRTEngine(GraphEngine):
         network: The network, on the GPU, in the type that it computes in.
         normalisation: That of the frames.
         device: The GPU.
+        cache: Folder for TensorRT's plans, which take minutes to build.
     """
 
     name = "tensorrt"
 
-    def __init__(self, network: VideoCNN, normalisation: Normalisation, device: torch.device) -> None:
+    def __init__(
+        self, network: VideoCNN, normalisation: Normalisation, device: torch.device, cache: Path | None = None
+    ) -> None:
         super().__init__(network, normalisation, device)
+        self._cache = GraphCache(cache)
         try:
             import tensorrt
         except ImportError as error:
@@ -121,10 +135,13 @@ class TensorRTEngine(GraphEngine):
         self.precision, self._tensorrt = host_precision(network), tensorrt
         self._logger = tensorrt.Logger(tensorrt.Logger.ERROR)
 
-    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+    def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
         examples = graph_outputs(graph, inputs)
         names, results = numbered(len(inputs), len(examples))
-        context = self._build(to_onnx(graph, inputs, (names, results))).create_execution_context()
+        maker = f"{self.name} {self._tensorrt.__version__} {torch.cuda.get_device_name(self.device)}"
+        parts = self._cache.get(maker, graph, inputs, lambda: self._build(to_onnx(graph, inputs, (names, results))))
+        engine = self._tensorrt.Runtime(self._logger).deserialize_cuda_engine(parts["plan"])
+        context = engine.create_execution_context()
 
         def run(*maps: Tensor) -> list[Tensor]:
             outputs = [torch.empty_like(example, memory_format=torch.contiguous_format) for example in examples]
@@ -136,8 +153,8 @@ class TensorRTEngine(GraphEngine):
 
         return run
 
-    def _build(self, onnx: bytes) -> Any:
-        """Build the engine of an ONNX file."""
+    def _build(self, onnx: bytes) -> Parts:
+        """Build the plan of an ONNX file."""
         tensorrt = self._tensorrt
         builder = tensorrt.Builder(self._logger)
         network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -148,10 +165,10 @@ class TensorRTEngine(GraphEngine):
         plan = builder.build_serialized_network(network, builder.create_builder_config())
         if plan is None:
             raise EngineError("engine tensorrt: it cannot build the graph; its log has the reason")
-        return tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan)
+        return {"plan": bytes(plan)}
 
 
-def graph_outputs(graph: FrameGraph, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def graph_outputs(graph: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Run a graph, uncompiled, and return its outputs."""
     with torch.inference_mode():
         return graph(*inputs)

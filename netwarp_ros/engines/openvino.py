@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from netwarp_ros.engines.cache import GraphCache, Parts
 from netwarp_ros.engines.engine import EngineError, Normalisation
-from netwarp_ros.engines.graph_engine import GraphEngine, RunGraph
-from netwarp_ros.engines.graphs import FlowGraph, FrameGraph, StepGraph, export
+from netwarp_ros.engines.graph_engine import CPUGraphEngine, RunGraph
+from netwarp_ros.engines.graphs import FlowCNNGraph, StepGraph, export
 from netwarp_ros.engines.int8 import Int8Graphs, open_step_graph
 from netwarp_ros.models.video_cnn import VideoCNN
 
@@ -38,7 +41,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-class OpenVINOEngine(GraphEngine):
+class OpenVINOEngine(CPUGraphEngine):
     """OpenVINO on the CPU.
 
     Args:
@@ -47,6 +50,7 @@ class OpenVINOEngine(GraphEngine):
         precision: ``float32``, ``bfloat16``, or ``int8``, in which flow is computed in float32.
         threads: Number of threads; 0 for one on each core that the process may use.
         int8: The int8 graphs of the model; needed by ``int8``.
+        cache: Folder for the graphs.
     """
 
     name = "openvino"
@@ -58,28 +62,29 @@ class OpenVINOEngine(GraphEngine):
         precision: str,
         threads: int,
         int8: Int8Graphs | None = None,
+        cache: Path | None = None,
     ) -> None:
         super().__init__(network, normalisation, torch.device("cpu"))
         openvino = import_openvino()
         if precision not in _PRECISIONS:
             raise EngineError(f"engine openvino: precision is {precision}, it has {', '.join(_PRECISIONS)}")
         self.precision, self._int8 = precision, int8 if precision == "int8" else None
+        self._cache = GraphCache(cache)
         self._openvino, self._core = openvino, openvino.Core()
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
 
-    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+    def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
         # Flow is always computed in float32: half precision would lose fractions of a pixel.
-        precision = "float32" if isinstance(graph, FlowGraph) else self.precision
+        precision = "float32" if isinstance(graph, FlowCNNGraph) else self.precision
         options = {**self._options, "INFERENCE_PRECISION_HINT": _PRECISIONS[precision]}
         if self._int8 and isinstance(graph, StepGraph):
             model = open_step_graph(self._openvino, self._core, self._int8, graph, inputs)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
-                model = self._openvino.convert_model(export(graph, inputs))
-            model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
+            maker = f"{self.name} {self._openvino.__version__}"
+            parts = self._cache.get(maker, graph, inputs, lambda: self._convert(graph, inputs))
+            model = self._core.read_model(parts["xml"], parts["bin"])
         compiled = self._core.compile_model(model, "CPU", options)
         request, to_tensor = compiled.create_infer_request(), self._openvino.Tensor
         shapes = [tuple(output.shape) for output in compiled.outputs]
@@ -94,3 +99,14 @@ class OpenVINOEngine(GraphEngine):
             return results
 
         return run
+
+    def _convert(self, graph: nn.Module, inputs: Sequence[Tensor]) -> Parts:
+        """Return a graph in OpenVINO's format."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
+            model = self._openvino.convert_model(export(graph, inputs))
+        model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
+        with tempfile.TemporaryDirectory(prefix="netwarp-") as folder:
+            xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+            self._openvino.serialize(model, xml, binary)
+            return {"xml": xml.read_bytes(), "bin": binary.read_bytes()}

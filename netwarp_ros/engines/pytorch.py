@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from netwarp_ros.engines.engine import EngineError, Normalisation
 from netwarp_ros.engines.graph_engine import GraphEngine, RunGraph
-from netwarp_ros.engines.graphs import FrameGraph, export
+from netwarp_ros.engines.graphs import export
 from netwarp_ros.models.video_cnn import Flow, Memory, VideoCNN
 
 CUDA_GRAPHS = "reduce-overhead"
@@ -56,7 +56,7 @@ class CompiledTorchEngine(GraphEngine):
             raise EngineError(f"compile {CUDA_GRAPHS}: the device is {device}, and CUDA graphs need CUDA")
         self.name, self.precision, self._mode = f"torch, compiled ({mode})", host_precision(network), mode
 
-    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+    def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
         compiled = torch.compile(export(graph, inputs).module(), fullgraph=True, dynamic=False, mode=self._mode)
         if self._mode != CUDA_GRAPHS:
             return compiled

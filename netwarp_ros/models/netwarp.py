@@ -17,6 +17,9 @@ EPSILON = 1e-4
 Section 3.1)."""
 
 
+_MOST = torch.finfo(torch.float32).max
+
+
 class NetWarp(nn.Module):
     """z̃_t = w1 ⊙ z_t + w2 ⊙ Warp(z_{t-1}, Λ(F_t) + ε), with one weight per channel (paper, Eq. 2).
 
@@ -45,9 +48,13 @@ class NetWarp(nn.Module):
         return ops.warp_combine(present, previous, flow + EPSILON, self.w1, self.w2)
 
     def blend(self, present: Tensor, warped: Tensor) -> Tensor:
-        """Blend z_t with a representation that is warped already; both ``(B, C, h, w)``. Rounded once, as `forward`."""
+        """Blend z_t with a representation that is warped already; both ``(B, C, h, w)``. Rounded once, as `forward`.
+
+        The clamp changes no finite value. Without it, OpenVINO fuses the sum into the convolution that gives z_t, and
+        then converts the layout of the result, which takes 2 % of a frame.
+        """
         w1, w2 = self.w1.view(1, -1, 1, 1), self.w2.view(1, -1, 1, 1)
-        return (w1 * present + w2 * warped).to(present.dtype)
+        return (w1 * present.clamp(-_MOST, _MOST) + w2 * warped).to(present.dtype)
 
     def extra_repr(self) -> str:
         return f"channels={self.w1.numel()}"
@@ -97,6 +104,4 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
         return flow
     finer = size[0] > height or size[1] > width
     resized = F.interpolate(flow, size=size, mode="bilinear" if finer else "area")
-    resized[:, 0] *= size[1] / width
-    resized[:, 1] *= size[0] / height
-    return resized
+    return resized * flow.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)

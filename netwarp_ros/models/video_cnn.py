@@ -148,8 +148,8 @@ class VideoCNN(nn.Module):
 
         Args:
             frame: ``(B, 3, H, W)``, normalised as the host expects.
-            flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it. Not used
-                when ``memory`` is None.
+            flow: ``(B, 2, h, w)`` float32, reverse flow in pixels of its own grid, which usually is the frame's, or a
+                function that returns it. Not used when ``memory`` is None.
             memory: The memory that the previous call on these streams returned, or None for a first frame.
             host_arguments: Further arguments of the host, such as ``auxiliary=True`` in training.
 
@@ -172,7 +172,8 @@ class VideoCNN(nn.Module):
 
         def blend(index: int, z: Tensor) -> Tensor:
             if not flows:
-                flows.update(self.transform_flow(computed_flow(flow, frame), frames, memory.frames, sizes))
+                motion = computed_flow(flow, frame)
+                flows.update(self.transform_flow(motion, map_size(frame), frames, memory.frames, sizes))
             name = self.layers[index]
             return self.netwarps[index](z, memory.representations[name], flows[name])
 
@@ -217,27 +218,32 @@ class VideoCNN(nn.Module):
     def transform_flow(
         self,
         flow: Tensor,
+        frame: Size,
         frames: Mapping[Size, Tensor],
         previous_frames: Mapping[Size, Tensor],
         sizes: Mapping[str, Size],
+        flow_cnn: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return Λ(F), or F if there is no Λ, on the grid of each insertion layer, in pixels of that grid.
 
         Λ always computes in float32: half precision would lose fractions of a pixel.
 
         Args:
-            flow: ``(B, 2, H, W)`` float32, reverse flow F in pixels of the frame.
-            frames: What `frames_for_flow` returned for this frame.
+            flow: ``(B, 2, h, w)`` float32, reverse flow F in pixels of its own grid.
+            frame: Size of the frame.
+            frames: What `frames_for_flow` returned for the frame.
             previous_frames: The same for the previous frame.
             sizes: Size of each insertion layer's output, in the order that the layers run in.
+            flow_cnn: What computes Λ: takes F, the previous and the present frame. By default, PyTorch.
         """
         by_size: dict[Size, Tensor] = {}
-        for name, grid in self._flow_cnn_grid(map_size(flow), sizes).items():
+        flow_cnn = flow_cnn or self.flow_cnn
+        for name, grid in self._flow_cnn_grid(frame, sizes).items():
             if grid not in by_size:
                 by_size[grid] = resize_flow(flow, grid)
-                if self.flow_cnn is not None:
+                if flow_cnn is not None:
                     with torch.autocast(flow.device.type, enabled=False):
-                        by_size[grid] = self.flow_cnn(by_size[grid], previous_frames[grid], frames[grid])
+                        by_size[grid] = flow_cnn(by_size[grid], previous_frames[grid], frames[grid])
             if sizes[name] not in by_size:
                 by_size[sizes[name]] = resize_flow(by_size[grid], sizes[name])
         return {name: by_size[size] for name, size in sizes.items()}
@@ -317,9 +323,8 @@ def computed_flow(flow: Flow | None, frame: Tensor) -> Tensor:
 
 
 def _check_flow(flow: Tensor, frame: Tensor) -> None:
-    expected = (frame.shape[0], 2, *frame.shape[2:])
-    if tuple(flow.shape) != expected:
-        raise ValueError(f"flow is {tuple(flow.shape)}, expected {expected}")
+    if flow.ndim != 4 or tuple(flow.shape[:2]) != (frame.shape[0], 2):
+        raise ValueError(f"flow is {tuple(flow.shape)}, expected ({frame.shape[0]}, 2, h, w) for {tuple(frame.shape)}")
     if flow.dtype != torch.float32:
         raise ValueError(f"flow is {flow.dtype}, expected torch.float32: use flow.float()")
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from netwarp_ros.engines.engine import Engine, Normalisation
 from netwarp_ros.engines.graph_engine import RunGraph
-from netwarp_ros.engines.graphs import FrameGraph, StepGraph
+from netwarp_ros.engines.graphs import StepGraph
 from netwarp_ros.engines.openvino import OpenVINOEngine
 from netwarp_ros.models import Model, VideoCNN
 from netwarp_ros.recordings.frames import FrameSource, read_ahead
@@ -55,7 +55,7 @@ class Recorder(OpenVINOEngine):
         self.is_recording, self.samples = False, list[Sample]()
         self._seen, self._stride = 0, 1
 
-    def compile(self, graph: FrameGraph, inputs: Sequence[Tensor]) -> RunGraph:
+    def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
         run = super().compile(graph, inputs)
         if not isinstance(graph, StepGraph):
             return run

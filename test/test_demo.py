@@ -38,6 +38,7 @@ def test_every_frame_comes_out_or_is_counted(ros_domain: int, tmp_path: Path) ->
     assert all(set(values) == {"p50", "p95", "p99"} for values in summary["stages_ms"].values())
     assert 0 <= summary["miou"] <= 100
     assert (summary["device"], summary["model"]) == ("cpu", str(model))
+    assert summary["engine"] == "openvino" and summary["precision"] in ("float32", "bfloat16")
     assert summary["ros_distro"]
 
     video = cv2.VideoCapture(str(out / "overlay.mp4"))

@@ -132,6 +132,8 @@ def _summarise(
         "rate": rate,
         "model": model,
         "device": device,
+        "engine": recorder.in_use["engine"],
+        "precision": recorder.in_use["precision"],
         "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
     }
 
@@ -209,6 +211,7 @@ class Recorder:
         masks: Masks ``(H, W)`` uint8, by the stamps of their frames in ns.
         timings: Timings, by the same stamps.
         counts: The latest values of the camera on ``/diagnostics``.
+        in_use: The latest values of the node there: engine, precision and others.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -218,7 +221,9 @@ class Recorder:
         self.node = rclpy.create_node("recorder", namespace=namespace)
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
-        self._status = f"{namespace.removeprefix('/')}/segmenter: camera"
+        self.in_use: dict[str, str] = {}
+        self._node = f"{namespace.removeprefix('/')}/segmenter"
+        self._status = f"{self._node}: camera"
         lossless = QoSProfile(depth=1000)
         self._subscriptions = [
             self.node.create_subscription(message_type, topic, callback, lossless)
@@ -274,6 +279,8 @@ class Recorder:
         for status in message.status:
             if status.name == self._status:
                 self.counts = {pair.key: pair.value for pair in status.values}
+            elif status.name == self._node:
+                self.in_use = {pair.key: pair.value for pair in status.values}
 
 
 def draw(
@@ -324,7 +331,7 @@ def _print(summary: dict[str, Any], out: Path) -> None:
         table.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
     console = Console(markup=False, emoji=False)
     console.print(table)
-    console.print("mIoU {miou:.1f} % on {device}, ROS 2 {ros_distro}".format(**summary), highlight=False)
+    console.print("mIoU {miou:.1f} % by {engine} on {device} in {precision}, ROS 2 {ros_distro}".format(**summary), highlight=False)
     console.print(f"{out / 'summary.json'}, overlay.mp4 and overlay.png", highlight=False, soft_wrap=True)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # PyTorch starts at once, other engines compile the network first.
 AUTO_ENGINES, choice.AUTO = choice.AUTO, {"cpu": ("torch",), "cuda": ("torch",)}
+
+# PyTorch's exporter logs every step for its trace files, which pytest would collect: that takes longer than the export.
+logging.getLogger("torch.__trace").propagate = False
 
 # The time that an example takes depends on the machine.
 hypothesis.settings.register_profile("netwarp_ros", deadline=None)

@@ -353,7 +353,7 @@ def test_auto_is_bfloat16_where_the_cpu_and_both_limits_allow(
 )
 def test_environment_limits_auto_to_float32(limit: dict[str, str]) -> None:
     """PyTorch reads ATEN_CPU_CAPABILITY once, so this needs a process of its own."""
-    program = "from netwarp_ros import Segmenter; print(Segmenter().precision)"
+    program = "from netwarp_ros import Segmenter; print(Segmenter(engine='torch').precision)"
     environment = {name: value for name, value in os.environ.items() if "CPU_CAPABILITY" not in name} | limit
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["float32"]

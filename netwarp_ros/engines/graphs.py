@@ -74,7 +74,7 @@ class FlowGraph(FrameGraph):
         present: dict[Size, Tensor] = {}
         if self.grids:  # the average of normalised pixels is the normalised average, and cheaper
             frame = to_planes(frames[0])
-            averages = self.network.frames_for_flow(frame.float(), self.sizes)
+            averages = self.network.frames_for_flow(frame, self.sizes)
             present = averages if frame.is_floating_point() else {g: self.normalise(a) for g, a in averages.items()}
         previous = dict(zip(self.grids, map(to_planes, frames[1:]), strict=True))
         motion = to_planes(flow)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from netwarp_ros import ops
+from netwarp_ros.models.resampling import average, interpolate
 
 EPSILON = 1e-4
 """Added to the flow, in pixels of the feature grid: at integers, bilinear interpolation has no derivative (paper,
@@ -102,6 +102,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = flow.shape[-2:]
     if (height, width) == size:
         return flow
-    finer = size[0] > height or size[1] > width
-    resized = F.interpolate(flow, size=size, mode="bilinear" if finer else "area")
-    return resized * flow.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
+    ratios = flow.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
+    if size[0] > height or size[1] > width:
+        return interpolate(flow * ratios, size)
+    return average(flow, size) * ratios

@@ -18,19 +18,16 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
+from netwarp_ros.models.resampling import Size, average
 
 FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
 Blend = Literal["netwarp", "concatenation"]
 Flow = Tensor | Callable[[], Tensor]
 """A flow, or a function that returns it; called once the first insertion layer has run (on a GPU: was launched)."""
-
-Size = tuple[int, int]
-"""Height and width."""
 
 
 class InsertionLayer(NamedTuple):
@@ -340,8 +337,7 @@ def map_sizes(maps: Mapping[str, Tensor]) -> dict[str, Size]:
 
 
 def _resize_frame(frame: Tensor, size: Size) -> Tensor:
-    resized = frame if map_size(frame) == size else F.interpolate(frame, size=size, mode="area")
-    return resized.float()
+    return frame.float() if map_size(frame) == size else average(frame, size)
 
 
 def find_layer(host: nn.Module, name: str) -> nn.Module:

@@ -331,7 +331,10 @@ def _print(summary: dict[str, Any], out: Path) -> None:
         table.add_row(stage, *(f"{values[key]:.1f}" for key in ("p50", "p95", "p99")))
     console = Console(markup=False, emoji=False)
     console.print(table)
-    console.print("mIoU {miou:.1f} % by {engine} on {device} in {precision}, ROS 2 {ros_distro}".format(**summary), highlight=False)
+    console.print(
+        "mIoU {miou:.1f} % by {engine} on {device} in {precision}, ROS 2 {ros_distro}".format(**summary),
+        highlight=False,
+    )
     console.print(f"{out / 'summary.json'}, overlay.mp4 and overlay.png", highlight=False, soft_wrap=True)
 
 

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter", "timing",
     },
     "quantization": {"classes", "engines", "evaluation", "models", "recordings", "segmenter"},
-    "benchmarks": {"evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
+    "benchmarks": {"engines", "evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
     "node": {
         "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "recordings", "resources", "segmenter",
         "timing",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from netwarp_ros.models import FlowCNN, NetWarp, resize_flow
+from netwarp_ros.models import FlowCNN, NetWarp, augment, resize_flow
 from netwarp_ros.models.netwarp import EPSILON, Concatenation
 from netwarp_ros.ops import warp
 
@@ -99,3 +99,16 @@ def test_each_axis_is_divided_by_its_own_ratio(size: tuple[int, int]) -> None:
 def test_flow_of_the_right_size_is_not_copied() -> None:
     flow = torch.randn(1, 2, 5, 7)
     assert resize_flow(flow, (5, 7)) is flow
+
+
+def test_flow_may_have_a_grid_of_its_own() -> None:
+    """Half the size with half the displacements is the same smooth motion."""
+    video_cnn = augment(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1)), ["0"], flow_cnn=False)
+    nn.init.constant_(video_cnn.netwarps[0].w2, 0.4)
+    first, second = torch.randn(2, 1, 3, 64, 96)
+    flow = torch.full((1, 2, 64, 96), 4.0)
+    with torch.no_grad():
+        _, memory = video_cnn(first)
+        expected, _ = video_cnn(second, flow, memory)
+        output, _ = video_cnn(second, flow[..., ::2, ::2] / 2, memory)
+    torch.testing.assert_close(output, expected)

@@ -477,17 +477,6 @@ def test_wrong_options_are_named(option: dict[str, Any]) -> None:
         augment(sequential(), ["3"], **option)
 
 
-def test_flow_may_have_a_grid_of_its_own() -> None:
-    """Half the size with half the displacements is the same smooth motion."""
-    video_cnn = with_blend(augment(sequential().eval(), ["0"], flow_cnn=False))
-    (first, second), flow = frames(2), torch.full((1, 2, *SIZE), 4.0)
-    with torch.no_grad():
-        _, memory = video_cnn(first)
-        expected, _ = video_cnn(second, flow, memory)
-        output, _ = video_cnn(second, flow[..., ::2, ::2] / 2, memory)
-    torch.testing.assert_close(logits_of(output), logits_of(expected))
-
-
 def test_wrong_inputs_are_named() -> None:
     video_cnn = augment(sequential().eval(), ["3"])
     frame, flow = frames(1)[0], flows(1)[0]

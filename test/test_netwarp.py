@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from netwarp_ros.models import FlowCNN, NetWarp, augment, resize_flow
 from netwarp_ros.models.netwarp import EPSILON, Concatenation
+from netwarp_ros.models.resampling import average, interpolate
 from netwarp_ros.ops import warp
 
 
@@ -112,3 +115,19 @@ def test_flow_may_have_a_grid_of_its_own() -> None:
         expected, _ = video_cnn(second, flow, memory)
         output, _ = video_cnn(second, flow[..., ::2, ::2] / 2, memory)
     torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(45, 60), (24, 48), (7, 11), (360, 480)])
+def test_maps_are_averaged_and_interpolated_as_pytorch_does_it(channels: int, size: tuple[int, int]) -> None:
+    """By OpenCV where that is the same, else by PyTorch: uneven cells, many channels, a batch, a gradient."""
+    maps = torch.randn(1, channels, 360, 480)
+    small = maps[..., :40, :64]
+    area, scaled = F.interpolate(maps, size=size, mode="area"), F.interpolate(small, size=size, mode="bilinear")
+    torch.testing.assert_close(average(maps, size), area, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(interpolate(small, size), scaled, rtol=1e-4, atol=1e-4)
+    assert average(maps.expand(2, -1, -1, -1), size).shape == (2, channels, *size)
+    assert interpolate(small.clone().requires_grad_(), size).requires_grad
+    pixels = torch.randint(0, 256, (1, channels, 360, 480), dtype=torch.uint8)
+    exact = F.interpolate(pixels.double(), size=size, mode="area").float()
+    torch.testing.assert_close(average(pixels, size), exact, rtol=1e-5, atol=1e-3)

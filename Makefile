@@ -7,7 +7,10 @@
 
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
-PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
+# Ray ends the processes that it has started, and has ended a test process beside it: its tests run by themselves.
+RAY := test/test_slices.py
+PYTEST := python -m pytest --numprocesses=2 --dist=loadfile --ignore $(RAY)
+PYTEST_RAY := python -m pytest $(RAY)
 COLCON := colcon --log-level error --log-base log/colcon-test
 
 OLDEST := build/oldest
@@ -18,7 +21,7 @@ demo: setup  ## segment a street clip with real ROS 2 nodes: out/demo
 	@$(IN_ENV) python -m netwarp_ros.node.tools.demo --out out/demo
 
 test: lint  ## style, types and all tests
-	@$(IN_ENV) $(PYTEST)
+	@$(IN_ENV) $(PYTEST) && $(PYTEST_RAY)
 
 test-ros: setup  ## the tests of the ROS graph alone
 	@$(IN_ENV) $(PYTEST) -m ros

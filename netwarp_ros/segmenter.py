@@ -255,7 +255,7 @@ class Segmenter:
 
     def _upload(self, array: np.ndarray) -> Tensor:
         """Return an array ``(H, W, C)`` as a tensor ``(1, C, H, W)`` on the device; on the CPU, a view of it."""
-        tensor = torch.from_numpy(array)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.type == "cuda":
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.permute(2, 0, 1).unsqueeze(0)

@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "offline": {"classes", "flow", "models", "recordings", "resources", "segmenter"},
     "training": {"classes", "datasets", "engines", "flow", "metrics", "models", "recordings", "resources", "segmenter"},
     "evaluation": {
-        "classes", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter", "timing",
+        "classes", "engines", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter",
+        "timing",
     },
     "quantization": {"classes", "engines", "evaluation", "models", "recordings", "segmenter"},
     "benchmarks": {"engines", "evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},

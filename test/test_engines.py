@@ -333,6 +333,44 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         opened(**options)
 
 
+def test_reason_of_openvino_is_not_a_place_in_its_source() -> None:
+    text = (
+        "Exception from src/cpp/core.cpp:117:\nCheck 'x' failed at src/a.cpp:3:\nno bf16 here\n"
+    )
+    assert choice._reason(RuntimeError(text)) == "no bf16 here"
+    assert choice._reason(KeyError()) == "KeyError"
+
+
+def test_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(cache, "save_file", refuse)
+    network = video_cnn()
+    with pytest.warns(RuntimeWarning, match="cannot be written: no space left"):
+        assert_like_torch(cached(tmp_path, network), network, frames(2), flows(2))
+
+
+def test_key_of_the_cache_knows_numbers_of_a_module() -> None:
+    keys = set()
+    for rate in (1, 2, 2.5, None):
+        network = video_cnn()
+        network.host.rate = rate  # type: ignore[assignment]
+        keys.add(cache._key("x", StepGraph(network, NORMALISATION), []))
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_step_of_a_host_in_half_precision(dtype: torch.dtype) -> None:
+    network = video_cnn()
+    network.host.to(dtype)
+    frame = torch.randn(1, 3, *SIZE, dtype=dtype)
+    with torch.no_grad():
+        _, representations = network.step(frame, None)
+        scores, _ = network.step(frame, representations)
+    assert scores.dtype == dtype and scores.isfinite().all()
+
+
 def test_threads_limit_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OpenVINOEngine(video_cnn(), NORMALISATION, "float32", 1)
     assert engine._options["INFERENCE_NUM_THREADS"] == 1

@@ -358,12 +358,12 @@ def test_samples_are_spread_over_the_recording_and_limited(
     segment = Stream.segment
     monkeypatch.setattr(Stream, "segment", lambda *args: segmented.append(args[1][0, 0, 0]) or segment(*args))
     samples = calibration.record_samples(load_model(model), frames, 3, threads=1)
-    assert [sample[0][0, 0, 0, 0] for sample in samples] == [0, 10, 19]
-    assert [len(sample) for sample in samples] == [1, 2, 2]
-    assert segmented == [0, *range(6, 11), *range(15, 20)]
+    assert [sample[0][0, 0, 0, 0] for sample in samples] == [1, 10, 19]  # the first frame has no memory
+    assert [len(sample) for sample in samples] == [2, 2, 2]
+    assert segmented == [0, 1, *range(6, 11), *range(15, 20)]
     monkeypatch.setattr(calibration, "MAX_SAMPLE_BYTES", 4 * samples[1][0].nbytes + 4 * samples[1][1].nbytes)
     samples = calibration.record_samples(load_model(model), frames, 20, threads=1)
-    assert [sample[0][0, 0, 0, 0] for sample in samples] == [0, 8, 16]
+    assert [sample[0][0, 0, 0, 0] for sample in samples] == [1, 9, 17]
 
 
 def test_command_needs_nncf(

@@ -192,7 +192,8 @@ def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[s
     settings = SliceSettings(
         segmenter={
             "model": str(weights.resolve()), "flow": model.flow, **model.engine_arguments(),
-            "precision": setup.segmenter.precision, "input_height": model.input_height,
+            "engine": setup.segmenter.engine.name.split(",")[0], "precision": setup.segmenter.precision,
+            "input_height": model.input_height,
             "max_input_width": model.max_input_width, "host_only": model.host_only,
             "inference": setup.segmenter.inference,
         },

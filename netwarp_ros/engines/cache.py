@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,9 @@ _HEADER = "netwarp_ros_graph"
 class GraphCache:
     """A folder of graphs.
 
+    Attributes:
+        is_in_use: Whether there is a folder.
+
     Args:
         folder: The folder, made if necessary; None: nothing is kept.
 
@@ -37,7 +41,7 @@ class GraphCache:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._folder, self.is_in_use = folder, folder is not None
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,10 @@ class GraphCache:
         parts = _read(path)
         if parts is None:
             parts = make()
-            _write(path, parts)
+            try:
+                _write(path, parts)
+            except OSError as error:  # a full disk, or a folder that may only be read
+                warnings.warn(f"engine_cache: {path} cannot be written: {error}", RuntimeWarning, stacklevel=2)
         return parts
 
 
@@ -97,7 +104,7 @@ def _key(maker: str, graph: nn.Module, inputs: Sequence[Tensor]) -> str:
         f"{name}.{key}": value
         for name, module in graph.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, (str, bool, tuple)) and not key.startswith("_")
+        if isinstance(value, (str, int, float, tuple, list, dict, type(None))) and not key.startswith("_")
     }
     for fact in (maker, torch.__version__, type(graph).__name__, shapes, sorted(options.items()), str(graph)):
         digest.update(f"{fact}\n".encode())

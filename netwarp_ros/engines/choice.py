@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.05, INT8: 1.0}
 """Fraction of the pixels of noise whose class may differ from PyTorch's: sums are rounded in another order. More means
 that an engine computes something else. int8 need only run: its ranges are those of camera images, on which `netwarp
 quantize` compares it."""
+
+_PLACE = re.compile(r"(Exception from|Check '.*' failed at) .*:")
+"""A place in OpenVINO's source."""
 
 _ISAS_WITHOUT_BFLOAT16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
 """Values of ONEDNN_MAX_CPU_ISA, in lower case, that keep oneDNN from the bfloat16 instructions of AVX-512."""
@@ -96,13 +100,19 @@ def open_engine(network: VideoCNN, model: Model, height: int, options: EngineOpt
                 _verify(engine, network, height)
             return engine, problem
         except Exception as error:  # compilers, and what they call, share no base class of errors
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = _reason(error)
             if (name, mode) == candidates[-1]:
                 if isinstance(error, ValueError):
                     raise
                 raise EngineError(f"engine {name}: {reason}") from error
             problem = problem or cut(reason, 400)
     raise AssertionError("there is no candidate")
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error that says something; OpenVINO's begin with places in its source."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not _PLACE.fullmatch(line)), type(error).__name__)
 
 
 def _candidates(options: EngineOptions, device: torch.device) -> list[tuple[str, str]]:
@@ -128,6 +138,8 @@ def _make(
 ) -> Engine:
     """Make an engine. Its module is imported here, so that a process loads only the one it uses."""
     precision = _precision(options, device)
+    if name in ("openvino", "onnxruntime") and device.type != "cpu":
+        raise EngineError(f"engine {name}: the device is {device}, it needs cpu")
     if name == "openvino":
         from netwarp_ros.engines.int8 import load_int8
         from netwarp_ros.engines.openvino import OpenVINOEngine

@@ -68,6 +68,8 @@ def main(source: Path, masks: Path) -> None:
 
     previous: dict[str, Any] = {}
     for name, image in read(source):
+        if image is None:
+            sys.exit(f"{source}: {name} cannot be read")
         scaling = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_LINEAR
         scaled = cv2.resize(image, (width, height), interpolation=scaling)
         maps = {**zeros, "frame": cv2.cvtColor(scaled, cv2.COLOR_BGR2RGB)[None]}

@@ -25,7 +25,15 @@ from torch import Tensor
 
 from netwarp_ros.engines.engine import EngineError
 from netwarp_ros.engines.graphs import StepGraph
-from netwarp_ros.models.weights import INT8_HEADER, Model, Name, WeightsError, int8_file, open_safetensors
+from netwarp_ros.models.weights import (
+    INT8_HEADER,
+    Model,
+    Name,
+    WeightsError,
+    int8_file,
+    load_model,
+    open_safetensors,
+)
 from netwarp_ros.resources import MAX_JSON, Checked, cut, parse_json
 
 INT8_MARK = f'"__metadata__":{{"{INT8_HEADER}":'
@@ -117,6 +125,11 @@ def load_int8(model: Model) -> Int8Graphs:
             f"precision is 'int8', but model {model.name} does not come from a file, beside which its int8 graphs "
             "would be: save it, and make them with `netwarp quantize`"
         )
+    if not _is_as_loaded(model):
+        raise EngineError(
+            f"precision is 'int8', but the weights of model {model.name} are not those of {model.file}, which its int8 "
+            "graphs were made from: save it, and make them with `netwarp quantize`"
+        )
     path = int8_file(model.file)
     if not path.is_file():
         raise EngineError(
@@ -140,6 +153,15 @@ def load_int8(model: Model) -> Int8Graphs:
     first = StepIR(tensors["first.xml"], tensors["first.bin"])
     step = StepIR(tensors["step.xml"], tensors["step.bin"]) if spec.layers else None
     return Int8Graphs(first, step, spec.layers, str(path))
+
+
+def _is_as_loaded(model: Model) -> bool:
+    """Whether a network has the weights of its file."""
+    assert model.file is not None
+    weights, loaded = model.network.state_dict(), load_model(model.file).network.state_dict()
+    return weights.keys() == loaded.keys() and all(
+        torch.equal(value, weights[name].to(value.device, value.dtype)) for name, value in loaded.items()
+    )
 
 
 def read_int8_spec(path: Path) -> Int8Spec | None:

@@ -82,10 +82,11 @@ class OpenVINOEngine(CPUGraphEngine):
         if self._int8 and isinstance(graph, StepGraph):
             model = open_step_graph(self._openvino, self._core, self._int8, graph, inputs)
         else:
-            maker = f"{self.name} {self._openvino.__version__}"
-            parts = self._cache.get(maker, graph, inputs, lambda: self._convert(graph, inputs))
-            model = self._core.read_model(parts["xml"], parts["bin"])
+            model = self._convert(graph, inputs)
         compiled = self._core.compile_model(model, "CPU", options)
+        in_effect = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if in_effect != options["INFERENCE_PRECISION_HINT"]:
+            raise EngineError(f"engine openvino: precision is {precision}, but this CPU would compute in {in_effect}")
         request, to_tensor = compiled.create_infer_request(), self._openvino.Tensor
         shapes = [tuple(output.shape) for output in compiled.outputs]
 
@@ -100,13 +101,23 @@ class OpenVINOEngine(CPUGraphEngine):
 
         return run
 
-    def _convert(self, graph: nn.Module, inputs: Sequence[Tensor]) -> Parts:
-        """Return a graph in OpenVINO's format."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
-            model = self._openvino.convert_model(export(graph, inputs))
-        model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
-        with tempfile.TemporaryDirectory(prefix="netwarp-") as folder:
-            xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
-            self._openvino.serialize(model, xml, binary)
-            return {"xml": xml.read_bytes(), "bin": binary.read_bytes()}
+    def _convert(self, graph: nn.Module, inputs: Sequence[Tensor]) -> Any:
+        """Return a graph as OpenVINO's model, from the cache if it is there."""
+
+        def export_graph() -> Any:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
+                model = self._openvino.convert_model(export(graph, inputs))
+            model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
+            return model
+
+        def serialise() -> Parts:
+            with tempfile.TemporaryDirectory(prefix="netwarp-") as folder:
+                xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+                self._openvino.serialize(export_graph(), xml, binary)
+                return {"xml": xml.read_bytes(), "bin": binary.read_bytes()}
+
+        if not self._cache.is_in_use:
+            return export_graph()
+        parts = self._cache.get(f"{self.name} {self._openvino.__version__}", graph, inputs, serialise)
+        return self._core.read_model(parts["xml"], parts["bin"])

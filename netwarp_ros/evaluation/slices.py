@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import cv2
 import torch
 
 from netwarp_ros.classes import ClassSet
+from netwarp_ros.engines import EngineError
 from netwarp_ros.evaluation.result_files import FramesFile, FrameSpool, write_json
 from netwarp_ros.evaluation.results import FrameRecord, PartialResults
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, score_frames
@@ -160,7 +162,7 @@ def evaluate_slice(
     """
     frames, labels = opened
     with _one_thread():
-        segmenter = Segmenter(**{**settings.segmenter, "flow": create_estimator(settings.segmenter["flow"])})
+        segmenter = _segmenter(**settings.segmenter)
         results = score_frames(
             frames.read(slice_.read_from, slice_.end), labels, segmenter, settings.classes,
             stills=settings.stills, host=settings.host, widths=settings.widths, begin=slice_.score_from,
@@ -172,6 +174,19 @@ def evaluate_slice(
         if slice_.score_from == 0 and slice_.end is None:
             damage += labels.unmatched()
     return {"results": results.to_json(), "damage": damage}
+
+
+@lru_cache(maxsize=1)  # an engine takes seconds to start, and a process evaluates many slices
+def _segmenter(**arguments: Any) -> Segmenter:
+    """Return the segmenter of the slices, on one thread.
+
+    Raises:
+        EngineError: If another engine than asked for would run: its scores would differ from other processes'.
+    """
+    segmenter = Segmenter(**{**arguments, "flow": create_estimator(arguments["flow"]), "threads": 1})
+    if segmenter.engine_problem:
+        raise EngineError(f"engine {segmenter.engine.name} is in use: {segmenter.engine_problem}")
+    return segmenter
 
 
 def run_serially(settings: SliceSettings, slices: Sequence[Slice], folder: Path) -> Iterator[EvaluatedSlice]:

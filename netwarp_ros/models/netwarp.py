@@ -17,9 +17,6 @@ EPSILON = 1e-4
 Section 3.1)."""
 
 
-_MOST = torch.finfo(torch.float32).max
-
-
 class NetWarp(nn.Module):
     """z̃_t = w1 ⊙ z_t + w2 ⊙ Warp(z_{t-1}, Λ(F_t) + ε), with one weight per channel (paper, Eq. 2).
 
@@ -53,8 +50,8 @@ class NetWarp(nn.Module):
         The clamp changes no finite value. Without it, OpenVINO fuses the sum into the convolution that gives z_t, and
         then converts the layout of the result, which takes 2 % of a frame.
         """
-        w1, w2 = self.w1.view(1, -1, 1, 1), self.w2.view(1, -1, 1, 1)
-        return (w1 * present.clamp(-_MOST, _MOST) + w2 * warped).to(present.dtype)
+        w1, w2, most = self.w1.view(1, -1, 1, 1), self.w2.view(1, -1, 1, 1), torch.finfo(present.dtype).max
+        return (w1 * present.clamp(-most, most) + w2 * warped).to(present.dtype)
 
     def extra_repr(self) -> str:
         return f"channels={self.w1.numel()}"

@@ -43,6 +43,7 @@ def _is_for_opencv(maps: Tensor) -> bool:
         and maps.dtype in (torch.float32, torch.uint8)
         and not maps.requires_grad
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 

@@ -96,7 +96,8 @@ def record_samples(model: Model, frames: FrameSource, count: int, threads: int =
 
     segmenter = segmenter_with(model, make)
     (recorder,), streams = engines, dict[str, Stream]()
-    wanted, near = _choose(len(frames), count, WARM_UP * len(frames.cameras))
+    first = len(frames.cameras) if model.network.layers else 0  # a frame without memory is no sample of the step graph
+    wanted, near = _choose(len(frames), count, WARM_UP * len(frames.cameras), first)
     for frame in read_ahead(frames):
         stream = streams.setdefault(frame.camera, segmenter.stream())
         if frame.index not in near:
@@ -106,6 +107,10 @@ def record_samples(model: Model, frames: FrameSource, count: int, threads: int =
         stream.segment(frame.image, frame.stamp_ns, frame.frame_id, frame.encoding)
     if not recorder.samples:
         raise ValueError("there is no frame to calibrate on")
+    if model.network.layers and all(len(sample) == 1 for sample in recorder.samples):
+        raise ValueError(
+            f"none of {len(frames)} frames has one before it, which NetWarp needs: give --images of a video"
+        )
     return recorder.samples
 
 
@@ -113,7 +118,8 @@ def _bytes(sample: Sample) -> int:
     return sum(array.nbytes for array in sample)
 
 
-def _choose(length: int, count: int, warm_up: int) -> tuple[set[int], set[int]]:
-    """Return the indices of the frames to record, and those of the frames to segment."""
-    wanted = set(np.linspace(0, max(0, length - 1), min(count, length)).round().astype(int).tolist())
+def _choose(length: int, count: int, warm_up: int, first: int = 0) -> tuple[set[int], set[int]]:
+    """Return the indices of the frames to record, from ``first`` on if possible, and those of the frames to segment."""
+    first = min(first, max(0, length - 1))
+    wanted = set(np.linspace(first, max(0, length - 1), min(count, length)).round().astype(int).tolist())
     return wanted, {index - before for index in wanted for before in range(warm_up + 1)}

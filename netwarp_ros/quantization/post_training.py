@@ -36,7 +36,7 @@ def import_nncf() -> Any:
         raise ValueError(f"quantizing needs NNCF ({error}): pip install netwarp_ros[quantize]") from error
     import logging
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 

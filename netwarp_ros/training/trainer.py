@@ -321,7 +321,10 @@ def validate(model: Model, data: Sequence[Samples], config: TrainingConfig) -> f
     """
     classes = data[0].classes
     confusion = ConfusionMatrix(len(classes), classes.void)
-    segmenter = Segmenter(model, flow=config.clip.flow, device=config.device, precision=config.precision)
+    # Another engine would compile the network each time that it is scored.
+    segmenter = Segmenter(
+        model, engine="torch", flow=config.clip.flow, device=config.device, precision=config.precision
+    )
     for samples in data:
         frames, stream = SampleFrames(samples, config.clip.length), segmenter.stream()
         for frame in frames:

@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
-# Ray ends the processes that it has started, and has ended a test process beside it: its tests run by themselves.
+# While the tests of Ray ran in one process, the other one has ended without a trace. So they run by themselves.
 RAY := test/test_slices.py
 PYTEST := python -m pytest --numprocesses=2 --dist=loadfile --ignore $(RAY)
 PYTEST_RAY := python -m pytest $(RAY)

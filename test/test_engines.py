@@ -334,9 +334,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_reason_of_openvino_is_not_a_place_in_its_source() -> None:
-    text = (
-        "Exception from src/cpp/core.cpp:117:\nCheck 'x' failed at src/a.cpp:3:\nno bf16 here\n"
-    )
+    text = "Exception from src/cpp/core.cpp:117:\nCheck 'x' failed at src/a.cpp:3:\nno bf16 here\n"
     assert choice._reason(RuntimeError(text)) == "no bf16 here"
     assert choice._reason(KeyError()) == "KeyError"
 

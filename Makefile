@@ -7,10 +7,11 @@
 
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
-# While the tests of Ray ran in one process, the other one has ended without a trace. So they run by themselves.
-RAY := test/test_slices.py
-PYTEST := python -m pytest --numprocesses=2 --dist=loadfile --ignore $(RAY)
-PYTEST_RAY := python -m pytest $(RAY)
+# PyTorch's data loaders handle SIGCHLD. In a process that has also run other engines, that handler has ended the process
+# when a child ended. So these run by themselves.
+ALONE := test/test_slices.py test/test_training.py
+PYTEST := python -m pytest --numprocesses=2 --dist=loadfile $(addprefix --ignore ,$(ALONE))
+PYTEST_ALONE := python -m pytest $(ALONE)
 COLCON := colcon --log-level error --log-base log/colcon-test
 
 OLDEST := build/oldest
@@ -21,7 +22,7 @@ demo: setup  ## segment a street clip with real ROS 2 nodes: out/demo
 	@$(IN_ENV) python -m netwarp_ros.node.tools.demo --out out/demo
 
 test: lint  ## style, types and all tests
-	@$(IN_ENV) $(PYTEST) && $(PYTEST_RAY)
+	@$(IN_ENV) $(PYTEST) && $(PYTEST_ALONE)
 
 test-ros: setup  ## the tests of the ROS graph alone
 	@$(IN_ENV) $(PYTEST) -m ros

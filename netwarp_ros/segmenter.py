@@ -23,7 +23,7 @@ from torch import Tensor
 
 from netwarp_ros import ops
 from netwarp_ros.engines import EngineOptions, open_engine
-from netwarp_ros.flow import DisFlow, FlowEstimator
+from netwarp_ros.flow import DisFlow, FlowEstimator, halve
 from netwarp_ros.models import (
     DEFAULT_MODEL,
     WHOLE_FRAME,
@@ -166,6 +166,22 @@ class Segmenter:
     def precision(self) -> str:
         """Name of the precision in effect."""
         return self.engine.precision
+
+    @property
+    def flow(self) -> FlowEstimator:
+        """The flow estimator. DIS is given halved frames, see `DisFlow`."""
+        return self._flow
+
+    @flow.setter
+    def flow(self, estimator: FlowEstimator) -> None:
+        if isinstance(estimator, DisFlow):
+            estimator = DisFlow(estimator.preset, halved=True)
+        self._flow = estimator
+
+    def grey(self, image: np.ndarray) -> np.ndarray:
+        """Return an image ``(H, W, 3)`` as the flow estimator takes it: grey, and halved for DIS."""
+        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        return halve(grey) if isinstance(self.flow, DisFlow) else grey
 
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
         """Return a new stream. Each camera needs its own.
@@ -335,7 +351,7 @@ class Stream:
 
         with timed(stages, "prepare"):
             scaled = segmenter.scale(image)
-            grey = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY) if segmenter.uses_netwarp else None
+            grey = segmenter.grey(scaled) if segmenter.uses_netwarp else None
         estimated = None
 
         def flow_to_previous() -> np.ndarray:

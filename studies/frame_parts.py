@@ -39,7 +39,7 @@ def step(
     engine, (grey_before, start, memory) = segmenter.engine, previous
     assert isinstance(engine, GraphEngine)
     watch.restart()
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    grey = segmenter.grey(image)
     frame = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).unsqueeze(0)
     watch.lap("grey and RGB")
     flow = segmenter.flow(grey, grey_before, start=start)  # type: ignore[call-arg]
@@ -84,7 +84,7 @@ def main() -> None:
                 laps: dict[str, float] = {}
                 if previous is None:
                     frame = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).unsqueeze(0)
-                    previous = (cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), None, segmenter.engine(frame)[1])
+                    previous = (segmenter.grey(image), None, segmenter.engine(frame)[1])
                 elif isinstance(segmenter.engine, GraphEngine):
                     watch = Stopwatch()
                     previous = step(segmenter, image, previous, watch)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.flow import DisFlow
-from netwarp_ros.models import Inference, Model, ModelSpec, VideoCNN, augment
+from netwarp_ros.flow import DisFlow, halve
+from netwarp_ros.models import Inference, Model, ModelSpec, VideoCNN, augment, resize_flow
 from netwarp_ros.segmenter import MemoryState, Segmenter
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -345,8 +345,9 @@ def test_segmenter_chooses_the_most_probable_class_over_all_views() -> None:
     ]
     start, motion = None, [flow_of(0, 0, (48, 64))]
     for previous, image in pairwise(sequence):
-        start = DisFlow("ultrafast")(image, previous, start)
-        motion.append(torch.from_numpy(start).permute(2, 0, 1)[None])
+        greys = (halve(cv2.cvtColor(each, cv2.COLOR_BGR2GRAY)) for each in (image, previous))
+        start = DisFlow("ultrafast", halved=True)(*greys, start)
+        motion.append(resize_flow(torch.from_numpy(start).permute(2, 0, 1)[None], (48, 64)))
     expected = [probabilities[0].argmax(0).numpy() for probabilities in infer(WINDOWS, strided(), normalised, motion)]
     stream, plain = segmenter(inference=WINDOWS).stream(), segmenter().stream()
     results = [stream.segment(image, i) for i, image in enumerate(sequence)]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from netwarp_ros.classes import load_classes
-from netwarp_ros.flow import DisFlow
+from netwarp_ros.flow import DisFlow, halve
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.segmenter import MemoryState, Reset, Result, Segmenter
 
@@ -53,7 +53,8 @@ def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
         rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) / 255
         flow = None
         if previous is not None:
-            start = DisFlow("ultrafast")(image, previous, start)
+            greys = (halve(cv2.cvtColor(each, cv2.COLOR_BGR2GRAY)) for each in (image, previous))
+            start = DisFlow("ultrafast", halved=True)(*greys, start)
             flow = torch.from_numpy(start).permute(2, 0, 1)[None]
         with torch.no_grad():
             logits, memory = network(((rgb - mean) / std)[None], flow, memory)

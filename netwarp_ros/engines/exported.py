@@ -69,10 +69,11 @@ _WARP = {
 }
 _FLOW = {
     "direction": "reverse: pixel (x, y) of the present frame is at (x + u, y + v) in the previous one",
-    "unit": "pixels of the frame; channel 0 is u (to the right), channel 1 is v (down)",
+    "unit": "pixels of the halved frame; channel 0 is u (to the right), channel 1 is v (down)",
     "estimator": "DIS, cv::DISOpticalFlow: calc(present, previous, flow)",
     "preset": "DISOPTICAL_FLOW_PRESET_ULTRAFAST",
-    "images": "the scaled images in grey, 8 bits (cv::COLOR_BGR2GRAY)",
+    "images": "the scaled images in grey, 8 bits (cv::COLOR_BGR2GRAY), halved (cv::INTER_AREA, odd sides rounded up)",
+    "finest_scale": "setFinestScale(getFinestScale() - 1), for the images are halved already",
     "start": "calc starts at the flow that it is given: give it the flow of the pair of frames before. For the first "
     "pair after a frame without memory, give none, and use a second object that never had a start.",
 }
@@ -229,12 +230,12 @@ class _Graphs:
     def _flow(self) -> tuple[FrameGraph, list[Tensor], dict[str, str]]:
         _, height, width, _ = self._frame.shape
         graph = FlowGraph(self._network, self._normalisation, (height, width), self._sizes, self._grids)
-        inputs, frame = [torch.zeros(1, height, width, 2)], {}
+        inputs, frame = [torch.zeros(1, (height + 1) // 2, (width + 1) // 2, 2)], {}
         if self._grids:
             inputs += [self._frame, *(torch.zeros(1, *grid, 3) for grid in self._grids)]
             frame = {"frame": "the frame"}
         return graph, inputs, {
-            "flow": "flow to the previous frame, (u, v) in pixels of the frame; zeros without memory",
+            "flow": "flow to the previous frame, (u, v) in pixels of the halved frame; zeros without memory",
             **frame,
             **{grid["previous"]: f"{grid['frame']} of the previous frame; zeros without memory" for grid in self.grids},
             **{grid["frame"]: "the frame, normalised, on this grid; for the next frame" for grid in self.grids},

@@ -58,6 +58,8 @@ def main(source: Path, masks: Path) -> None:
     graphs = {name: (load(graph["file"]), graph["inputs"], graph["outputs"]) for name, graph in model["graphs"].items()}
     zeros = {port["name"]: np.zeros(port["shape"], port["type"]) for _, ports, _ in graphs.values() for port in ports}
     cold, warm = (cv2.DISOpticalFlow.create(getattr(cv2, model["flow"]["preset"])) for _ in range(2))
+    for dis in (cold, warm):  # it gets halved images
+        dis.setFinestScale(dis.getFinestScale() - 1)
 
     def run(name: str, maps: dict[str, Any]) -> dict[str, Any]:
         graph, inputs, outputs = graphs[name]
@@ -71,7 +73,9 @@ def main(source: Path, masks: Path) -> None:
         scaling = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_LINEAR
         scaled = cv2.resize(image, (width, height), interpolation=scaling)
         maps = {**zeros, "frame": cv2.cvtColor(scaled, cv2.COLOR_BGR2RGB)[None]}
-        grey, flow, has_memory = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY), None, previous.get("shape") == image.shape
+        grey, half = cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY), ((width + 1) // 2, (height + 1) // 2)
+        grey = cv2.resize(grey, half, interpolation=cv2.INTER_AREA)
+        flow, has_memory = None, previous.get("shape") == image.shape
         if has_memory:  # the flow is estimated from the present frame to the previous one
             start = previous["flow"]
             flow = (cold if start is None else warm).calc(grey, previous["grey"], start)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from netwarp_ros.flow.deepflow import DeepFlow
-from netwarp_ros.flow.dis import PRESETS, DisFlow
+from netwarp_ros.flow.dis import PRESETS, DisFlow, halve
 from netwarp_ros.flow.files import FlowFolder, read_flo, write_flo
 
 FlowEstimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -29,6 +29,7 @@ __all__ = [
     "FlowEstimator",
     "FlowFolder",
     "create_estimator",
+    "halve",
     "open_flow",
     "read_flo",
     "write_flo",

@@ -7,11 +7,7 @@
 
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
-# PyTorch's data loaders handle SIGCHLD. In a process that has also run other engines, that handler has ended the process
-# when a child ended. So these run by themselves.
-ALONE := test/test_slices.py test/test_training.py
-PYTEST := python -m pytest --numprocesses=2 --dist=loadfile $(addprefix --ignore ,$(ALONE))
-PYTEST_ALONE := python -m pytest $(ALONE)
+PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
 COLCON := colcon --log-level error --log-base log/colcon-test
 
 OLDEST := build/oldest
@@ -22,7 +18,7 @@ demo: setup  ## segment a street clip with real ROS 2 nodes: out/demo
 	@$(IN_ENV) python -m netwarp_ros.node.tools.demo --out out/demo
 
 test: lint  ## style, types and all tests
-	@$(IN_ENV) $(PYTEST) && $(PYTEST_ALONE)
+	@$(IN_ENV) $(PYTEST)
 
 test-ros: setup  ## the tests of the ROS graph alone
 	@$(IN_ENV) $(PYTEST) -m ros

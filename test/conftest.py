@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,13 +77,6 @@ def auto_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Let engine ``auto`` be what it is for users, in tests that are marked `auto_engine`."""
     if request.node.get_closest_marker("auto_engine"):
         monkeypatch.setattr(choice, "AUTO", AUTO_ENGINES)
-
-
-@pytest.fixture(autouse=True)
-def no_handler_of_ended_children() -> Iterator[None]:
-    """Take PyTorch's handler of SIGCHLD away after each test: later, it ended test processes in which OpenVINO ran."""
-    yield
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture

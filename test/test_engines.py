@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 
 from netwarp_ros import engines
 from netwarp_ros.classes import load_classes
-from netwarp_ros.engines import Engine, EngineError, EngineOptions, cache, choice, graph_engine, open_engine
+from netwarp_ros.engines import Engine, EngineError, EngineOptions, choice, graph_engine, open_engine
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowGraph, StepGraph, export
 from netwarp_ros.engines.onnx import OnnxRuntimeEngine, numbered, to_onnx
-from netwarp_ros.engines.openvino import OpenVINOEngine
+from netwarp_ros.engines.openvino import OpenVINOEngine, core
 from netwarp_ros.engines.pytorch import CompiledTorchEngine, TorchEngine
 from netwarp_ros.models import Inference, Memory, Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.models.hosts import DDRNet23Slim
@@ -339,25 +338,6 @@ def test_reason_of_openvino_is_not_a_place_in_its_source() -> None:
     assert choice._reason(KeyError()) == "KeyError"
 
 
-def test_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_arguments: Any, **_options: Any) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(cache, "save_file", refuse)
-    network = video_cnn()
-    with pytest.warns(RuntimeWarning, match="cannot be written: no space left"):
-        assert_like_torch(cached(tmp_path, network), network, frames(2), flows(2))
-
-
-def test_key_of_the_cache_knows_numbers_of_a_module() -> None:
-    keys = set()
-    for rate in (1, 2, 2.5, None):
-        network = video_cnn()
-        network.host.rate = rate  # type: ignore[assignment]
-        keys.add(cache._key("x", StepGraph(network, NORMALISATION), []))
-    assert len(keys) == 4
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_step_of_a_host_in_half_precision(dtype: torch.dtype) -> None:
     network = video_cnn()
@@ -369,60 +349,16 @@ def test_step_of_a_host_in_half_precision(dtype: torch.dtype) -> None:
     assert scores.dtype == dtype and scores.isfinite().all()
 
 
+def test_engines_share_a_core_that_does_not_end() -> None:
+    """Cores that end in the order in which they were made leave a stack for signal handlers whose memory is gone."""
+    first, second = (ENGINES["openvino"](video_cnn()) for _ in range(2))
+    assert isinstance(first, OpenVINOEngine) and isinstance(second, OpenVINOEngine)
+    assert first._core is second._core is core()
+
+
 def test_threads_limit_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OpenVINOEngine(video_cnn(), NORMALISATION, "float32", 1)
     assert engine._options["INFERENCE_NUM_THREADS"] == 1
-
-
-# The cache
-
-
-def cached(folder: Path, network: VideoCNN) -> Engine:
-    return OpenVINOEngine(network, NORMALISATION, "float32", 1, cache=folder)
-
-
-def test_cached_graphs_are_used_and_need_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, network = tmp_path / "new" / "cache", video_cnn()
-    expected = run(cached(folder, network), frames(2), flows(2))
-    files = sorted(folder.iterdir())
-    assert len(files) == 3 and all(file.suffix == ".safetensors" for file in files)
-    monkeypatch.setattr(torch.export, "export", lambda *_arguments, **_options: pytest.fail("it was exported again"))
-    again = run(cached(folder, video_cnn()), frames(2), flows(2))
-    assert all(torch.equal(mine[0], yours[0]) for mine, yours in zip(again, expected, strict=True))
-
-
-@pytest.mark.parametrize("change", ["weights", "options", "size"])
-def test_graph_of_another_network_is_not_taken_from_the_cache(tmp_path: Path, change: str) -> None:
-    torch.manual_seed(2)
-    network, size = video_cnn(), SIZE
-    run(cached(tmp_path, network), frames(1), flows(1))
-    before = set(tmp_path.iterdir())
-    if change == "weights":
-        with torch.no_grad():
-            network.host[5].bias[0] += 0.5  # type: ignore[index, operator]
-    elif change == "options":
-        network.remember = "after"
-    else:
-        size = (40, 44)
-    assert_like_torch(cached(tmp_path, network), network, frames(1, size), flows(1, size))
-    assert set(tmp_path.iterdir()) > before
-
-
-@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"x", lambda _: b""])
-def test_damaged_graph_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    network = video_cnn()
-    run(cached(tmp_path, network), frames(2), flows(2))
-    contents = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for path, content in contents.items():
-        path.write_bytes(damage(content))
-    assert_like_torch(cached(tmp_path, network), network, frames(2), flows(2))
-    assert set(tmp_path.iterdir()) == contents.keys() and all(map(cache._read, contents))
-
-
-def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(EngineError, match="engine_cache: .*file/cache cannot be made"):
-        cached(tmp_path / "file" / "cache", video_cnn())
 
 
 # torch.compile

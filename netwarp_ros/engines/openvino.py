@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import warnings
@@ -41,6 +42,17 @@ def import_openvino() -> Any:
     return openvino
 
 
+@functools.cache
+def core() -> Any:
+    """Return the process's only `openvino.Core`, which lives as long as the process.
+
+    A core gives the thread that first uses it a stack for signal handlers, and puts back the one from before when it
+    ends. If two cores end in the order in which they were made, the second one puts back the first one's, whose memory
+    is gone: the next signal, such as that of a child that ended, overwrites other memory or ends the process.
+    """
+    return import_openvino().Core()
+
+
 class OpenVINOEngine(CPUGraphEngine):
     """OpenVINO on the CPU.
 
@@ -70,7 +82,7 @@ class OpenVINOEngine(CPUGraphEngine):
             raise EngineError(f"engine openvino: precision is {precision}, it has {', '.join(_PRECISIONS)}")
         self.precision, self._int8 = precision, int8 if precision == "int8" else None
         self._cache = GraphCache(cache)
-        self._openvino, self._core = openvino, openvino.Core()
+        self._openvino, self._core = openvino, core()
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads

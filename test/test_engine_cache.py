@@ -69,7 +69,7 @@ def test_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path, monkeypatc
     def refuse(*_arguments: Any, **_options: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(cache, "save_file", refuse)
+    monkeypatch.setattr(cache, "write_safetensors", refuse)
     network = video_cnn()
     with pytest.warns(RuntimeWarning, match="cannot be written: no space left"):
         assert_like_torch(cached(tmp_path, network), network, frames(2), flows(2))

@@ -22,7 +22,7 @@ from netwarp_ros.classes import load_classes
 from netwarp_ros.engines import Engine, EngineError, EngineOptions, choice, graph_engine, open_engine
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowGraph, StepGraph, export
-from netwarp_ros.engines.onnx import OnnxRuntimeEngine, numbered, to_onnx
+from netwarp_ros.engines.onnx import OnnxRuntimeEngine, to_onnx
 from netwarp_ros.engines.openvino import OpenVINOEngine, core
 from netwarp_ros.engines.pytorch import CompiledTorchEngine, TorchEngine
 from netwarp_ros.models import Inference, Memory, Model, ModelSpec, VideoCNN, augment
@@ -227,8 +227,7 @@ def test_no_graph_has_a_warp_and_all_are_free_of_hooks() -> None:
     for graph, inputs in ((step, [frame, *warped]), (flow, [maps[0], frame, maps[1]])):
         targets = {str(node.target) for node in export(graph, inputs).graph.nodes if node.op == "call_function"}
         assert not any("grid_sampl" in target or "netwarp" in target for target in targets)
-        names = numbered(len(inputs), 3)
-        assert b"GridSample" not in to_onnx(graph, inputs, names)
+        assert b"GridSample" not in to_onnx(graph, inputs)
 
 
 def test_bfloat16_of_openvino_is_near_float32() -> None:

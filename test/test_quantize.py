@@ -28,7 +28,7 @@ from torch import Tensor
 
 from netwarp_ros.engines import EngineError
 from netwarp_ros.engines.int8 import Int8Graphs, StepIR, load_int8, read_int8_spec, save_int8, sha256
-from netwarp_ros.engines.openvino import import_openvino
+from netwarp_ros.engines.openvino import import_openvino, serialise
 from netwarp_ros.models import (
     DEFAULT_MODEL,
     Inference,
@@ -215,7 +215,7 @@ def step_ir(result: Any, *inputs: Any) -> StepIR:
     """Return a graph that OpenVINO can read: a result, plus a constant."""
     openvino = import_openvino()
     total = openvino.opset13.add(openvino.opset13.convert(result, "f32"), np.float32([1, 2, 3]))
-    return post_training._serialise(openvino, openvino.Model([total], list(inputs)))
+    return serialise(openvino.Model([total], list(inputs)))
 
 
 def test_graphs_that_are_no_step_graphs_are_refused(model: Path) -> None:

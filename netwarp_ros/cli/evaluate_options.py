@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from netwarp_ros.cli.options import ClassesOption
+
 if TYPE_CHECKING:
     from netwarp_ros.classes import ClassSet
     from netwarp_ros.evaluation.result_files import FrameSpool
@@ -22,15 +24,7 @@ if TYPE_CHECKING:
 class ScoringOptions:
     """How frames are segmented, and what is scored."""
 
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            "--classes",
-            metavar="NAME|FILE",
-            help="camvid, cityscapes or a .yaml file. By default, those of the model.",
-            show_default=False,
-        ),
-    ] = None
+    classes: ClassesOption = None
     stills: Annotated[bool, typer.Option("--stills", help="Reset the memory before each image.")] = False
     realtime: Annotated[
         bool,

@@ -30,6 +30,15 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+ClassesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        metavar="NAME|FILE",
+        help="camvid, cityscapes or a .yaml file. By default, those of the model.",
+        show_default=False,
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads on the CPU. 0: one on each core.")]
 InputHeightOption = Annotated[
     int, typer.Option("--input-height", help="Height in pixels that images are resized to. 0: as in training.")

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from netwarp_ros.cli.option_groups import expand_groups
-from netwarp_ros.cli.options import DataOptions, RecordingOptions, ThreadsOption
+from netwarp_ros.cli.options import ClassesOption, DataOptions, RecordingOptions, ThreadsOption
 from netwarp_ros.cli.printing import plain_console, progress_bar, say
 
 if TYPE_CHECKING:
@@ -40,15 +40,7 @@ def quantize(
             show_default=False,
         ),
     ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            "--classes",
-            metavar="NAME|FILE",
-            help="camvid, cityscapes or a .yaml file. By default, those of the model.",
-            show_default=False,
-        ),
-    ] = None,
+    classes: ClassesOption = None,
     output: Annotated[
         Path | None,
         typer.Option(

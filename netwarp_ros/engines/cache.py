@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from netwarp_ros.engines.engine import EngineError
+from netwarp_ros.models.weights import WeightsError, open_safetensors, write_safetensors
 
 Parts = Mapping[str, bytes]
 """The files that an engine's graph consists of, by name."""
@@ -64,7 +62,7 @@ class GraphCache:
         if parts is None:
             parts = make()
             try:
-                _write(path, parts)
+                write_safetensors(path, parts, {_HEADER: _digest(parts)})
             except OSError as error:  # a full disk, or a folder that may only be read
                 warnings.warn(f"engine_cache: {path} cannot be written: {error}", RuntimeWarning, stacklevel=2)
         return parts
@@ -73,19 +71,11 @@ class GraphCache:
 def _read(path: Path) -> Parts | None:
     """Return what a file holds; None if there is no file, or it is damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             parts = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
             return parts if (file.metadata() or {}).get(_HEADER) == _digest(parts) else None
-    except (OSError, SafetensorError):
+    except WeightsError:
         return None
-
-
-def _write(path: Path, parts: Parts) -> None:
-    tensors = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in parts.items()}
-    with tempfile.TemporaryDirectory(prefix=f"{path.stem[:16]}.part-", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        save_file(tensors, temporary, metadata={_HEADER: _digest(parts)})
-        temporary.replace(path)
 
 
 def _digest(parts: Parts) -> str:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from netwarp_ros.engines.engine import Normalisation
-from netwarp_ros.engines.graphs import FlowGraph, FrameGraph, StepGraph, export
+from netwarp_ros.engines.graphs import FrameGraph, FrameGraphs
 from netwarp_ros.engines.onnx import to_onnx
-from netwarp_ros.engines.openvino import import_openvino
+from netwarp_ros.engines.openvino import convert, import_openvino
 from netwarp_ros.models.video_cnn import Size, VideoCNN
 from netwarp_ros.models.weights import MAX_INPUT_HEIGHT, Model
 
@@ -180,21 +180,13 @@ class _Graphs:
     """
 
     def __init__(self, network: VideoCNN, normalisation: Normalisation, size: Size) -> None:
-        self._network, self._normalisation = network, normalisation
-        self._frame = torch.zeros(1, *size, 3, dtype=torch.uint8)
-        graph = StepGraph(network, normalisation)
-        with torch.inference_mode():  # once, uncompiled, to learn the shapes
-            _, *self._representations = graph(self._frame)
-        self._sizes: dict[str, Size] = {
-            name: (z.shape[1], z.shape[2]) for name, z in zip(graph.layers, self._representations, strict=True)
-        }
-        self._grids = network.flow_cnn_grids(size, self._sizes)
-        self.names = ("first", "flow", "step") if self._sizes else ("first",)
+        self._graphs = FrameGraphs(network, normalisation, torch.zeros(1, *size, 3, dtype=torch.uint8))
+        self.names = ("first", "flow", "step") if self._graphs.sizes else ("first",)
         self.layers = [
             {"name": name, "memory": f"memory_{safe}", "flow": f"flow_{safe}", "warped": f"warped_{safe}"}
-            for name, safe in zip(self._sizes, identifiers(self._sizes), strict=True)
+            for name, safe in zip(self._graphs.sizes, identifiers(self._graphs.sizes), strict=True)
         ]
-        by_size = [f"{height}x{width}" for height, width in self._grids]
+        by_size = [f"{height}x{width}" for height, width in self._graphs.grids]
         self.grids = [{"frame": f"frame_{grid}", "previous": f"previous_frame_{grid}"} for grid in by_size]
 
     def write(self, name: str, folder: Path, format: str) -> dict[str, Any]:
@@ -215,28 +207,21 @@ class _Graphs:
         }
 
     def _first(self) -> tuple[FrameGraph, list[Tensor], dict[str, str]]:
-        meanings = {"frame": "the frame", **self._step_outputs()}
-        return StepGraph(self._network, self._normalisation), [self._frame], meanings
+        return *self._graphs.first_graph(), {"frame": "the frame", **self._step_outputs()}
 
     def _step(self) -> tuple[FrameGraph, list[Tensor], dict[str, str]]:
         warped = {layer["warped"]: f"{layer['memory']} of the previous frame, warped" for layer in self.layers}
-        graph = StepGraph(self._network, self._normalisation, tuple(self._sizes))
-        return graph, [self._frame, *self._representations], {"frame": "the frame", **warped, **self._step_outputs()}
+        return *self._graphs.step_graph(), {"frame": "the frame", **warped, **self._step_outputs()}
 
     def _step_outputs(self) -> dict[str, str]:
         kept = {layer["memory"]: f"memory of layer {layer['name']}, for the next frame" for layer in self.layers}
         return {"scores": "a score for each class; see mask", **kept}
 
     def _flow(self) -> tuple[FrameGraph, list[Tensor], dict[str, str]]:
-        _, height, width, _ = self._frame.shape
-        graph = FlowGraph(self._network, self._normalisation, (height, width), self._sizes, self._grids)
-        inputs, frame = [torch.zeros(1, (height + 1) // 2, (width + 1) // 2, 2)], {}
-        if self._grids:
-            inputs += [self._frame, *(torch.zeros(1, *grid, 3) for grid in self._grids)]
-            frame = {"frame": "the frame"}
-        return graph, inputs, {
+        height, width = self._graphs.size
+        return *self._graphs.flow_graph(((height + 1) // 2, (width + 1) // 2)), {
             "flow": "flow to the previous frame, (u, v) in pixels of the halved frame; zeros without memory",
-            **frame,
+            **({"frame": "the frame"} if self.grids else {}),
             **{grid["previous"]: f"{grid['frame']} of the previous frame; zeros without memory" for grid in self.grids},
             **{grid["frame"]: "the frame, normalised, on this grid; for the next frame" for grid in self.grids},
             **{layer["flow"]: f"where to warp {layer['memory']} from, (u, v) in its pixels" for layer in self.layers},
@@ -269,14 +254,12 @@ def _write_openvino(
     path: Path, graph: FrameGraph, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]]
 ) -> None:
     """Write a graph as OpenVINO's ``.xml``, and its weights, in float32, as the ``.bin`` beside it."""
-    openvino = import_openvino()
     with _quiet():
-        network = openvino.convert_model(export(graph, inputs))
-    network.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
+        network = convert(graph, inputs)
     for ports, port_names in ((network.inputs, names[0]), (network.outputs, names[1])):
         for port, name in zip(ports, port_names, strict=True):
             port.get_tensor().set_names({name})
-    openvino.save_model(network, path, compress_to_fp16=False)
+    import_openvino().save_model(network, path, compress_to_fp16=False)
 
 
 @contextmanager

@@ -7,13 +7,15 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from netwarp_ros import ops
+from netwarp_ros.engines.cache import GraphCache
 from netwarp_ros.engines.engine import Normalisation
-from netwarp_ros.engines.graphs import FlowCNNGraph, FlowGraph, StepGraph, to_pixels, to_planes
+from netwarp_ros.engines.graphs import FlowCNNGraph, FlowGraph, FrameGraphs, to_pixels, to_planes
 from netwarp_ros.models.netwarp import resize_flow
 from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN, computed_flow, map_size
 
@@ -33,13 +35,17 @@ class GraphEngine(ABC):
         network: The network, in evaluation mode, in the type and on the device that the graphs are exported with.
         normalisation: That of the frames.
         device: Where frames and memory are.
+        cache: Folder for what the engine makes of the graphs.
     """
 
     name: str
     precision: str
 
-    def __init__(self, network: VideoCNN, normalisation: Normalisation, device: torch.device) -> None:
+    def __init__(
+        self, network: VideoCNN, normalisation: Normalisation, device: torch.device, cache: Path | None = None
+    ) -> None:
         self.network, self.normalisation, self.device = network, normalisation, device
+        self._cache = GraphCache(cache)
         self._shapes: OrderedDict[tuple[object, ...], _Graphs] = OrderedDict()
 
     @abstractmethod
@@ -108,47 +114,28 @@ class CPUGraphEngine(GraphEngine):
         return lambda flow, *frames: graph.run(flow, frames, transform if compiled else None)
 
 
-class _Graphs:
-    """The graphs for frames of one shape. They are compiled when they are first needed: a host alone needs one.
+class _Graphs(FrameGraphs):
+    """The graphs for frames of one shape, compiled when they are first needed: a host alone needs one.
 
     Args:
         engine: The engine that compiles them.
-        frame: A frame of this shape and type.
-
-    Attributes:
-        sizes: Size of each insertion layer's output, in the order that the layers run in.
-        grids: The grids of Λ.
-        no_flow: A flow of zeros.
-        no_frames: A frame of zeros on each grid.
+        frame: A frame ``(B, 3, H, W)`` of this shape and type.
     """
 
     def __init__(self, engine: GraphEngine, frame: Tensor) -> None:
         self._engine = engine
-        (self._frame,) = to_pixels(torch.zeros_like(frame, memory_format=torch.channels_last))
-        graph = StepGraph(engine.network, engine.normalisation)
-        with torch.inference_mode():  # once, uncompiled, to learn the shapes
-            _, *self._representations = graph(self._frame)
-        self.sizes: dict[str, Size] = {
-            name: (z.shape[1], z.shape[2]) for name, z in zip(graph.layers, self._representations, strict=True)
-        }
-        batch, _, height, width = frame.shape
-        self.grids = engine.network.flow_cnn_grids((height, width), self.sizes)
-        self.no_flow, *self.no_frames = (
-            torch.zeros(batch, *shape, device=frame.device)
-            for shape in ((height, width, 2), *((*grid, 3) for grid in self.grids))
-        )
+        (pixels,) = to_pixels(torch.zeros_like(frame, memory_format=torch.channels_last))
+        super().__init__(engine.network, engine.normalisation, pixels)
+        self.no_flow = self.no_map(self.size, 2)
 
     @cached_property
     def first(self) -> RunGraph:
-        return self._engine.compile(StepGraph(self._engine.network, self._engine.normalisation), [self._frame])
+        return self._engine.compile(*self.first_graph())
 
     @cached_property
     def flow(self) -> RunGraph:
-        frame = (self._frame.shape[1], self._frame.shape[2])
-        graph = FlowGraph(self._engine.network, self._engine.normalisation, frame, self.sizes, self.grids)
-        return self._engine.compile_flow(graph, [self.no_flow, *([self._frame, *self.no_frames] if self.grids else [])])
+        return self._engine.compile_flow(*self.flow_graph(self.size))
 
     @cached_property
     def step(self) -> RunGraph:
-        graph = StepGraph(self._engine.network, self._engine.normalisation, tuple(self.sizes))
-        return self._engine.compile(graph, [self._frame, *self._representations])
+        return self._engine.compile(*self.step_graph())

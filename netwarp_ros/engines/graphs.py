@@ -115,6 +115,53 @@ class StepGraph(FrameGraph):
         return to_pixels(scores, *representations.values())
 
 
+class FrameGraphs:
+    """The graphs for frames of one shape, each with examples of its inputs.
+
+    Args:
+        network: The network.
+        normalisation: That of the frames.
+        frame: A frame ``(B, H, W, 3)`` of this shape and type. The host is run on it once, to learn the shapes.
+
+    Attributes:
+        frame: The frame.
+        size: Its size.
+        sizes: Size of each insertion layer's output, in the order that the layers run in.
+        grids: The grids of Λ.
+        no_frames: A frame of zeros on each grid.
+    """
+
+    def __init__(self, network: VideoCNN, normalisation: Normalisation, frame: Tensor) -> None:
+        self._network, self._normalisation, self.frame = network, normalisation, frame
+        graph, _ = self.first_graph()
+        with torch.inference_mode():
+            _, *self._representations = graph(frame)
+        self.size: Size = (frame.shape[1], frame.shape[2])
+        self.sizes: dict[str, Size] = {
+            name: (z.shape[1], z.shape[2]) for name, z in zip(graph.layers, self._representations, strict=True)
+        }
+        self.grids = network.flow_cnn_grids(self.size, self.sizes)
+        self.no_frames = [self.no_map(grid, 3) for grid in self.grids]
+
+    def no_map(self, size: Size, channels: int) -> Tensor:
+        """Return zeros ``(B, h, w, channels)``."""
+        return torch.zeros(self.frame.shape[0], *size, channels, device=self.frame.device)
+
+    def first_graph(self) -> tuple[StepGraph, list[Tensor]]:
+        """Return the step graph of a first frame."""
+        return StepGraph(self._network, self._normalisation), [self.frame]
+
+    def flow_graph(self, flow: Size) -> tuple[FlowGraph, list[Tensor]]:
+        """Return the flow graph, for a flow of this size."""
+        graph = FlowGraph(self._network, self._normalisation, self.size, self.sizes, self.grids)
+        return graph, [self.no_map(flow, 2), *([self.frame, *self.no_frames] if self.grids else [])]
+
+    def step_graph(self) -> tuple[StepGraph, list[Tensor]]:
+        """Return the step graph of further frames."""
+        graph = StepGraph(self._network, self._normalisation, tuple(self.sizes))
+        return graph, [self.frame, *self._representations]
+
+
 def to_planes(pixels: Tensor) -> Tensor:
     """View ``(B, h, w, C)`` as ``(B, C, h, w)``."""
     return pixels.permute(0, 3, 1, 2)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,7 +19,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import Field, StrictFloat, StrictInt
 from pydantic.dataclasses import dataclass
-from safetensors.torch import save_file
 from torch import Tensor
 
 from netwarp_ros.engines.engine import EngineError
@@ -33,6 +31,7 @@ from netwarp_ros.models.weights import (
     int8_file,
     load_model,
     open_safetensors,
+    write_safetensors,
 )
 from netwarp_ros.resources import MAX_JSON, Checked, cut, parse_json
 
@@ -206,11 +205,7 @@ def save_int8(
     header = json.dumps(dataclasses.asdict(spec), allow_nan=False)
     if len(header) > MAX_JSON:
         raise WeightsError(f"{path}: its header has {len(header)} characters, at most {MAX_JSON} are read")
-    tensors = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in contents.items()}
-    with tempfile.TemporaryDirectory(prefix=f"{path.name[:100]}.part-", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        save_file(tensors, temporary, metadata={INT8_HEADER: header})
-        temporary.replace(path)
+    write_safetensors(path, contents, {INT8_HEADER: header})
 
 
 def open_step_graph(openvino: Any, core: Any, graphs: Int8Graphs, graph: StepGraph, inputs: Sequence[Tensor]) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from netwarp_ros.engines.cache import GraphCache, Parts
+from netwarp_ros.engines.cache import Parts
 from netwarp_ros.engines.engine import EngineError, Normalisation
 from netwarp_ros.engines.graph_engine import CPUGraphEngine, GraphEngine, RunGraph
 from netwarp_ros.engines.graphs import export
@@ -23,13 +23,13 @@ OPSET = 18
 because no graph has one."""
 
 
-def to_onnx(graph: nn.Module, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]]) -> bytes:
+def to_onnx(graph: nn.Module, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]] = ((), ())) -> bytes:
     """Return a graph as an ONNX file, for inputs of these shapes and types.
 
     Args:
         graph: The graph.
         inputs: Examples of its inputs.
-        names: Names of the inputs and of the outputs.
+        names: Names of the inputs and of the outputs; without them, PyTorch names them.
 
     Raises:
         EngineError: If the packages that write ONNX are missing.
@@ -48,11 +48,6 @@ def to_onnx(graph: nn.Module, inputs: Sequence[Tensor], names: tuple[Sequence[st
         )  # fmt: skip
     assert program is not None
     return program.model_proto.SerializeToString()
-
-
-def numbered(inputs: int, outputs: int) -> tuple[list[str], list[str]]:
-    """Return names of inputs and outputs."""
-    return [f"in{index}" for index in range(inputs)], [f"out{index}" for index in range(outputs)]
 
 
 class OnnxRuntimeEngine(CPUGraphEngine):
@@ -76,8 +71,7 @@ class OnnxRuntimeEngine(CPUGraphEngine):
         threads: int,
         cache: Path | None = None,
     ) -> None:
-        super().__init__(network, normalisation, torch.device("cpu"))
-        self._cache = GraphCache(cache)
+        super().__init__(network, normalisation, torch.device("cpu"), cache)
         try:
             import onnxruntime
         except ImportError as error:
@@ -94,14 +88,13 @@ class OnnxRuntimeEngine(CPUGraphEngine):
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
-        names, results = numbered(len(inputs), len(graph_outputs(graph, inputs)))
-        parts = self._cache.get("onnx", graph, inputs, lambda: {"onnx": to_onnx(graph, inputs, (names, results))})
-        onnx = parts["onnx"]
-        session = self._runtime.InferenceSession(onnx, self._options, providers=["CPUExecutionProvider"])
+        parts = self._cache.get("onnx", graph, inputs, lambda: {"onnx": to_onnx(graph, inputs)})
+        session = self._runtime.InferenceSession(parts["onnx"], self._options, providers=["CPUExecutionProvider"])
+        names = [port.name for port in session.get_inputs()]
 
         def run(*maps: Tensor) -> list[Tensor]:
             feeds = {name: features.numpy() for name, features in zip(names, maps, strict=True)}
-            return [torch.from_numpy(result) for result in session.run(results, feeds)]
+            return [torch.from_numpy(result) for result in session.run(None, feeds)]
 
         return run
 
@@ -124,8 +117,7 @@ class TensorRTEngine(GraphEngine):
     def __init__(
         self, network: VideoCNN, normalisation: Normalisation, device: torch.device, cache: Path | None = None
     ) -> None:
-        super().__init__(network, normalisation, device)
-        self._cache = GraphCache(cache)
+        super().__init__(network, normalisation, device, cache)
         try:
             import tensorrt
         except ImportError as error:
@@ -136,8 +128,11 @@ class TensorRTEngine(GraphEngine):
         self._logger = tensorrt.Logger(tensorrt.Logger.ERROR)
 
     def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
-        examples = graph_outputs(graph, inputs)
-        names, results = numbered(len(inputs), len(examples))
+        with torch.inference_mode():  # once, uncompiled, to learn the shapes and types of the results
+            examples = graph(*inputs)
+        names, results = (
+            [f"{side}{index}" for index in range(len(maps))] for side, maps in (("in", inputs), ("out", examples))
+        )
         maker = f"{self.name} {self._tensorrt.__version__} {torch.cuda.get_device_name(self.device)}"
         parts = self._cache.get(maker, graph, inputs, lambda: self._build(to_onnx(graph, inputs, (names, results))))
         engine = self._tensorrt.Runtime(self._logger).deserialize_cuda_engine(parts["plan"])
@@ -166,9 +161,3 @@ class TensorRTEngine(GraphEngine):
         if plan is None:
             raise EngineError("engine tensorrt: it cannot build the graph; its log has the reason")
         return {"plan": bytes(plan)}
-
-
-def graph_outputs(graph: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Run a graph, uncompiled, and return its outputs."""
-    with torch.inference_mode():
-        return graph(*inputs)

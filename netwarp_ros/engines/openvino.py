@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netwarp_ros.engines.cache import GraphCache, Parts
 from netwarp_ros.engines.engine import EngineError, Normalisation
 from netwarp_ros.engines.graph_engine import CPUGraphEngine, RunGraph
 from netwarp_ros.engines.graphs import FlowCNNGraph, StepGraph, export
-from netwarp_ros.engines.int8 import Int8Graphs, open_step_graph
+from netwarp_ros.engines.int8 import Int8Graphs, StepIR, open_step_graph
 from netwarp_ros.models.video_cnn import VideoCNN
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
@@ -53,6 +52,23 @@ def core() -> Any:
     return import_openvino().Core()
 
 
+def convert(graph: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """Return a graph as OpenVINO's model, for inputs of these shapes and types."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
+        model = import_openvino().convert_model(export(graph, inputs))
+    model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
+    return model
+
+
+def serialise(model: Any) -> StepIR:
+    """Return the files of a model of OpenVINO."""
+    with tempfile.TemporaryDirectory(prefix="netwarp-") as folder:
+        xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+        import_openvino().serialize(model, xml, binary)
+        return StepIR(xml.read_bytes(), binary.read_bytes())
+
+
 class OpenVINOEngine(CPUGraphEngine):
     """OpenVINO on the CPU.
 
@@ -76,12 +92,11 @@ class OpenVINOEngine(CPUGraphEngine):
         int8: Int8Graphs | None = None,
         cache: Path | None = None,
     ) -> None:
-        super().__init__(network, normalisation, torch.device("cpu"))
+        super().__init__(network, normalisation, torch.device("cpu"), cache)
         openvino = import_openvino()
         if precision not in _PRECISIONS:
             raise EngineError(f"engine openvino: precision is {precision}, it has {', '.join(_PRECISIONS)}")
         self.precision, self._int8 = precision, int8 if precision == "int8" else None
-        self._cache = GraphCache(cache)
         self._openvino, self._core = openvino, core()
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads:
@@ -114,22 +129,9 @@ class OpenVINOEngine(CPUGraphEngine):
         return run
 
     def _convert(self, graph: nn.Module, inputs: Sequence[Tensor]) -> Any:
-        """Return a graph as OpenVINO's model, from the cache if it is there."""
-
-        def export_graph() -> Any:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
-                model = self._openvino.convert_model(export(graph, inputs))
-            model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
-            return model
-
-        def serialise() -> Parts:
-            with tempfile.TemporaryDirectory(prefix="netwarp-") as folder:
-                xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
-                self._openvino.serialize(export_graph(), xml, binary)
-                return {"xml": xml.read_bytes(), "bin": binary.read_bytes()}
-
+        """Return a graph as OpenVINO's model, from the cache if there is one."""
         if not self._cache.is_in_use:
-            return export_graph()
-        parts = self._cache.get(f"{self.name} {self._openvino.__version__}", graph, inputs, serialise)
+            return convert(graph, inputs)
+        maker = f"{self.name} {self._openvino.__version__}"
+        parts = self._cache.get(maker, graph, inputs, lambda: serialise(convert(graph, inputs))._asdict())
         return self._core.read_model(parts["xml"], parts["bin"])

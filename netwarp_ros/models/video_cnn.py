@@ -61,10 +61,6 @@ class Memory(NamedTuple):
         frames = {size: frame.detach() for size, frame in self.frames.items()}
         return Memory(self.shape, frames, {name: z.detach() for name, z in self.representations.items()})
 
-    def clone(self) -> Memory:
-        """Return a memory with copies of the representations."""
-        return self._replace(representations={name: z.clone() for name, z in self.representations.items()})
-
 
 Blended = Callable[[int, Tensor], Tensor]
 """Takes the index of an insertion layer and its output z_t, and returns the blend with the memory."""

@@ -176,9 +176,18 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
     header = json.dumps(dataclasses.asdict(spec))
     if len(header) > MAX_JSON:
         raise WeightsError(f"the spec has {len(header)} characters of JSON, at most {MAX_JSON} are read: shorten notes")
+    return write_safetensors(path, tensors, {_HEADER: header})
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor | bytes], metadata: Mapping[str, str]) -> Path:
+    """Write a safetensors file; bytes become a tensor of uint8. The file is renamed into place when it is complete."""
+    maps = {
+        name: torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
+        for name, value in tensors.items()
+    }
     with tempfile.TemporaryDirectory(prefix=f"{path.name[:100]}.part-", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        save_file(tensors, temporary, metadata={_HEADER: header})
+        save_file(maps, temporary, metadata=dict(metadata))
         return temporary.replace(path)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import torch
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import StepGraph, export
 from netwarp_ros.engines.int8 import Int8Graphs, StepIR
-from netwarp_ros.engines.openvino import import_openvino
+from netwarp_ros.engines.openvino import import_openvino, serialise
 from netwarp_ros.models import Model
 from netwarp_ros.quantization.calibration import Sample
 
@@ -97,7 +95,10 @@ def _quantize(nncf: Any, graph: StepGraph, inputs: Sequence[torch.Tensor], calib
             ignored_scope=nncf.IgnoredScope(names=_blends(model)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
-    return _serialise(openvino, quantized)
+    for path in (["conversion_parameters"], ["nncf"]):  # settings, which may name files of this machine
+        if quantized.has_rt_info(path):
+            quantized.set_rt_info("", path)
+    return serialise(quantized)
 
 
 def _blends(model: Any) -> list[str]:
@@ -112,13 +113,3 @@ def _blends(model: Any) -> list[str]:
             if node.get_type_name() in ("Transpose", "Multiply"):
                 pending.append(node)
     return sorted(names)
-
-
-def _serialise(openvino: Any, model: Any) -> StepIR:
-    for path in (["conversion_parameters"], ["nncf"]):  # settings, which may name files of this machine
-        if model.has_rt_info(path):
-            model.set_rt_info("", path)
-    with tempfile.TemporaryDirectory(prefix="netwarp-") as folder:
-        xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
-        openvino.serialize(model, xml, binary)
-        return StepIR(xml.read_bytes(), binary.read_bytes())

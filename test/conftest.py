@@ -26,8 +26,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # PyTorch starts at once, other engines compile the network first.
 AUTO_ENGINES, choice.AUTO = choice.AUTO, {"cpu": ("torch",), "cuda": ("torch",)}
 
-# PyTorch's exporter logs every step for its trace files, which pytest would collect: that takes longer than the export.
-logging.getLogger("torch.__trace").propagate = False
+# PyTorch's exporter describes every step in this logger if it has a handler, and pytest gives one to all that do not
+# propagate: that takes longer than the export.
+logging.getLogger("torch.__trace").propagate = True
 
 # The time that an example takes depends on the machine.
 hypothesis.settings.register_profile("netwarp_ros", deadline=None)

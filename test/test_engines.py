@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from netwarp_ros import engines
 from netwarp_ros.classes import load_classes
 from netwarp_ros.engines import Engine, EngineError, EngineOptions, choice, graph_engine, open_engine
+from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowGraph, StepGraph, export
 from netwarp_ros.engines.onnx import OnnxRuntimeEngine, to_onnx
@@ -230,11 +231,18 @@ def test_no_graph_has_a_warp_and_all_are_free_of_hooks() -> None:
         assert b"GridSample" not in to_onnx(graph, inputs)
 
 
+@pytest.mark.skipif(not cpu_computes_bfloat16(), reason="this CPU, or what it is limited to, has no AVX512_BF16")
 def test_bfloat16_of_openvino_is_near_float32() -> None:
     network = video_cnn()
     precise, coarse = (OpenVINOEngine(network, NORMALISATION, name, 0) for name in ("float32", "bfloat16"))
     for (scores, _), (expected, _) in zip(*(run(each, frames(3), flows(3)) for each in (coarse, precise)), strict=True):
         torch.testing.assert_close(scores, expected, rtol=0.1, atol=0.1)
+
+
+def test_openvino_says_what_keeps_it_from_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(EngineError, match="is bfloat16, which ONEDNN_MAX_CPU_ISA=AVX2 rules out: use float32"):
+        OpenVINOEngine(video_cnn(), NORMALISATION, "bfloat16", 0)
 
 
 # Which engine is chosen
@@ -419,7 +427,7 @@ def test_replay_of_cuda_graphs_does_not_overwrite_the_memory(monkeypatch: pytest
     ],
 )
 def test_auto_is_bfloat16_only_where_the_cpu_computes_it(variables: dict[str, str], bfloat16: bool | None) -> None:
-    code = "from netwarp_ros.engines import choice; print(choice._cpu_computes_bfloat16())"
+    code = "from netwarp_ros.engines import bfloat16; print(bfloat16.cpu_computes_bfloat16())"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("ATEN_CPU", "ONEDNN_", "DNNL_"))}
     printed = subprocess.run([sys.executable, "-c", code], env={**clean, **variables}, capture_output=True, text=True)
     if bfloat16 is None:

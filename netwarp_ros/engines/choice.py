@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
 from netwarp_ros.engines.engine import Engine, EngineError, Normalisation
 from netwarp_ros.engines.pytorch import COMPILE_MODES, CompiledTorchEngine, TorchEngine
 from netwarp_ros.models.video_cnn import Memory, VideoCNN
@@ -32,9 +32,6 @@ quantize` compares it."""
 
 _PLACE = re.compile(r"(Exception from|Check '.*' failed at) .*:")
 """A place in OpenVINO's source."""
-
-_ISAS_WITHOUT_BFLOAT16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
-"""Values of ONEDNN_MAX_CPU_ISA, in lower case, that keep oneDNN from the bfloat16 instructions of AVX-512."""
 
 
 @dataclass(frozen=True)
@@ -215,14 +212,4 @@ def _precision(options: EngineOptions, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "float16"
-    return "bfloat16" if options.engine != "onnxruntime" and _cpu_computes_bfloat16() else "float32"
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether PyTorch uses AVX512_BF16 here: the CPU has it, and the environment does not limit PyTorch or oneDNN."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
-    return (
-        bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"  # less if ATEN_CPU_CAPABILITY says so
-        and limit.lower() not in _ISAS_WITHOUT_BFLOAT16
-    )
+    return "bfloat16" if options.engine != "onnxruntime" and cpu_computes_bfloat16() else "float32"

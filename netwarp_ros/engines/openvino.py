@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netwarp_ros.engines.bfloat16 import onednn_limit
 from netwarp_ros.engines.engine import EngineError, Normalisation
 from netwarp_ros.engines.graph_engine import CPUGraphEngine, RunGraph
 from netwarp_ros.engines.graphs import FlowCNNGraph, StepGraph, export
@@ -96,6 +97,8 @@ class OpenVINOEngine(CPUGraphEngine):
         openvino = import_openvino()
         if precision not in _PRECISIONS:
             raise EngineError(f"engine openvino: precision is {precision}, it has {', '.join(_PRECISIONS)}")
+        if precision == "bfloat16" and onednn_limit():
+            raise EngineError(f"engine openvino: precision is bfloat16, which {onednn_limit()} rules out: use float32")
         self.precision, self._int8 = precision, int8 if precision == "int8" else None
         self._openvino, self._core = openvino, core()
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}

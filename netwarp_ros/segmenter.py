@@ -169,7 +169,7 @@ class Segmenter:
 
     @property
     def flow(self) -> FlowEstimator:
-        """The flow estimator. DIS is given halved frames, see `DisFlow`."""
+        """The flow estimator. DIS is given halved frames, see `DisFlow`; reset the streams if another kind is set."""
         return self._flow
 
     @flow.setter

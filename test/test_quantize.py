@@ -357,7 +357,10 @@ def test_samples_are_spread_over_the_recording_and_limited(
     segmented = []
     segment = Stream.segment
     monkeypatch.setattr(Stream, "segment", lambda *args: segmented.append(args[1][0, 0, 0]) or segment(*args))
+    limits: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", limits.append)
     samples = calibration.record_samples(load_model(model), frames, 3, threads=1)
+    assert limits == [1]
     assert [sample[0][0, 0, 0, 0] for sample in samples] == [1, 10, 19]  # the first frame has no memory
     assert [len(sample) for sample in samples] == [2, 2, 2]
     assert segmented == [0, 1, *range(6, 11), *range(15, 20)]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from netwarp_ros.engines.int8 import Int8Graphs
     from netwarp_ros.models import Model
     from netwarp_ros.quantization.cost import Cost
+    from netwarp_ros.segmenter import Segmenter
 
 MAX_COMPARED = 1000
 """Most frames that float32 and int8 are compared on: the first of the recording."""
@@ -117,8 +118,12 @@ def _compare(data: EvaluationData, model: Model, graphs: Int8Graphs, classes: Cl
     from netwarp_ros.quantization.calibration import segmenter_with
     from netwarp_ros.quantization.cost import measure_cost
 
-    float32 = segmenter_with(model, lambda network, scale: OpenVINOEngine(network, scale, "float32", threads))
-    int8 = segmenter_with(model, lambda network, scale: OpenVINOEngine(network, scale, "int8", threads, graphs))
+    def segmenter(precision: str) -> Segmenter:
+        return segmenter_with(
+            model, lambda network, scale: OpenVINOEngine(network, scale, precision, threads, graphs), threads
+        )
+
+    float32, int8 = segmenter("float32"), segmenter("int8")
     with progress_bar() as progress:
         task = progress.add_task("comparing float32 and int8", total=min(len(data.frames), MAX_COMPARED) or None)
         first = islice(data.frames, MAX_COMPARED)

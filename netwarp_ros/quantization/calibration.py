@@ -29,9 +29,12 @@ for a first frame, the frame alone."""
 MakeEngine = Callable[[VideoCNN, Normalisation], Engine]
 
 
-def segmenter_with(model: Model, make_engine: MakeEngine) -> Segmenter:
-    """Return a segmenter whose engine is made by a function, from the network in float32 on the CPU."""
-    segmenter = Segmenter(model, engine="torch", precision="float32")
+def segmenter_with(model: Model, make_engine: MakeEngine, threads: int = 0) -> Segmenter:
+    """Return a segmenter whose engine is made by a function, from the network in float32 on the CPU.
+
+    ``threads``, if not 0, limits PyTorch and OpenCV.
+    """
+    segmenter = Segmenter(model, engine="torch", precision="float32", threads=threads)
     segmenter.engine = make_engine(segmenter.network, segmenter.engine.normalisation)
     return segmenter
 
@@ -94,7 +97,7 @@ def record_samples(model: Model, frames: FrameSource, count: int, threads: int =
         engines.append(Recorder(network, normalisation, threads))
         return engines[0]
 
-    segmenter = segmenter_with(model, make)
+    segmenter = segmenter_with(model, make, threads)
     (recorder,), streams = engines, dict[str, Stream]()
     first = len(frames.cameras) if model.network.layers else 0  # a frame without memory is no sample of the step graph
     wanted, near = _choose(len(frames), count, WARM_UP * len(frames.cameras), first)

@@ -23,12 +23,12 @@ def main(rounds: Annotated[int, typer.Option(help="Rounds for each batch.", min=
     """Time each shipped host on batches of frames, and on the same frames one by one, at its input height."""
     print("| model | cameras | one by one, ms a frame | together | ratio |\n|---|---|---|---|---|")
     for name in shipped_models():
-        segmenter = Segmenter(name)
+        segmenter = Segmenter(name, engine="torch")
         if segmenter.uses_netwarp:
             continue
         host, height = segmenter.network.host, segmenter.input_height
         for cameras in (2, 4):
-            frames = torch.randn(cameras, 3, height, height * 4 // 3, dtype=segmenter.dtype)
+            frames = torch.randn(cameras, 3, height, height * 4 // 3, dtype=next(host.parameters()).dtype)
             frames = frames.to(memory_format=torch.channels_last)
             host(frames), host(frames[:1])
             alone, together = [], []

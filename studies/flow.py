@@ -10,6 +10,7 @@ contributed modules, except Dual TV-L1 and SimpleFlow, which take seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -54,28 +55,33 @@ def warm(preset: str) -> VideoFlow:
     return flows
 
 
+def run(estimator: cv2.DenseOpticalFlow, *images: np.ndarray) -> np.ndarray:
+    """Let an estimator of OpenCV begin anew."""
+    return estimator.calc(*images, None)  # type: ignore[call-overload]  # the stub omits None
+
+
 def full_resolution() -> FlowEstimator:
     """Return DIS with the finest scale, which its presets leave out."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0)
-    return lambda present, previous: dis.calc(*grey_pair(present, previous), None)
+    return lambda present, previous: run(dis, *grey_pair(present, previous))
 
 
 def rlof() -> FlowEstimator:
     """Return robust local optical flow, interpolated and refined."""
     refined = cv2.optflow.DenseRLOFOpticalFlow.create()
     refined.setUseVariationalRefinement(True)
-    return lambda present, previous: refined.calc(present, previous, None)
+    return lambda present, previous: run(refined, present, previous)
 
 
 def pca() -> FlowEstimator:
     """Return PCA-Flow: a combination of learned flow fields."""
     flow = cv2.optflow.createOptFlow_PCAFlow()
-    return lambda present, previous: flow.calc(*grey_pair(present, previous), None)
+    return lambda present, previous: run(flow, *grey_pair(present, previous))
 
 
 CANDIDATES: dict[str, VideoFlow] = {
-    **{f"DIS {preset}, cold": cold(lambda preset=preset: DisFlow(preset)) for preset in PRESETS},
+    **{f"DIS {preset}, cold": cold(partial(DisFlow, preset)) for preset in PRESETS},
     **{f"DIS {preset}, warm": warm(preset) for preset in PRESETS},
     "deepflow": cold(lambda: create_estimator("deepflow")),
     "DIS at full resolution, cold": cold(full_resolution),
@@ -118,8 +124,8 @@ def carry_labels(video: Path) -> None:
                 present, map_x, map_y = labels[index], x + flow[..., 0], y + flow[..., 1]
                 carried = cv2.remap(labels[index - 1], map_x, map_y, cv2.INTER_NEAREST, borderValue=void)
                 labelled = (carried != void) & (present != void)
-                correct += np.count_nonzero((carried == present)[labelled])
-                total += np.count_nonzero(labelled)
+                correct += int(np.count_nonzero((carried == present)[labelled]))
+                total += int(np.count_nonzero(labelled))
             cells.append(f"{100 * correct / total:.2f} %")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -26,6 +26,7 @@ from netwarp_ros import ops
 from netwarp_ros.engines.graph_engine import GraphEngine
 from netwarp_ros.engines.graphs import to_pixels, to_planes
 from netwarp_ros.models import Memory
+from netwarp_ros.recordings.open import open_frames
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.timing import Stopwatch, timed
 
@@ -72,14 +73,14 @@ def main() -> None:
     arguments = parser.parse_args()
     how = {"engine": arguments.engine, "precision": arguments.precision}
     segmenter, host = (Segmenter(arguments.model, host_only=alone, **how) for alone in (False, True))
-    images = [segmenter.scale(cv2.imread(str(file))) for file in sorted(arguments.images.iterdir())]
+    images = [segmenter.scale(frame.image) for frame in open_frames(arguments.images)]
     streams, times = {"whole frame": segmenter.stream(), "host": host.stream()}, defaultdict(list)
     for stream in streams.values():
         stream.segmenter.warm_up(*images[0].shape[1::-1])
     load = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if arguments.load else None
     with torch.inference_mode():
         for _ in range(PASSES):
-            previous = None
+            previous: tuple[np.ndarray, np.ndarray | None, Memory] | None = None
             for index, image in enumerate(images):
                 laps: dict[str, float] = {}
                 if previous is None:
@@ -99,8 +100,8 @@ def main() -> None:
     if load is not None:
         load.kill()
     print(f"{arguments.model}, {segmenter.engine.name}, {segmenter.precision}")
-    for name, taken in times.items():
-        print(f"{name:34} median {np.median(taken):6.2f}   p99 {np.percentile(taken, 99):6.2f} ms")
+    for name, ms in times.items():
+        print(f"{name:34} median {np.median(ms):6.2f}   p99 {np.percentile(ms, 99):6.2f} ms")
     overhead = np.median(np.array(times["whole frame"]) / np.array(times["host"])) - 1
     print(f"overhead of NetWarp {100 * overhead:.1f} %")
 

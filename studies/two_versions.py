@@ -55,7 +55,9 @@ def main() -> None:
     """Let both versions take turns."""
     tree, images = sys.argv[1], Path(sys.argv[2])
     files = sorted(images.iterdir())
-    height, width = cv2.imread(str(files[0])).shape[:2]
+    first = cv2.imread(str(files[0]))
+    assert first is not None, f"{files[0]} is not an image"
+    height, width = first.shape[:2]
     processes = {"old": start(tree, images, []), "new": start("", images, sys.argv[3:])}
     precisions = {name: process.stdout.readline().decode().strip() for name, process in processes.items()}  # type: ignore[union-attr]
     times: dict[str, list[float]] = {name: [] for name in processes}
@@ -76,8 +78,8 @@ def main() -> None:
         assert process.stdin
         process.stdin.close()
         process.wait(30)
-    for name, taken in times.items():
-        print(f"{name} ({precisions[name]}): median {np.median(taken):.1f} ms, p99 {np.percentile(taken, 99):.1f} ms")
+    for name, ms in times.items():
+        print(f"{name} ({precisions[name]}): median {np.median(ms):.1f} ms, p99 {np.percentile(ms, 99):.1f} ms")
     ratios = np.array(times["old"]) / np.array(times["new"])
     print(f"old / new: {np.median(ratios):.2f}; {100 * np.mean(differing):.4f} % of the pixels differ")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import linecache
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from netwarp_ros import engines
 from netwarp_ros.classes import load_classes
@@ -24,7 +25,7 @@ from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowGraph, StepGraph, export
 from netwarp_ros.engines.onnx import OnnxRuntimeEngine, to_onnx
-from netwarp_ros.engines.openvino import OpenVINOEngine, core
+from netwarp_ros.engines.openvino import OpenVINOEngine, convert, core
 from netwarp_ros.engines.pytorch import CompiledTorchEngine, TorchEngine
 from netwarp_ros.models import Inference, Memory, Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.models.hosts import DDRNet23Slim
@@ -229,6 +230,22 @@ def test_no_graph_has_a_warp_and_all_are_free_of_hooks() -> None:
         targets = {str(node.target) for node in export(graph, inputs).graph.nodes if node.op == "call_function"}
         assert not any("grid_sampl" in target or "netwarp" in target for target in targets)
         assert b"GridSample" not in to_onnx(graph, inputs)
+
+
+@pytest.mark.parametrize("write", [to_onnx, convert])
+def test_conversions_leave_no_source_code_behind(write: Callable[[nn.Module, list[Tensor]], Any]) -> None:
+    class Half(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return pixels / 2
+
+    def kept() -> set[str]:
+        return {*fx.graph_module._loader.eval_cache, *(name for name in linecache.cache if "eval_with_key" in name)}
+
+    before = kept()
+    torch.export.export(Half(), (torch.zeros(1),)).module()
+    exported = kept()
+    write(Half(), [torch.zeros(1)])
+    assert before < exported == kept()
 
 
 @pytest.mark.skipif(not cpu_computes_bfloat16(), reason="this CPU, or what it is limited to, has no AVX512_BF16")

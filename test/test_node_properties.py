@@ -33,6 +33,7 @@ from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
+from netwarp_ros.models import VideoCNN
 from netwarp_ros.node.camera import Camera
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.segment_node import SegmentNode
@@ -253,7 +254,7 @@ TRANSITIONS = {
 def test_a_hundred_transitions_leave_nothing_behind(tested: TwoCameraNode, monkeypatch: pytest.MonkeyPatch) -> None:
     node, rng = tested.node, random.Random(0)
     created: list[weakref.ref[Any]] = []
-    for kind in (Segmenter, Camera, Stream):
+    for kind in (Segmenter, VideoCNN, Camera, Stream):
         initialize = kind.__init__
 
         def note(self: Any, *arguments: Any, initialize: Any = initialize, **keywords: Any) -> None:
@@ -274,6 +275,9 @@ def test_a_hundred_transitions_leave_nothing_behind(tested: TwoCameraNode, monke
             visits[state] += 1
         assert node._state_machine.current_state[1] == state
         assert state == "active" or not any(isinstance(reference(), Stream) for reference in created)
+        assert state != "unconfigured" or not any(
+            isinstance(reference(), Segmenter | VideoCNN) for reference in created
+        )
         for index in range(2):
             tested.clients["front"].publish(image_message(IMAGES[index], SECOND + index * PERIOD))
             tested.graph.executor.spin_once(timeout_sec=0)

@@ -11,11 +11,13 @@ All maps go in and out as ``(B, h, w, C)``, which is how cameras, OpenCV and our
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import linecache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.models.flow_cnn import FlowCNN
@@ -170,6 +172,23 @@ def to_planes(pixels: Tensor) -> Tensor:
 def to_pixels(*maps: Tensor) -> tuple[Tensor, ...]:
     """View maps ``(B, C, h, w)`` as ``(B, h, w, C)``; a view is dense if the map is channels-last."""
     return tuple(features.permute(0, 2, 3, 1) for features in maps)
+
+
+@contextmanager
+def forgetting_sources() -> Iterator[None]:
+    """Context manager and decorator for the conversion of a graph that is not run by PyTorch.
+
+    PyTorch writes Python code for a graph each time that it changes it, and keeps all code for tracebacks until the
+    process ends: 4 MB for the graphs of one frame shape. This forgets what was written meanwhile.
+    """
+    sources: dict[str, str] = getattr(getattr(fx.graph_module, "_loader", None), "eval_cache", {})
+    before = set(sources)
+    try:
+        yield
+    finally:
+        for name in set(sources) - before:
+            del sources[name]
+            linecache.cache.pop(name, None)
 
 
 def export(graph: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False) -> torch.export.ExportedProgram:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from netwarp_ros.engines.cache import Parts
 from netwarp_ros.engines.engine import EngineError, Normalisation
 from netwarp_ros.engines.graph_engine import CPUGraphEngine, GraphEngine, RunGraph
-from netwarp_ros.engines.graphs import export
+from netwarp_ros.engines.graphs import export, forgetting_sources
 from netwarp_ros.engines.pytorch import host_precision
 from netwarp_ros.models.video_cnn import VideoCNN
 
@@ -23,6 +23,7 @@ OPSET = 18
 because no graph has one."""
 
 
+@forgetting_sources()
 def to_onnx(graph: nn.Module, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]] = ((), ())) -> bytes:
     """Return a graph as an ONNX file, for inputs of these shapes and types.
 

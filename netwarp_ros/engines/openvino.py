@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netwarp_ros.engines.bfloat16 import onednn_limit
 from netwarp_ros.engines.engine import EngineError, Normalisation
 from netwarp_ros.engines.graph_engine import CPUGraphEngine, RunGraph
-from netwarp_ros.engines.graphs import FlowCNNGraph, StepGraph, export
+from netwarp_ros.engines.graphs import FlowCNNGraph, StepGraph, export, forgetting_sources
 from netwarp_ros.engines.int8 import Int8Graphs, StepIR, open_step_graph
 from netwarp_ros.models.video_cnn import VideoCNN
 
@@ -53,6 +53,7 @@ def core() -> Any:
     return import_openvino().Core()
 
 
+@forgetting_sources()
 def convert(graph: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """Return a graph as OpenVINO's model, for inputs of these shapes and types."""
     with warnings.catch_warnings():

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
     start_node()
 
+import gc
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -262,7 +263,9 @@ class SegmentNode(LifecycleNode):
         for camera in self._cameras.values():
             camera.close()
         self._cameras.clear()
-        self._segmenter = None
+        if self._segmenter is not None:
+            self._segmenter = None
+            gc.collect()  # hooks refer to the network, and graphs to the engine: else both would stay for a while
 
     def _segment_images(self) -> None:
         """Segment the images in the mailbox until it is closed. The worker thread runs this."""

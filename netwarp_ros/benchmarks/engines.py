@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from netwarp_ros.benchmarks.model import time_in_turns
+from netwarp_ros.benchmarks.model import check_has_netwarp, median_ratio, time_in_turns
 from netwarp_ros.engines import EngineError
 from netwarp_ros.models import Model
 from netwarp_ros.models.weights import WeightsError
@@ -70,8 +70,7 @@ def compare_engines(
     Raises:
         ValueError: If the model has no NetWarp, or there are too few images.
     """
-    if not model.network.layers:
-        raise ValueError(f"model {model.name} is an image CNN: choose one with NetWarp, see `netwarp models`")
+    check_has_netwarp(model)
     segmenters: dict[str, Segmenter] = {}
     notes = []
     for arguments in (REFERENCE, *(each for each in engines if each != REFERENCE)):
@@ -80,14 +79,12 @@ def compare_engines(
         except (EngineError, WeightsError) as error:
             notes.append(str(error))
             continue
-        name = f"{len(segmenters) // 2}"
-        segmenters |= {f"host {name}": pair[0], f"video {name}": pair[1]}
-    times = time_in_turns(segmenters, images, passes)
-    masks = {name: list(_masks(each, images)) for name, each in segmenters.items() if name.startswith("video")}
-    results = []
-    for name, expected in ((name, masks["video 0"]) for name in masks):
-        host, video = times[name.replace("video", "host")]["total"], times[name]["total"]
-        segmenter = segmenters[name]
+        number = len(segmenters) // 2
+        segmenters |= {f"host {number}": pair[0], f"video {number}": pair[1]}
+    times = {name: stages["total"] for name, stages in time_in_turns(segmenters, images, passes).items()}
+    expected, results = _masks(segmenters["video 0"], images), []
+    for number in range(len(segmenters) // 2):
+        segmenter, host, video = segmenters[f"video {number}"], times[f"host {number}"], times[f"video {number}"]
         results.append(
             EngineResult(
                 engine=segmenter.engine.name,
@@ -95,19 +92,15 @@ def compare_engines(
                 host_ms=statistics.median(host),
                 frame_ms=statistics.median(video),
                 p99_ms=float(np.percentile(video, 99)),
-                overhead_percent=100 * (_median_ratio(video, host) - 1),
-                speedup=_median_ratio(times["video 0"]["total"], video),
-                changed_percent=100 * float(np.mean(np.stack(masks[name]) != np.stack(expected))),
+                overhead_percent=100 * (median_ratio(video, host) - 1),
+                speedup=median_ratio(times["video 0"], video),
+                changed_percent=100 * float(np.mean(_masks(segmenter, images) != expected)),
             )
         )
     return results, notes
 
 
-def _masks(segmenter: Segmenter, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+def _masks(segmenter: Segmenter, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the masks of all images, ``(N, H, W)``."""
     stream = segmenter.stream()
-    for index, image in enumerate(images):
-        yield stream.segment(image, index + 1).mask
-
-
-def _median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+    return np.stack([stream.segment(image, index).mask for index, image in enumerate(images, 1)])

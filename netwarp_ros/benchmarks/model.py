@@ -49,18 +49,28 @@ def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int 
     Raises:
         ValueError: If the model has no NetWarp, or there are too few images.
     """
-    if not model.network.layers:
-        raise ValueError(f"model {model.name} is an image CNN: choose one with NetWarp, see `netwarp models`")
+    check_has_netwarp(model)
     segmenters = {
         "host": Segmenter(model, host_only=True, **options),
         "netwarp": Segmenter(model, **options),
     }
     stages = time_in_turns(segmenters, images, passes)
-    ratios = [video / host for video, host in zip(stages["netwarp"]["total"], stages["host"]["total"], strict=True)]
+    host, video = stages["host"]["total"], stages["netwarp"]["total"]
     medians = {
         name: {stage: statistics.median(values) for stage, values in taken.items()} for name, taken in stages.items()
     }
-    return Overhead(len(ratios), medians, 100 * (statistics.median(ratios) - 1))
+    return Overhead(len(host), medians, 100 * (median_ratio(video, host) - 1))
+
+
+def check_has_netwarp(model: Model) -> None:
+    """Raise a ValueError if a model is an image CNN."""
+    if not model.network.layers:
+        raise ValueError(f"model {model.name} is an image CNN: choose one with NetWarp, see `netwarp models`")
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Return the median of the ratios of times that belong together."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def time_in_turns(

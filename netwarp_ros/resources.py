@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the files of `config/` are, and how such files are read into checked dataclasses.
+"""Where the files of `config/` are, how such files are read into checked dataclasses, and hashes of files.
 
 colcon and pip install `config/` inside the Python package; in the source tree it lies beside the package.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import re
 import reprlib
@@ -57,6 +58,12 @@ def resource(*parts: str) -> Path:
         held = ", ".join(sorted(other.name for other in path.parent.glob("*"))) or "nothing"
         raise FileNotFoundError(f"no {path.name!r} in {path.parent}, which holds {held}")
     return path
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

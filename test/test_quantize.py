@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from netwarp_ros.engines import EngineError
-from netwarp_ros.engines.int8 import Int8Graphs, StepIR, load_int8, read_int8_spec, save_int8, sha256
+from netwarp_ros.engines.int8 import Int8Graphs, StepIR, load_int8, read_int8_spec, save_int8
 from netwarp_ros.engines.openvino import import_openvino, serialise
 from netwarp_ros.models import (
     DEFAULT_MODEL,
@@ -42,6 +42,7 @@ from netwarp_ros.models import (
 from netwarp_ros.models.weights import INT8_HEADER, MAX_HEADER_BYTES, find_weights, int8_file
 from netwarp_ros.quantization import calibration, cost, post_training
 from netwarp_ros.recordings.open import open_frames
+from netwarp_ros.resources import sha256
 from netwarp_ros.segmenter import Segmenter, Stream
 from netwarp_ros.street import Street
 

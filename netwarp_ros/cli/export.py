@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from netwarp_ros.cli.printing import say
-from netwarp_ros.recordings.atomic import temporary_folder, written_by
+from netwarp_ros.recordings.atomic import is_as_written, temporary_folder, written_by, written_files
 
 MODEL_FILE, RUN_FILE = "model.json", "run.py"
 
@@ -39,8 +39,8 @@ def export(
 ) -> None:
     """Write a model's graphs, a JSON file that says how to run them, and an example that segments a video."""
     from netwarp_ros.engines.exported import Exporter
-    from netwarp_ros.engines.int8 import sha256
     from netwarp_ros.models.weights import find_weights, load_model
+    from netwarp_ros.resources import sha256
 
     _check_precision(precision)
     weights = find_weights(model)
@@ -80,27 +80,19 @@ def refuse_other_contents(output: Path, *ours: Path) -> None:
     Raises:
         FileExistsError: It holds something else.
     """
-    from netwarp_ros.engines.int8 import sha256
-
     if not output.exists():
         return
-    hashes = _exported_files(output)
+    written = _exported_files(output)
     for path in sorted(output.iterdir()) if output.is_dir() else [output]:
-        if path not in ours and not (path.is_file() and hashes.get(path.name) in ("", sha256(path))):
+        if path not in ours and not is_as_written(path, written):
             raise FileExistsError(
                 f"{path} exists already, and is no unchanged file of an export: remove it, or give another folder"
             )
 
 
 def _exported_files(output: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of the export in a folder, "" for the one that tells; empty if there is none."""
-    try:
-        description = json.loads((output / MODEL_FILE).read_text(encoding="utf-8"))
-        if description["generator"] != written_by("export"):
-            return {}
-        return {**{str(name): str(digest) for name, digest in description["files"].items()}, MODEL_FILE: ""}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
+    """Return the files of the export in a folder, as `written_files` does."""
+    return written_files(output / MODEL_FILE, written_by("export"))
 
 
 def _publish(folder: Path, output: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,13 +76,14 @@ def quantize(
     The exit status is 1 if a score drops too far.
     """
     from netwarp_ros.classes import load_classes
-    from netwarp_ros.engines.int8 import INT8_MARK, save_int8, sha256
+    from netwarp_ros.engines.int8 import INT8_MARK, save_int8
     from netwarp_ros.models.weights import find_weights, int8_file, load_model
     from netwarp_ros.quantization.calibration import record_samples
     from netwarp_ros.quantization.post_training import import_nncf, versions
     from netwarp_ros.quantization.post_training import quantize as quantize_graphs
     from netwarp_ros.recordings.atomic import refuse_foreign
     from netwarp_ros.recordings.open import open_frames
+    from netwarp_ros.resources import sha256
 
     weights = find_weights(name)
     path = output or int8_file(weights)
@@ -119,9 +121,8 @@ def _compare(data: EvaluationData, model: Model, graphs: Int8Graphs, classes: Cl
     from netwarp_ros.quantization.cost import measure_cost
 
     def segmenter(precision: str) -> Segmenter:
-        return segmenter_with(
-            model, lambda network, scale: OpenVINOEngine(network, scale, precision, threads, graphs), threads
-        )
+        make = partial(OpenVINOEngine, precision=precision, threads=threads, int8=graphs)
+        return segmenter_with(model, make, threads)
 
     float32, int8 = segmenter("float32"), segmenter("int8")
     with progress_bar() as progress:

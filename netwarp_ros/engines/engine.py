@@ -30,7 +30,11 @@ class Normalisation(NamedTuple):
 
     def __call__(self, frame: Tensor) -> Tensor:
         """Return a frame ``(B, 3, H, W)`` normalised, in floating point; if it is floating-point, the frame itself."""
-        return frame if frame.is_floating_point() else torch.addcmul(self.shift, frame, self.scale)
+        return frame if frame.is_floating_point() else self.of_pixels(frame)
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Return pixels ``(B, 3, H, W)`` from 0 to 255, of any type, normalised."""
+        return torch.addcmul(self.shift, pixels, self.scale)
 
 
 class Engine(Protocol):

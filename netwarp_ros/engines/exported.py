@@ -6,11 +6,8 @@ The graphs are those of `netwarp_ros.engines.graphs`. docs/export.md describes t
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,22 +251,8 @@ def _write_openvino(
     path: Path, graph: FrameGraph, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]]
 ) -> None:
     """Write a graph as OpenVINO's ``.xml``, and its weights, in float32, as the ``.bin`` beside it."""
-    with _quiet():
-        network = convert(graph, inputs)
+    network = convert(graph, inputs)
     for ports, port_names in ((network.inputs, names[0]), (network.outputs, names[1])):
         for port, name in zip(ports, port_names, strict=True):
             port.get_tensor().set_names({name})
     import_openvino().save_model(network, path, compress_to_fp16=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Disable warnings: OpenVINO's converter logs tracebacks of what it handles itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

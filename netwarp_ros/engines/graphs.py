@@ -33,9 +33,10 @@ class FrameGraph(nn.Module):
         self.network = network
         self.scale, self.shift = (nn.Buffer(values, persistent=False) for values in normalisation)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels ``(B, 3, H, W)``."""
-        return pixels * self.scale + self.shift
+    @property
+    def normalisation(self) -> Normalisation:
+        """The normalisation of the frame."""
+        return Normalisation(self.scale, self.shift)
 
 
 class FlowGraph(FrameGraph):
@@ -77,7 +78,8 @@ class FlowGraph(FrameGraph):
         if self.grids:  # the average of normalised pixels is the normalised average, and cheaper
             frame = to_planes(frames[0])
             averages = self.network.frames_for_flow(frame, self.sizes)
-            present = averages if frame.is_floating_point() else {g: self.normalise(a) for g, a in averages.items()}
+            normalise = self.normalisation.of_pixels
+            present = averages if frame.is_floating_point() else {g: normalise(a) for g, a in averages.items()}
         previous = dict(zip(self.grids, map(to_planes, frames[1:]), strict=True))
         motion = to_planes(flow)
         flows = self.network.transform_flow(motion, self.frame, present, previous, self.sizes, flow_cnn)
@@ -109,7 +111,7 @@ class StepGraph(FrameGraph):
         self.layers = tuple(layers)
 
     def forward(self, frame: Tensor, *warped: Tensor) -> tuple[Tensor, ...]:
-        planes = to_planes(frame) if frame.is_floating_point() else self.normalise(to_planes(frame))
+        planes = self.normalisation(to_planes(frame))
         weight = next(self.network.host.parameters(), planes)
         maps = dict(zip(self.layers, map(to_planes, warped), strict=True)) if warped else None
         scores, representations = self.network.step(planes.to(weight.dtype), maps)

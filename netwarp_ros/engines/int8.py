@@ -33,7 +33,7 @@ from netwarp_ros.models.weights import (
     open_safetensors,
     write_safetensors,
 )
-from netwarp_ros.resources import MAX_JSON, Checked, cut, parse_json
+from netwarp_ros.resources import MAX_JSON, Checked, cut, parse_json, sha256
 
 INT8_MARK = f'"__metadata__":{{"{INT8_HEADER}":'
 """Beginning of the header of every file that `save_int8` writes."""
@@ -242,12 +242,6 @@ def open_step_graph(openvino: Any, core: Any, graphs: Int8Graphs, graph: StepGra
     if shapes != expected:
         raise EngineError(f"{graphs.source} gives maps {shapes} for frames {list(inputs[0].shape)}, not {expected}")
     return model
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(content: bytes) -> str:

@@ -54,12 +54,13 @@ def core() -> Any:
 
 
 @forgetting_sources()
-def convert(graph: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """Return a graph as OpenVINO's model, for inputs of these shapes and types."""
+def convert(graph: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False) -> Any:
+    """Return a graph as OpenVINO's model, for inputs of these shapes and types; ``dynamic`` is that of `export`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own export
-        model = import_openvino().convert_model(export(graph, inputs))
-    model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
+        model = import_openvino().convert_model(export(graph, inputs, dynamic=dynamic))
+    if not dynamic:
+        model.reshape({index: list(example.shape) for index, example in enumerate(inputs)})
     return model
 
 

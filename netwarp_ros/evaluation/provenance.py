@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from netwarp_ros.ops import compiled
+from netwarp_ros.resources import sha256
 
 
 def describe_input(path: Path) -> dict[str, Any]:
@@ -25,9 +26,9 @@ def describe_input(path: Path) -> dict[str, Any]:
     of the file, two spaces, and its path within the folder.
     """
     if path.is_file():
-        return {"path": str(path), "bytes": path.stat().st_size, "sha256": _digest(path)}
+        return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = "".join(f"{_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
     return {
         "path": str(path),
         "bytes": sum(file.stat().st_size for file in files),
@@ -61,8 +62,3 @@ def environment(device: torch.device) -> dict[str, Any]:
         "operator": "compiled" if device.type in compiled.DEVICES else "plain PyTorch",
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

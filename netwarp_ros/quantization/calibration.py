@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
@@ -91,14 +92,9 @@ def record_samples(model: Model, frames: FrameSource, count: int, threads: int =
     Raises:
         ValueError: If there is no frame.
     """
-    engines: list[Recorder] = []
-
-    def make(network: VideoCNN, normalisation: Normalisation) -> Recorder:
-        engines.append(Recorder(network, normalisation, threads))
-        return engines[0]
-
-    segmenter = segmenter_with(model, make, threads)
-    (recorder,), streams = engines, dict[str, Stream]()
+    segmenter = segmenter_with(model, partial(Recorder, threads=threads), threads)
+    recorder, streams = segmenter.engine, dict[str, Stream]()
+    assert isinstance(recorder, Recorder)
     first = len(frames.cameras) if model.network.layers else 0  # a frame without memory is no sample of the step graph
     wanted, near = _choose(len(frames), count, WARM_UP * len(frames.cameras), first)
     for frame in read_ahead(frames):

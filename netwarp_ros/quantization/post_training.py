@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from netwarp_ros.engines.engine import Normalisation
-from netwarp_ros.engines.graphs import StepGraph, export
+from netwarp_ros.engines.graphs import StepGraph
 from netwarp_ros.engines.int8 import Int8Graphs, StepIR
-from netwarp_ros.engines.openvino import import_openvino, serialise
+from netwarp_ros.engines.openvino import convert, import_openvino, serialise
 from netwarp_ros.models import Model
 from netwarp_ros.quantization.calibration import Sample
 
@@ -82,10 +82,9 @@ def quantize(model: Model, samples: Sequence[Sample]) -> Int8Graphs:
 
 def _quantize(nncf: Any, graph: StepGraph, inputs: Sequence[torch.Tensor], calibration: Any, count: int) -> StepIR:
     """Quantize a graph, given examples of its inputs, and a dataset of as many samples."""
-    openvino = import_openvino()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # NNCF shows its progress
         warnings.simplefilter("ignore")
-        model = openvino.convert_model(export(graph, inputs, dynamic=True))
+        model = convert(graph, inputs, dynamic=True)
         quantized = nncf.quantize(
             model,
             calibration,

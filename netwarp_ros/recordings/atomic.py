@@ -51,6 +51,32 @@ def refuse_existing(*paths: Path, because: str = "") -> None:
             raise FileExistsError(f"{path} exists already{because}: remove it, or give another output")
 
 
+def written_files(manifest: Path, mark: str = "") -> dict[str, str]:
+    """Return the files that a JSON file lists under ``files``, with their SHA-256; itself with "", for it cannot say.
+
+    Args:
+        manifest: The JSON file.
+        mark: What its ``generator`` must be; without one, it need not have any.
+
+    Returns:
+        The hashes by name; empty if there is no such JSON file.
+    """
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if mark and content["generator"] != mark:
+            return {}
+        return {**{str(name): str(digest) for name, digest in content["files"].items()}, manifest.name: ""}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def is_as_written(path: Path, written: Mapping[str, str]) -> bool:
+    """Tell whether a path is one of the files that `written_files` returned, and unchanged."""
+    from netwarp_ros.resources import sha256  # with pydantic, which commands need not load for their help
+
+    return path.is_file() and written.get(path.name) in ("", sha256(path))
+
+
 def holds(path: Path, mark: str) -> bool:
     """Tell whether a file holds a mark."""
     if not path.stat().st_size:  # cannot be mapped

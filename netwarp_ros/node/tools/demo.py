@@ -36,19 +36,19 @@ from rich.table import Table
 from sensor_msgs.msg import Image
 
 from netwarp_ros.classes import ClassSet, load_classes
-from netwarp_ros.evaluation.provenance import describe_input
 from netwarp_ros.metrics import ConfusionMatrix
 from netwarp_ros.models import DEFAULT_MODEL, read_spec
 from netwarp_ros.models.weights import find_weights
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.lifecycle import LifecycleClient
 from netwarp_ros.node.process import TIMEOUT_S, NodeError, NodeProcess, ros_process
-from netwarp_ros.recordings.atomic import temporary_folder
+from netwarp_ros.recordings.atomic import is_as_written, temporary_folder, written_files
 from netwarp_ros.recordings.bag_writer import write_bag
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.messages import STAGES, stamp_of
 from netwarp_ros.recordings.open import open_frames
 from netwarp_ros.recordings.video_writer import VideoWriter
+from netwarp_ros.resources import sha256
 from netwarp_ros.street import Street
 from netwarp_ros.timing import percentiles
 
@@ -88,15 +88,10 @@ def refuse_foreign_results(out: Path) -> None:
     Raises:
         FileExistsError: It is something else.
     """
-    try:
-        written = json.loads((out / SUMMARY).read_text(encoding="utf-8"))["files"]
-        hashes = {str(name): str(digest) for name, digest in written.items()}
-        is_ours = True
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        hashes, is_ours = {}, False
+    written = written_files(out / SUMMARY)
     for name in (*PICTURES, SUMMARY):
         path = out / name
-        if path.exists() and not (is_ours if name == SUMMARY else path.is_file() and hashes.get(name) == _sha256(path)):
+        if path.exists() and not is_as_written(path, written):
             raise FileExistsError(
                 f"{path} exists already, and is no unchanged result of a demonstration: remove it, or give another "
                 "--out"
@@ -105,15 +100,11 @@ def refuse_foreign_results(out: Path) -> None:
 
 def publish(results: Path, summary: dict[str, Any], out: Path) -> None:
     """Move the pictures to the folder of the results, and write the summary with their hashes."""
-    summary = {**summary, "files": {name: _sha256(results / name) for name in PICTURES}}
+    summary = {**summary, "files": {name: sha256(results / name) for name in PICTURES}}
     (results / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     refuse_foreign_results(out)  # something may have been put there in the meantime
     for name in (*PICTURES, SUMMARY):
         (results / name).replace(out / name)
-
-
-def _sha256(path: Path) -> str:
-    return str(describe_input(path)["sha256"])
 
 
 def _summarise(

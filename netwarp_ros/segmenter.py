@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from netwarp_ros.models import (
     load_model,
     resize_flow,
 )
-from netwarp_ros.models.video_cnn import map_size
+from netwarp_ros.models.video_cnn import map_size, to_device
 from netwarp_ros.models.weights import MAX_INPUT_HEIGHT
 from netwarp_ros.timing import timed
 
@@ -72,10 +74,12 @@ class Result:
     """The result for one frame.
 
     Attributes:
-        mask: ``(H, W)`` uint8 class ids at the image's size.
+        mask: ``(H, W)`` uint8 class ids at the image's size. From a GPU it may be in page-locked memory, of which there
+            is less than of other memory: copy masks that you keep.
         stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
             normalisation, network, argmax, transfer back). The flow is estimated during the network's forward pass;
-            its time is not counted under ``network``.
+            its time is not counted under ``network``. With a GPU, another thread estimates it meanwhile, and ``flow``
+            is how long the network waits for it.
         memory: Whether the memory was kept.
         reason: Why it was reset (a `Reset`); empty when it was kept.
     """
@@ -161,6 +165,7 @@ class Segmenter:
         in_use = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
         self.engine, self.engine_problem = open_engine(in_use, self.model, self.input_height, self.engine_options)
         self.device = self.engine.device
+        self._flow_thread = ThreadPoolExecutor(1, "flow") if self.device.type == "cuda" else None
 
     @property
     def precision(self) -> str:
@@ -182,6 +187,14 @@ class Segmenter:
         """Return an image ``(H, W, 3)`` as the flow estimator takes it: grey, and halved for DIS."""
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         return halve(grey) if isinstance(self.flow, DisFlow) else grey
+
+    def begin_flow(self, estimate: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+        """Begin to estimate a flow, and return a function that returns it.
+
+        With a GPU, another thread estimates it, while this one launches the layers before the first insertion. On the
+        CPU the network takes all cores, so the flow is estimated when it is asked for.
+        """
+        return estimate if self._flow_thread is None else self._flow_thread.submit(estimate).result
 
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
         """Return a new stream. Each camera needs its own.
@@ -235,9 +248,9 @@ class Segmenter:
         Returns:
             The mask ``(H, W)`` uint8 of the frame, and the memory for the next call (None without NetWarp).
         """
-        frame = self._upload(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        frame = to_device(_as_maps(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), self.device)
         height, width = image.shape[:2]
-        motion = None if flow is None else lambda: self._upload(flow())
+        motion = None if flow is None else lambda: _as_maps(np.ascontiguousarray(flow()))
         scores, memory = self._run(frame, motion, memory)
         return _mask_at_input_size(scores, (height, width)), memory if self.uses_netwarp else None
 
@@ -250,15 +263,9 @@ class Segmenter:
             return self.engine(frame, motion, memory)
         assert not isinstance(memory, Memory)
         size = map_size(frame)
-        flow = None if motion is None else lambda: resize_flow(motion(), size)  # windows are cut from frame and flow
+        # Windows are cut from frame and flow.
+        flow = None if motion is None else lambda: resize_flow(to_device(motion(), self.device), size)
         return self.inference(self.engine, self.engine.normalisation(frame), flow, memory)
-
-    def _upload(self, array: np.ndarray) -> Tensor:
-        """Return an array ``(H, W, C)`` as a tensor ``(1, C, H, W)`` on the device; on the CPU, a view of it."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.permute(2, 0, 1).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -352,15 +359,17 @@ class Stream:
         with timed(stages, "prepare"):
             scaled = segmenter.scale(image)
             grey = segmenter.grey(scaled) if segmenter.uses_netwarp else None
-        estimated = None
+        estimated, wait = None, None
+        if previous is not None and grey is not None and flow is None:
+            wait = segmenter.begin_flow(partial(self._estimate_flow, grey, previous))
 
         def flow_to_previous() -> np.ndarray:
             nonlocal estimated
             if flow is not None:
                 return flow
-            assert previous is not None and grey is not None
+            assert wait is not None
             with timed(stages, "flow"):
-                estimated = self._estimate_flow(grey, previous)
+                estimated = wait()
             return estimated
 
         with timed(stages, "network"):
@@ -403,7 +412,18 @@ class Stream:
 
 def _mask_at_input_size(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Scale the scores up to the network's input and return the class of the greatest, ``(H, W)`` uint8, on the CPU."""
-    return ops.resize_argmax(scores, size)[0].cpu().numpy()
+    mask = ops.resize_argmax(scores, size)[0]
+    if mask.device.type != "cuda":
+        return mask.numpy()
+    result = torch.empty(mask.shape, dtype=mask.dtype, pin_memory=True)
+    result.copy_(mask, non_blocking=True)
+    torch.cuda.current_stream(mask.device).synchronize()  # the only place where the CPU waits for the GPU
+    return result.numpy()
+
+
+def _as_maps(array: np.ndarray) -> Tensor:
+    """View an array ``(H, W, C)`` as ``(1, C, H, W)``."""
+    return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0)
 
 
 def _mask_at_image_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -45,10 +45,11 @@ def step(
     watch.lap("grey and RGB")
     flow = segmenter.flow(grey, grey_before, start=start)  # type: ignore[call-arg]
     watch.lap("DIS")
-    graphs, (pixels,) = engine._graphs(frame), to_pixels(frame)
-    (motion,) = to_pixels(torch.from_numpy(flow).permute(2, 0, 1).unsqueeze(0))
+    graphs, (pixels,) = engine.graphs(frame), to_pixels(frame)
+    motion = torch.from_numpy(flow).permute(2, 0, 1).unsqueeze(0)
+    flows = engine.network.flow_on_grids(motion, graphs.size, graphs.sizes)
     count = len(graphs.grids)
-    maps = graphs.flow(motion, pixels, *to_pixels(*(memory.frames[grid] for grid in graphs.grids)))
+    maps = graphs.flow(*to_pixels(*flows.values(), frame, *(memory.frames[grid] for grid in graphs.grids)))
     watch.lap("averages, Λ, scaling of the flow")
     along = zip(graphs.sizes, map(to_planes, maps[count:]), strict=True)
     warped = [ops.warp(memory.representations[name], motion) for name, motion in along]

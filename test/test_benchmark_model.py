@@ -53,6 +53,7 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
         cli.main(["benchmark", "model", "--frames", "2", "--passes", "1", "--input-height", "36", "--json", str(file)])
     assert not end.value.code
     written = json.loads(file.read_text())
+    assert (written["engine"], written["engine_problem"]) == ("torch", "")
     assert written["frames"] == 1 and written["settings"]["model"] == DEFAULT_MODEL
     assert written["stages_ms"]["host"]["flow"] == 0 < written["stages_ms"]["netwarp"]["flow"]  # the host has no flow
     host, video = (written["stages_ms"][name]["total"] for name in ("host", "netwarp"))

@@ -128,16 +128,29 @@ def test_the_flow_cnn_computes_in_float32() -> None:
     assert torch.equal(transformed.cpu(), flow)
 
 
-@pytest.mark.parametrize("compile", ["none", "default", "reduce-overhead"])
+ENGINES = {
+    "torch": ("torch", "none"),
+    "torch, CUDA graphs": ("auto", "none"),
+    "torch, compiled": ("torch", "default"),
+    "torch, compiled, CUDA graphs": ("torch", "reduce-overhead"),
+}
+"""Engine and mode of compilation, by the name of the engine that they give on a GPU."""
+
+
+@pytest.mark.auto_engine
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid"])
-def test_masks_are_those_of_the_cpu(name: str, compile: str) -> None:
-    street = Street(seed=3, rate=15)
-    images = [street.frame(index).image for index in range(4)]
-    on_cpu = Segmenter(load_model(name), precision="float32").stream()
-    on_gpu = Segmenter(load_model(name), device="cuda", compile=compile).stream()
-    assert on_gpu.segmenter.precision == "float16"
-    assert (on_gpu.segmenter.compiled, on_gpu.segmenter.compile_problem) == (compile, "")
-    for index, image in enumerate(images):
-        results = [stream.segment(image, index * 66_000_000) for stream in (on_cpu, on_gpu)]
-        assert results[0].reason == results[1].reason
-        assert np.mean(results[0].mask == results[1].mask) > 0.99, index
+def test_masks_are_those_of_the_cpu(name: str, engine: str) -> None:
+    """Two cameras in turn, so that a memory that was overwritten would show."""
+    wanted, compile = ENGINES[engine]
+    cpu = Segmenter(load_model(name), engine="torch", precision="float32")
+    gpu = Segmenter(load_model(name), engine=wanted, device="cuda", compile=compile)
+    assert (gpu.precision, gpu.engine.name, gpu.engine_problem) == ("float16", engine, "")
+    streets = [Street(seed=seed, rate=15) for seed in (3, 4)]
+    streams = [[segmenter.stream() for _ in streets] for segmenter in (cpu, gpu)]
+    for index in range(4):
+        for camera, street in enumerate(streets):
+            image = street.frame(index).image
+            results = [ways[camera].segment(image, index * 66_000_000) for ways in streams]
+            assert results[0].reason == results[1].reason
+            assert np.mean(results[0].mask == results[1].mask) > 0.99, (index, camera)

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from netwarp_ros import engines
 from netwarp_ros.classes import load_classes
-from netwarp_ros.engines import Engine, EngineError, EngineOptions, choice, graph_engine, open_engine
+from netwarp_ros.engines import Engine, EngineError, EngineOptions, choice, latest, open_engine
 from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowGraph, StepGraph, export
@@ -132,7 +132,7 @@ def test_engine_gives_the_scores_and_memory_of_torch(name: str, options: dict[st
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_compiled_graphs_give_the_scores_and_memory_of_torch(options: dict[str, Any]) -> None:
     network = video_cnn(**options)
-    assert_like_torch(CompiledTorchEngine(network, NORMALISATION, CPU, "default"), network, frames(4), flows(4))
+    assert_like_torch(CompiledTorchEngine(network, NORMALISATION, CPU), network, frames(4), flows(4))
 
 
 def test_ddrnet_of_odd_size_in_a_batch() -> None:
@@ -173,7 +173,7 @@ def test_host_alone_is_one_graph() -> None:
 
 
 def test_other_sizes_are_compiled_when_they_come_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_engine, "MAX_SHAPES", 2)
+    monkeypatch.setattr(latest, "MAX_SHAPES", 2)
     network = video_cnn()
     engine = ENGINES["openvino"](network)
     for size in ((20, 24), (24, 20), (28, 28), (20, 24)):
@@ -224,7 +224,7 @@ def test_no_graph_has_a_warp_and_all_are_free_of_hooks() -> None:
     frame = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)
     step = StepGraph(network, NORMALISATION, ["1", "3"])
     warped = [torch.zeros(1, 19, 26, 6), torch.zeros(1, 10, 13, 8)]
-    flow = FlowGraph(network, NORMALISATION, SIZE, sizes, [SIZE])
+    flow = FlowGraph(network, NORMALISATION, SIZE, sizes, on_grids=True)
     maps = [torch.zeros(1, *SIZE, 2), torch.zeros(1, *SIZE, 3)]
     for graph, inputs in ((step, [frame, *warped]), (flow, [maps[0], frame, maps[1]])):
         targets = {str(node.target) for node in export(graph, inputs).graph.nodes if node.op == "call_function"}
@@ -340,7 +340,7 @@ def test_fallback_computes_what_torch_computes(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "tvm"}, "engine is 'tvm': choose one of auto, torch, openvino, onnxruntime, tensorrt"),
+        ({"engine": "tvm"}, "engine is 'tvm': choose one of auto, torch, cudagraphs, openvino, onnxruntime, tensorrt"),
         ({"precision": "int4"}, "precision is 'int4': choose one of auto, float32, bfloat16, float16, int8"),
         ({"compile": "fast"}, "compile is 'fast': choose one of none, default, reduce-overhead"),
         ({"threads": -1}, "threads is -1"),
@@ -392,7 +392,7 @@ def test_graphs_are_compiled_whole_and_not_the_network(monkeypatch: pytest.Monke
     calls = []
     monkeypatch.setattr(torch, "compile", lambda module, **options: calls.append(options) or module)
     engine, problem = opened(engine="torch", precision="float32", compile="default")
-    assert (engine.name, problem) == ("torch, compiled (default)", "")
+    assert (engine.name, problem) == ("torch, compiled", "")
     assert len(calls) == 3 and all(call["fullgraph"] for call in calls)
 
 
@@ -406,32 +406,12 @@ def test_graph_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.Monke
 
 
 def test_cuda_graphs_need_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
-    monkeypatch.setattr(torch, "compile", lambda module, mode, **_options: modes.append(mode) or module)
+    monkeypatch.setattr(torch, "compile", lambda module, **_options: module)
     engine, problem = opened(precision="float32", compile="reduce-overhead")
-    assert (set(modes), engine.name) == ({"default"}, "torch, compiled (default)")
+    assert engine.name == "torch, compiled"
     assert problem == "compile reduce-overhead: the device is cpu, and CUDA graphs need CUDA"
-
-
-def test_replay_of_cuda_graphs_does_not_overwrite_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each replay of a CUDA graph writes its results to the same place, as the function here does."""
-
-    def compile_graph(module: nn.Module, **_options: Any) -> Callable[..., list[Tensor]]:
-        buffers: list[Tensor] = []
-
-        def replay(*maps: Tensor) -> list[Tensor]:
-            results = module(*maps)
-            buffers[:] = buffers or [torch.empty_like(result) for result in results]
-            return [buffer.copy_(result) for buffer, result in zip(buffers, results, strict=True)]
-
-        return replay
-
-    monkeypatch.setattr(torch, "compile", compile_graph)
-    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
-    network = video_cnn()
-    engine = CompiledTorchEngine(network, NORMALISATION, CPU, "default")
-    engine._mode = "reduce-overhead"
-    assert_like_torch(engine, network, frames(4), flows(4))
+    with pytest.raises(EngineError, match="engine cudagraphs: the device is cpu, it needs cuda"):
+        opened(engine="cudagraphs", precision="float32")
 
 
 @pytest.mark.parametrize(

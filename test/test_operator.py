@@ -175,7 +175,7 @@ def test_gradients_equal_the_reference(
     for name, got, want in zip(("present", "previous", "flow", "w1", "w2"), gradients, expected, strict=True):
         rounding = torch.finfo(got.dtype).eps
         atol = 2e-5 * max(1.0, want.abs().max().item())
-        torch.testing.assert_close(got.double(), want, rtol=rounding, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(got.double(), want, rtol=rounding, atol=atol, msg=f"{{}} in {name}".format)
 
 
 def test_all_halves_pass_through_unchanged() -> None:
@@ -337,7 +337,8 @@ def test_gradient_of_one_input_alone_is_the_same() -> None:
         warp_combine(*copies).sum().backward()
         for i, t in enumerate(copies):
             assert (t.grad is not None) == (i == index)
-        assert torch.equal(copies[index].grad, expected)
+        grad = copies[index].grad
+        assert grad is not None and torch.equal(grad, expected)
 
 
 def test_results_are_the_same_bit_for_bit_with_any_number_of_threads() -> None:

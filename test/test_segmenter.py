@@ -6,6 +6,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -72,6 +75,48 @@ def test_masks_equal_those_computed_by_hand() -> None:
         assert (result.mask == expected).mean() > 0.999
         assert result.memory == (MemoryState.KEPT if i else MemoryState.NEW)
         assert set(result.stages_ms) == {"prepare", "flow", "network"}
+
+
+def with_flow_thread(one: Segmenter) -> Segmenter:
+    """Let a segmenter on the CPU estimate the flow as it does with a GPU."""
+    one._flow_thread = ThreadPoolExecutor(1, "flow")
+    return one
+
+
+def test_with_a_gpu_another_thread_estimates_the_same_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, threaded = segmenter(), with_flow_thread(segmenter())
+    estimate, threads = DisFlow.__call__, list[str]()
+
+    def noting(*arguments: Any, **options: Any) -> np.ndarray:
+        threads.append(threading.current_thread().name)
+        return estimate(*arguments, **options)
+
+    monkeypatch.setattr(DisFlow, "__call__", noting)
+    streams = plain.stream(), threaded.stream()
+    for index, image in enumerate(images(4)):
+        results = [stream.segment(image, index * SECOND // 10) for stream in streams]
+        assert np.array_equal(results[0].mask, results[1].mask)
+        assert results[1].memory == (MemoryState.KEPT if index else MemoryState.NEW)
+    assert threads == ["MainThread", "flow_0"] * 3
+
+
+def test_flow_of_a_frame_that_fails_does_not_disturb_the_next_one() -> None:
+    """The network may fail before it asks for the flow, which the other thread still estimates then."""
+    plain, threaded = segmenter().stream(), with_flow_thread(segmenter()).stream()
+    first, second, third = images(3)
+    engine = threaded.segmenter.engine
+
+    def fail(*_arguments: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    for stream in (plain, threaded):
+        stream.segment(first, 0)
+    threaded.segmenter.engine = fail  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        threaded.segment(second, SECOND // 10)
+    threaded.segmenter.engine = engine
+    masks = [stream.segment(third, 2 * SECOND // 10).mask for stream in (plain, threaded)]
+    assert np.array_equal(*masks)
 
 
 def test_memory_changes_the_mask() -> None:

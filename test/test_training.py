@@ -18,6 +18,7 @@ import tiny
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_float32 import is_full, settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,6 +104,28 @@ def test_training_learns_sky_and_road_and_writes_a_model(
     assert [event.step for event in events.Scalars("miou")] == [20, 30]
     assert float(scores[-1][-1]) == pytest.approx(events.Scalars("miou")[-1].value, abs=0.01)
     assert float(scores[-1][-1]) > 90
+
+
+def test_training_is_in_full_float32_in_both_directions(
+    tmp_path: Path, camvid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, bool] = {}
+
+    class Noting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: Tensor) -> Tensor:
+            seen["forward"] = is_full(settings())
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            seen["backward"] = is_full(settings())
+            return grad
+
+    forward = ClipLoss.forward
+    monkeypatch.setattr(ClipLoss, "forward", lambda loss, *batch: Noting.apply(forward(loss, *batch)))
+    training.train(configure(tmp_path, camvid, optimiser={"steps": 1}))
+    assert seen == {"forward": True, "backward": True}
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])

@@ -329,7 +329,8 @@ def test_parts_of_a_frame_give_the_frame(flow_grid: str, remember: str, blend: s
         _, representations = network.step(first, None)
         sizes = map_sizes(representations)
         previous, present = (network.frames_for_flow(frame, sizes) for frame in (first, second))
-        along = network.transform_flow(flow, SIZE, present, previous, sizes)
+        on_grids = network.flow_on_grids(flow, SIZE, sizes)
+        along = network.transform_flow(on_grids, SIZE, present, previous, sizes)
         warped = {name: ops.warp(z, along[name] + EPSILON) for name, z in representations.items()}
         output, representations = network.step(second, warped)
     torch.testing.assert_close(logits_of(output), logits_of(expected))

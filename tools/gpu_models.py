@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the shipped video CNNs and PSPNet-101 on a GPU, beside their hosts: ``python tools/gpu_models.py GPU OUT.json``.
 
+An engine that does not work is an error here: no figures of another one stand in for it.
+
 `tools/gpu_check.sh` runs it. The file is written again after each configuration, so that a time limit loses only the
 rest. The most telling configurations come first.
 """
@@ -26,23 +28,26 @@ from netwarp_ros.street import Street
 MODELS = ("swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid")
 SIZES = ((480, 360), (1024, 512), (2048, 1024))
 PSPNET = "pspnet101, random weights"
-FRAMES = 6
+FRAMES, PASSES = 6, 10
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    """Yield models, sizes of image, modes of compilation, and whether Λ transforms the flow."""
-    for size in SIZES:
-        for model in MODELS:
-            yield {"model": model, "size": size, "compile": "none", "flow_cnn": True}
-    for precision in ("float16", "float32"):
-        yield {"model": PSPNET, "size": (713, 713), "compile": "none", "flow_cnn": True, "precision": precision}
-    for compile_mode in ("reduce-overhead", "default"):
+    """Yield models, sizes of image, engines, modes of compilation, and whether Λ transforms the flow."""
+
+    def all_sizes(engine: str, compile_mode: str = "none", *, flow_cnn: bool = True) -> Iterator[dict[str, Any]]:
         for size in SIZES:
             for model in MODELS:
-                yield {"model": model, "size": size, "compile": compile_mode, "flow_cnn": True}
-    for size in SIZES:
-        for model in MODELS:
-            yield {"model": model, "size": size, "compile": "none", "flow_cnn": False}
+                yield {"model": model, "size": size, "engine": engine, "compile": compile_mode, "flow_cnn": flow_cnn}
+
+    yield from all_sizes("cudagraphs")
+    yield from all_sizes("torch")
+    for precision in ("float16", "float32"):
+        pspnet = {"model": PSPNET, "size": (713, 713), "compile": "none", "flow_cnn": True, "precision": precision}
+        yield {**pspnet, "engine": "cudagraphs"}
+        yield {**pspnet, "engine": "torch"}
+    yield from all_sizes("cudagraphs", flow_cnn=False)
+    yield from all_sizes("torch", "reduce-overhead")
+    yield from all_sizes("torch", "default")
 
 
 def load(name: str, size: tuple[int, int]) -> Model:
@@ -61,20 +66,23 @@ def main(device: str, file: Path) -> None:
     for configuration in configurations():
         size, start = configuration["size"], time.perf_counter()
         if size not in images:
-            street = Street(*size, seed=0, rate=15)
+            street = Street(width=size[0], height=size[1], seed=0, rate=15)
             images[size] = [street.frame(index).image for index in range(FRAMES)]
         torch.compiler.reset()  # or PyTorch stops compiling for new sizes after eight of them
-        options = {"device": device, "compile": configuration["compile"], "input_height": size[1]}
+        options = {"device": device, "input_height": size[1]}
+        options |= {name: configuration[name] for name in ("engine", "compile")}
         try:
             model = load(configuration["model"], size)
             if not configuration["flow_cnn"]:
                 model.network.flow_cnn = None
             options["precision"] = configuration.get("precision", "auto")
-            result = measure_overhead(images[size], model, passes=10, **options).to_json()
+            result = measure_overhead(images[size], model, passes=PASSES, **options).to_json()
+            if problem := result["engine_problem"]:  # another one stood in for it
+                result["error"] = problem
         except Exception as error:  # one configuration that fails leaves the others
             result = {"error": f"{type(error).__name__}: {error}"[:300]}
         result["seconds"] = time.perf_counter() - start
-        content["results"].append({**configuration, **result})
+        content["results"].append({**result, **configuration})
         print(content["results"][-1], flush=True)
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

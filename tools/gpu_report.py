@@ -47,7 +47,8 @@ def models_table(results: list[dict[str, Any]]) -> str:
     """Return the times of each video CNN and of its host."""
     rows = []
     for r in results:
-        settings = [r["model"], "×".join(map(str, r["size"])), r["compile"], "yes" if r["flow_cnn"] else "no"]
+        how = r["engine"] if r["compile"] == "none" else f"{r['engine']}, {r['compile']}"
+        settings = [r["model"], "×".join(map(str, r["size"])), how, "yes" if r["flow_cnn"] else "no"]
         if "error" in r:
             rows.append([*settings, r["error"], *[""] * 4])
             continue
@@ -55,7 +56,7 @@ def models_table(results: list[dict[str, Any]]) -> str:
         times = [host["total"], video["total"], video["flow"], video["network"] - host["network"]]
         rows.append([*settings, *(f"{value:.2f}" for value in times), f"{r['overhead']:.1f} %"])
     return table(
-        ["Model", "Size", "compile", "Λ", "host, ms", "NetWarp, ms", "of it flow", "network, more than the host's",
+        ["Model", "Size", "engine", "Λ", "host, ms", "NetWarp, ms", "of it flow", "network, more than the host's",
          "overhead"], rows,
     )  # fmt: skip
 

@@ -27,14 +27,24 @@ class Overhead:
         stages_ms: For ``host`` and ``netwarp``, the median duration of each stage of the segmenter, and of their
             ``total``.
         overhead_percent: Median over the frames of (video CNN's total / host's total - 1), in per cent.
+        engine: Name of the engine that ran both.
+        engine_problem: Why it is not the one asked for; empty if it is.
     """
 
     frames: int
     stages_ms: dict[str, dict[str, float]]
     overhead_percent: float
+    engine: str
+    engine_problem: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"frames": self.frames, "stages_ms": self.stages_ms, "overhead": self.overhead_percent}
+        return {
+            "frames": self.frames,
+            "stages_ms": self.stages_ms,
+            "overhead": self.overhead_percent,
+            "engine": self.engine,
+            "engine_problem": self.engine_problem,
+        }
 
 
 def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int = 3, **options: Any) -> Overhead:
@@ -59,7 +69,9 @@ def measure_overhead(images: Sequence[np.ndarray], model: Model, *, passes: int 
     medians = {
         name: {stage: statistics.median(values) for stage, values in taken.items()} for name, taken in stages.items()
     }
-    return Overhead(len(host), medians, 100 * (median_ratio(video, host) - 1))
+    overhead = 100 * (median_ratio(video, host) - 1)
+    in_use = segmenters["netwarp"]
+    return Overhead(len(host), medians, overhead, in_use.engine.name, in_use.engine_problem)
 
 
 def check_has_netwarp(model: Model) -> None:

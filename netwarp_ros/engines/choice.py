@@ -10,19 +10,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
 from netwarp_ros.engines.engine import Engine, EngineError, Normalisation
-from netwarp_ros.engines.pytorch import COMPILE_MODES, CompiledTorchEngine, TorchEngine
+from netwarp_ros.engines.folding import fold_batch_norms
+from netwarp_ros.engines.pytorch import COMPILE_MODES, CUDA_GRAPHS, CompiledTorchEngine, TorchEngine
 from netwarp_ros.models.video_cnn import Memory, VideoCNN
 from netwarp_ros.models.weights import Model
 from netwarp_ros.resources import cut
 
-ENGINES = ("auto", "torch", "openvino", "onnxruntime", "tensorrt")
+ENGINES = ("auto", "torch", "cudagraphs", "openvino", "onnxruntime", "tensorrt")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INT8 = "int8"
 
-AUTO = {"cpu": ("openvino", "torch"), "cuda": ("torch",)}
+AUTO = {"cpu": ("openvino", "torch"), "cuda": ("cudagraphs", "torch")}
 """The engines that ``auto`` tries on a device, the fastest first."""
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.05, INT8: 1.0}
@@ -39,7 +41,8 @@ class EngineOptions:
     """What a user may choose.
 
     Attributes:
-        engine: One of `ENGINES`. ``auto``: OpenVINO on the CPU, PyTorch on CUDA; PyTorch if the first does not work.
+        engine: One of `ENGINES`. ``auto``: OpenVINO on the CPU, PyTorch replayed as CUDA graphs on CUDA; PyTorch if
+            that does not work.
         device: A torch device: ``cpu``, ``cuda``, ``cuda:1``.
         precision: Of the host: ``float32``, ``bfloat16``, ``float16`` (CUDA only), ``int8`` (OpenVINO only), or
             ``auto``: float16 on CUDA, bfloat16 on a CPU with instructions for it (AVX512_BF16), else float32.
@@ -92,7 +95,7 @@ def open_engine(network: VideoCNN, model: Model, height: int, options: EngineOpt
     candidates, problem = _candidates(options, device), ""
     for name, mode in candidates:
         try:
-            engine = _make(name, mode, network, model, normalisation, options, device)
+            engine = _make(name, mode, network, model, normalisation, options, device, height)
             if not isinstance(engine, TorchEngine):
                 _verify(engine, network, height)
             return engine, problem
@@ -132,11 +135,16 @@ def _make(
     normalisation: Normalisation,
     options: EngineOptions,
     device: torch.device,
+    height: int,
 ) -> Engine:
     """Make an engine. Its module is imported here, so that a process loads only the one it uses."""
     precision = _precision(options, device)
     if name in ("openvino", "onnxruntime") and device.type != "cpu":
         raise EngineError(f"engine {name}: the device is {device}, it needs cpu")
+    if name == "cudagraphs" and device.type != "cuda":
+        raise EngineError(f"engine {name}: the device is {device}, it needs cuda")
+    if mode == CUDA_GRAPHS and device.type != "cuda":
+        raise EngineError(f"compile {mode}: the device is {device}, and CUDA graphs need CUDA")
     if name == "openvino":
         from netwarp_ros.engines.int8 import load_int8
         from netwarp_ros.engines.openvino import OpenVINOEngine
@@ -147,14 +155,32 @@ def _make(
         from netwarp_ros.engines.onnx import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(network, normalisation, precision, options.threads, options.engine_cache)
+    if name != "tensorrt":  # it folds them itself
+        _fold(network.host, height)
     network.host.to(dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
     if name == "tensorrt":
         from netwarp_ros.engines.onnx import TensorRTEngine
 
         return TensorRTEngine(network, normalisation, device, options.engine_cache)
-    if mode == "none":
-        return TorchEngine(network, normalisation, device)
-    return CompiledTorchEngine(network, normalisation, device, mode)
+    engine = (TorchEngine if mode == "none" else CompiledTorchEngine)(network, normalisation, device)
+    if name == "cudagraphs" or mode == CUDA_GRAPHS:
+        from netwarp_ros.engines.cuda_graphs import CUDAGraphEngine
+
+        return CUDAGraphEngine(engine)
+    return engine
+
+
+def _fold(host: nn.Module, height: int) -> None:
+    """Fold the batch norms of a host in float32; one that is in another type has been folded before."""
+    weight = next(host.parameters(), None)
+    if weight is not None and weight.dtype == torch.float32:
+        frame = weight.new_zeros(1, 3, height, _try_width(height))
+        fold_batch_norms(host, lambda: host(frame))
+
+
+def _try_width(height: int) -> int:
+    """Return the width of the frames that an engine is tried on."""
+    return height * 4 // 3
 
 
 @torch.inference_mode()
@@ -166,7 +192,7 @@ def _verify(engine: Engine, network: VideoCNN, height: int) -> None:
     """
     reference = TorchEngine(network, engine.normalisation, engine.device)
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    image = cv2.resize(noise, (height * 4 // 3, height), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(noise, (_try_width(height), height), interpolation=cv2.INTER_CUBIC)
     flow = torch.zeros(1, 2, *image.shape[:2], device=engine.device)
     flow[:, 0] = -2
     differing = 0.0

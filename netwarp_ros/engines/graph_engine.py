@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +15,12 @@ from netwarp_ros import ops
 from netwarp_ros.engines.cache import GraphCache
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowCNNGraph, FlowGraph, FrameGraphs, to_pixels, to_planes
-from netwarp_ros.models.netwarp import resize_flow
+from netwarp_ros.engines.latest import Latest
+from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN, computed_flow, map_size
 
 RunGraph = Callable[..., Sequence[Tensor]]
 """A compiled graph. It takes and returns dense maps ``(B, h, w, C)``; what it returns is new memory each time."""
-
-MAX_SHAPES = 16
-"""Shapes of frames whose compiled graphs are kept; when there are more, those used longest ago are dropped."""
 
 
 class GraphEngine(ABC):
@@ -46,7 +43,7 @@ class GraphEngine(ABC):
     ) -> None:
         self.network, self.normalisation, self.device = network, normalisation, device
         self._cache = GraphCache(cache)
-        self._shapes: OrderedDict[tuple[object, ...], _Graphs] = OrderedDict()
+        self._shapes: Latest[CompiledGraphs] = Latest()
 
     @abstractmethod
     def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
@@ -58,19 +55,21 @@ class GraphEngine(ABC):
 
     def compile_flow(self, graph: FlowGraph, inputs: Sequence[Tensor]) -> RunGraph:
         """Compile the flow graph; as a whole, unless an engine knows better."""
-        run, (height, width) = self.compile(graph, inputs), inputs[0].shape[1:3]
-        return lambda flow, *frames: run(*to_pixels(resize_flow(to_planes(flow), (height, width))), *frames)
+        return self.compile(graph, inputs)
 
+    @full_float32()
     def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         self.network.check(frame, flow, memory)
-        graphs, (pixels,) = self._graphs(frame), to_pixels(frame.contiguous(memory_format=torch.channels_last))
+        graphs = self.graphs(frame)
+        (pixels,) = to_pixels(frame.contiguous(memory_format=torch.channels_last))
         if memory is None or not graphs.sizes:  # a host alone blends nothing
-            maps = graphs.flow(graphs.no_flow, pixels, *graphs.no_frames) if graphs.grids else ()
+            maps = graphs.flow(*graphs.no_flows, pixels, *graphs.no_frames) if graphs.grids else ()
             scores, *representations = graphs.first(pixels)
         else:
-            (motion,) = to_pixels(computed_flow(flow, frame).contiguous(memory_format=torch.channels_last))
+            motion = self.network.flow_on_grids(computed_flow(flow, frame), graphs.size, graphs.sizes, self.device)
+            on_grids = to_pixels(*(along.contiguous(memory_format=torch.channels_last) for along in motion.values()))
             previous = to_pixels(*(memory.frames[grid] for grid in graphs.grids))
-            maps = graphs.flow(motion, pixels, *previous) if previous else graphs.flow(motion)
+            maps = graphs.flow(*on_grids, pixels, *previous) if previous else graphs.flow(*on_grids)
             flows = map(to_planes, maps[len(graphs.grids) :])
             warped = [
                 ops.warp(memory.representations[name], along) for name, along in zip(graphs.sizes, flows, strict=True)
@@ -82,14 +81,9 @@ class GraphEngine(ABC):
             {name: to_planes(z) for name, z in zip(graphs.sizes, representations, strict=True)},
         )
 
-    def _graphs(self, frame: Tensor) -> _Graphs:
-        key = (*frame.shape, frame.dtype)
-        if key not in self._shapes:
-            self._shapes[key] = _Graphs(self, frame)
-            if len(self._shapes) > MAX_SHAPES:
-                self._shapes.popitem(last=False)
-        self._shapes.move_to_end(key)
-        return self._shapes[key]
+    def graphs(self, frame: Tensor) -> CompiledGraphs:
+        """Return the graphs for frames of this shape and type."""
+        return self._shapes.get((*frame.shape, frame.dtype), lambda: CompiledGraphs(self, frame))
 
 
 class CPUGraphEngine(GraphEngine):
@@ -102,7 +96,7 @@ class CPUGraphEngine(GraphEngine):
     def compile_flow(self, graph: FlowGraph, inputs: Sequence[Tensor]) -> RunGraph:
         compiled: dict[Size, RunGraph] = {}
         if (flow_cnn := graph.network.flow_cnn) is not None:
-            for grid, frame in zip(graph.grids, inputs[2:], strict=True):
+            for grid, frame in zip(graph.grids, inputs[len(graph.grids) + 1 :], strict=True):
                 flow = frame.new_zeros((*frame.shape[:3], 2))
                 compiled[grid] = self.compile(FlowCNNGraph(flow_cnn), [flow, frame, frame])
 
@@ -111,10 +105,10 @@ class CPUGraphEngine(GraphEngine):
             (result,) = compiled[map_size(maps[0])](*to_pixels(*dense))
             return to_planes(result)
 
-        return lambda flow, *frames: graph.run(flow, frames, transform if compiled else None)
+        return lambda *maps: graph.run(maps, transform if compiled else None)
 
 
-class _Graphs(FrameGraphs):
+class CompiledGraphs(FrameGraphs):
     """The graphs for frames of one shape, compiled when they are first needed: a host alone needs one.
 
     Args:
@@ -126,7 +120,6 @@ class _Graphs(FrameGraphs):
         self._engine = engine
         (pixels,) = to_pixels(torch.zeros_like(frame, memory_format=torch.channels_last))
         super().__init__(engine.network, engine.normalisation, pixels)
-        self.no_flow = self.no_map(self.size, 2)
 
     @cached_property
     def first(self) -> RunGraph:
@@ -134,7 +127,7 @@ class _Graphs(FrameGraphs):
 
     @cached_property
     def flow(self) -> RunGraph:
-        return self._engine.compile_flow(*self.flow_graph(self.size))
+        return self._engine.compile_flow(*self.flow_graph())
 
     @cached_property
     def step(self) -> RunGraph:

@@ -42,15 +42,15 @@ class FrameGraph(nn.Module):
 class FlowGraph(FrameGraph):
     """Flow, frame, and the previous frame on the grids of Λ → the frame on these grids, and a flow for each layer.
 
-    Without Λ, the flow is all it takes. For a first frame, all but the frame are zeros, and only the frame on the grids
-    is of use.
+    The flow is either one map of any size, or one on each of `VideoCNN.flow_grids`. Without Λ, it is all that the graph
+    takes. For a first frame, all but the frame are zeros, and only the frame on the grids is of use.
 
     Args:
         network: The network.
         normalisation: That of the frame.
         frame: Size of the frame.
         sizes: Size of each insertion layer's output, in the order that the layers run in.
-        grids: The grids of Λ; none if there is no Λ.
+        on_grids: Whether it takes the flow on each grid.
     """
 
     def __init__(
@@ -59,21 +59,23 @@ class FlowGraph(FrameGraph):
         normalisation: Normalisation,
         frame: Size,
         sizes: Mapping[str, Size],
-        grids: Sequence[Size],
+        *,
+        on_grids: bool,
     ) -> None:
         super().__init__(network, normalisation)
-        self.frame, self.sizes, self.grids = frame, sizes, grids
+        self.frame, self.sizes = frame, sizes
+        self.grids = network.flow_cnn_grids(frame, sizes)
+        self._flow_grids = network.flow_grids(frame, sizes) if on_grids else ()
 
-    def forward(self, flow: Tensor, *frames: Tensor) -> tuple[Tensor, ...]:
-        return self.run(flow, frames)
+    def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        return self.run(maps)
 
     def run(
-        self,
-        flow: Tensor,
-        frames: Sequence[Tensor],
-        flow_cnn: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        self, maps: Sequence[Tensor], flow_cnn: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, ...]:
         """Run the graph; ``flow_cnn`` computes Λ, by default in PyTorch."""
+        count = len(self._flow_grids) or 1
+        given, frames = list(map(to_planes, maps[:count])), maps[count:]
         present: dict[Size, Tensor] = {}
         if self.grids:  # the average of normalised pixels is the normalised average, and cheaper
             frame = to_planes(frames[0])
@@ -81,8 +83,9 @@ class FlowGraph(FrameGraph):
             normalise = self.normalisation.of_pixels
             present = averages if frame.is_floating_point() else {g: normalise(a) for g, a in averages.items()}
         previous = dict(zip(self.grids, map(to_planes, frames[1:]), strict=True))
-        motion = to_planes(flow)
-        flows = self.network.transform_flow(motion, self.frame, present, previous, self.sizes, flow_cnn)
+        motion = dict(zip(self._flow_grids, given, strict=True)) if self._flow_grids else given[0]
+        on_grids = self.network.flow_on_grids(motion, self.frame, self.sizes)
+        flows = self.network.transform_flow(on_grids, self.frame, present, previous, self.sizes, flow_cnn)
         return to_pixels(*present.values(), *(flows[name] + EPSILON for name in self.sizes))
 
 
@@ -132,7 +135,8 @@ class FrameGraphs:
         size: Its size.
         sizes: Size of each insertion layer's output, in the order that the layers run in.
         grids: The grids of Λ.
-        no_frames: A frame of zeros on each grid.
+        no_flows: A flow of zeros on each of `VideoCNN.flow_grids`.
+        no_frames: A frame of zeros on each grid of Λ.
     """
 
     def __init__(self, network: VideoCNN, normalisation: Normalisation, frame: Tensor) -> None:
@@ -145,6 +149,7 @@ class FrameGraphs:
             name: (z.shape[1], z.shape[2]) for name, z in zip(graph.layers, self._representations, strict=True)
         }
         self.grids = network.flow_cnn_grids(self.size, self.sizes)
+        self.no_flows = [self.no_map(grid, 2) for grid in network.flow_grids(self.size, self.sizes)]
         self.no_frames = [self.no_map(grid, 3) for grid in self.grids]
 
     def no_map(self, size: Size, channels: int) -> Tensor:
@@ -155,10 +160,11 @@ class FrameGraphs:
         """Return the step graph of a first frame."""
         return StepGraph(self._network, self._normalisation), [self.frame]
 
-    def flow_graph(self, flow: Size) -> tuple[FlowGraph, list[Tensor]]:
-        """Return the flow graph, for a flow of this size."""
-        graph = FlowGraph(self._network, self._normalisation, self.size, self.sizes, self.grids)
-        return graph, [self.no_map(flow, 2), *([self.frame, *self.no_frames] if self.grids else [])]
+    def flow_graph(self, flow: Size | None = None) -> tuple[FlowGraph, list[Tensor]]:
+        """Return the flow graph, for a flow of this size; without a size, for a flow on each grid."""
+        graph = FlowGraph(self._network, self._normalisation, self.size, self.sizes, on_grids=flow is None)
+        flows = self.no_flows if flow is None else [self.no_map(flow, 2)]
+        return graph, [*flows, *([self.frame, *self.no_frames] if self.grids else [])]
 
     def step_graph(self) -> tuple[StepGraph, list[Tensor]]:
         """Return the step graph of further frames."""

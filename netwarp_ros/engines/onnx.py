@@ -158,7 +158,9 @@ class TensorRTEngine(GraphEngine):
         if not parser.parse(onnx):
             problems = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
             raise EngineError(f"engine tensorrt: it cannot read the graph: {problems}")
-        plan = builder.build_serialized_network(network, builder.create_builder_config())
+        config = builder.create_builder_config()
+        config.clear_flag(tensorrt.BuilderFlag.TF32)  # float32 is float32, see netwarp_ros.models.float32
+        plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EngineError("engine tensorrt: it cannot build the graph; its log has the reason")
         return {"plan": bytes(plan)}

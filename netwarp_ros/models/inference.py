@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netwarp_ros.models.netwarp import resize_flow
-from netwarp_ros.models.video_cnn import Flow, Memory, Size
+from netwarp_ros.models.video_cnn import Memory, Size
 
 Network = Callable[[Tensor, Tensor | None, Memory | None], tuple[Tensor, Memory]]
 """A `VideoCNN`, or a function that calls one."""
@@ -95,7 +95,11 @@ class Inference:
         return [slice(start, start + window) for start in starts]
 
     def __call__(
-        self, video_cnn: Network, frame: Tensor, flow: Flow | None = None, memory: InferenceMemory | None = None
+        self,
+        video_cnn: Network,
+        frame: Tensor,
+        flow: Tensor | Callable[[], Tensor] | None = None,
+        memory: InferenceMemory | None = None,
     ) -> tuple[Tensor, InferenceMemory]:
         """Run a network on all views of one frame of each stream of the batch.
 

@@ -99,7 +99,15 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = flow.shape[-2:]
     if (height, width) == size:
         return flow
-    ratios = flow.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
+    to_x, to_y = size[1] / width, size[0] / height
     if size[0] > height or size[1] > width:
-        return interpolate(flow * ratios, size)
-    return average(flow, size) * ratios
+        return interpolate(_scale(flow, to_x, to_y), size)
+    return _scale(average(flow, size), to_x, to_y)
+
+
+def _scale(flow: Tensor, x: float, y: float) -> Tensor:
+    """Scale displacements. The factors are no tensor: sending one to a GPU would make the CPU wait."""
+    if x == y:
+        return flow * x
+    u, v = flow.unbind(1)
+    return torch.stack((u * x, v * y), dim=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
 from netwarp_ros.models.resampling import Size, average
@@ -26,7 +28,9 @@ from netwarp_ros.models.resampling import Size, average
 FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
 Blend = Literal["netwarp", "concatenation"]
-Flow = Tensor | Callable[[], Tensor]
+GridFlows = Mapping[Size, Tensor]
+"""A flow on each grid that Λ works on, in pixels of that grid: what `VideoCNN.flow_on_grids` returns."""
+Flow = Tensor | GridFlows | Callable[[], Tensor | GridFlows]
 """A flow, or a function that returns it; called once the first insertion layer has run (on a GPU: was launched)."""
 
 
@@ -141,8 +145,9 @@ class VideoCNN(nn.Module):
 
         Args:
             frame: ``(B, 3, H, W)``, normalised as the host expects.
-            flow: ``(B, 2, h, w)`` float32, reverse flow in pixels of its own grid, which usually is the frame's, or a
-                function that returns it. Not used when ``memory`` is None.
+            flow: ``(B, 2, h, w)`` float32, reverse flow in pixels of its own grid, which usually is the frame's, on the
+                frame's device or the CPU; or that flow on the grids of Λ; or a function that returns one of the two.
+                Not used when ``memory`` is None.
             memory: The memory that the previous call on these streams returned, or None for a first frame.
             host_arguments: Further arguments of the host, such as ``auxiliary=True`` in training.
 
@@ -165,7 +170,7 @@ class VideoCNN(nn.Module):
 
         def blend(index: int, z: Tensor) -> Tensor:
             if not flows:
-                motion = computed_flow(flow, frame)
+                motion = self.flow_on_grids(computed_flow(flow, frame), map_size(frame), sizes, frame.device)
                 flows.update(self.transform_flow(motion, map_size(frame), frames, memory.frames, sizes))
             name = self.layers[index]
             return self.netwarps[index](z, memory.representations[name], flows[name])
@@ -206,11 +211,33 @@ class VideoCNN(nn.Module):
 
     def flow_cnn_grids(self, frame: Size, sizes: Mapping[str, Size]) -> tuple[Size, ...]:
         """Return the grids that Λ works on; none if there is no Λ. Arguments as for `frames_for_flow`."""
-        return () if self.flow_cnn is None else tuple(dict.fromkeys(self._flow_cnn_grid(frame, sizes).values()))
+        return () if self.flow_cnn is None else self.flow_grids(frame, sizes)
+
+    def flow_grids(self, frame: Size, sizes: Mapping[str, Size]) -> tuple[Size, ...]:
+        """Return the grids that the flow is first brought to: those that Λ works on, or would without Λ."""
+        return tuple(dict.fromkeys(self._flow_cnn_grid(frame, sizes).values()))
+
+    def flow_on_grids(
+        self, flow: Tensor | GridFlows, frame: Size, sizes: Mapping[str, Size], device: torch.device | None = None
+    ) -> GridFlows:
+        """Return a flow on each of `flow_grids`, in pixels of that grid.
+
+        A flow on the CPU is scaled before it is sent to a GPU if that makes it smaller.
+
+        Args:
+            flow: ``(B, 2, h, w)`` float32, reverse flow in pixels of its own grid; or what this method returned.
+            frame: Size of the frame.
+            sizes: Size of each insertion layer's output, in the order that the layers run in.
+            device: Where the result is wanted; by default, where the flow is.
+        """
+        if not isinstance(flow, Tensor):
+            return flow
+        device = device or flow.device
+        return {grid: _flow_on_grid(flow, grid, device) for grid in self.flow_grids(frame, sizes)}
 
     def transform_flow(
         self,
-        flow: Tensor,
+        flows: GridFlows,
         frame: Size,
         frames: Mapping[Size, Tensor],
         previous_frames: Mapping[Size, Tensor],
@@ -219,10 +246,11 @@ class VideoCNN(nn.Module):
     ) -> dict[str, Tensor]:
         """Return Λ(F), or F if there is no Λ, on the grid of each insertion layer, in pixels of that grid.
 
-        Λ always computes in float32: half precision would lose fractions of a pixel.
+        Λ always computes in float32: less would lose fractions of a pixel. (If `torch.compile` compiles this method, it
+        does so where the compiled code is called within `full_float32`, as engines do.)
 
         Args:
-            flow: ``(B, 2, h, w)`` float32, reverse flow F in pixels of its own grid.
+            flows: What `flow_on_grids` returned for the flow F.
             frame: Size of the frame.
             frames: What `frames_for_flow` returned for the frame.
             previous_frames: The same for the previous frame.
@@ -233,10 +261,11 @@ class VideoCNN(nn.Module):
         flow_cnn = flow_cnn or self.flow_cnn
         for name, grid in self._flow_cnn_grid(frame, sizes).items():
             if grid not in by_size:
-                by_size[grid] = resize_flow(flow, grid)
+                by_size[grid] = flow = flows[grid]
                 if flow_cnn is not None:
-                    with torch.autocast(flow.device.type, enabled=False):
-                        by_size[grid] = flow_cnn(by_size[grid], previous_frames[grid], frames[grid])
+                    exact = nullcontext() if torch.compiler.is_compiling() else full_float32()
+                    with torch.autocast(flow.device.type, enabled=False), exact:
+                        by_size[grid] = flow_cnn(flow, previous_frames[grid], frames[grid])
             if sizes[name] not in by_size:
                 by_size[sizes[name]] = resize_flow(by_size[grid], sizes[name])
         return {name: by_size[size] for name, size in sizes.items()}
@@ -302,17 +331,33 @@ class VideoCNN(nn.Module):
         return dict.fromkeys(sizes, frame if self.flow_grid == "image" else next(iter(sizes.values()), frame))
 
 
-def computed_flow(flow: Flow | None, frame: Tensor) -> Tensor:
+def computed_flow(flow: Flow | None, frame: Tensor) -> Tensor | GridFlows:
     """Return the flow, computed by its function if it is one.
 
     Raises:
         ValueError: If the function returns a flow of another shape or type.
     """
     assert flow is not None
-    if isinstance(flow, Tensor):
-        return flow
-    _check_flow(computed := flow(), frame)
-    return computed
+    if callable(flow):
+        flow = flow()
+        if isinstance(flow, Tensor):
+            _check_flow(flow, frame)
+    return flow
+
+
+def _flow_on_grid(flow: Tensor, grid: Size, device: torch.device) -> Tensor:
+    """Return a flow on a grid, on a device; it is sent while it is small."""
+    height, width = map_size(flow)
+    if grid[0] * grid[1] < height * width:
+        return to_device(resize_flow(flow, grid), device)
+    return resize_flow(to_device(flow, device), grid)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. From the CPU to a GPU, the transfer runs while the CPU goes on."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _check_flow(flow: Tensor, frame: Tensor) -> None:

@@ -29,6 +29,7 @@ from netwarp_ros.datasets.samples import SampleFrames, Samples
 from netwarp_ros.metrics import ConfusionMatrix
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, save_model
 from netwarp_ros.models.checkpoints import load_checkpoint
+from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.resources import cut
@@ -262,8 +263,9 @@ def parameter_groups(network: VideoCNN, config: OptimiserConfig) -> list[dict[st
     return [{"params": params, "factor": factor, "weight_decay": decay} for (factor, decay), params in groups.items()]
 
 
+@full_float32()
 def train_step(state: TrainingState, batch: Batch) -> float:
-    """Do one step of the optimiser.
+    """Do one step of the optimiser, without TensorFloat-32: what autocast leaves in float32, such as Λ, needs float32.
 
     Returns:
         The loss before the step.

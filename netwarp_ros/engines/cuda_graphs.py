@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA graphs: what the CPU launches for a frame is recorded once; later frames need two launches instead of hundreds.
+
+A frame has two graphs. The first one holds what comes before the first insertion layer. The GPU runs it while the CPU
+estimates the flow, which the second one needs: Λ, the blends, and the layers in between and behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from netwarp_ros.engines.engine import Engine
+from netwarp_ros.engines.latest import Latest
+from netwarp_ros.models.float32 import full_float32
+from netwarp_ros.models.video_cnn import Flow, GridFlows, Memory, VideoCNN, computed_flow, map_size, map_sizes
+
+T = TypeVar("T")
+
+Cut = Callable[[], None]
+"""Ends a graph and begins the next one."""
+
+_WARM_UP = 3
+"""How often a frame is run before it is recorded: libraries allocate and choose kernels in the first runs."""
+
+
+class TorchFrames(Engine, Protocol):
+    """An engine whose frames can be recorded: it does all its work on the current stream, and never waits for it.
+
+    Attributes:
+        network: The network.
+        flow_comes_first: Whether it needs the flow before it runs anything.
+    """
+
+    network: VideoCNN
+    flow_comes_first: bool
+
+
+class CUDAGraphEngine:
+    """Replays the frames of another engine, recorded for each shape of frame when it first occurs.
+
+    Args:
+        engine: That engine, on a GPU.
+    """
+
+    def __init__(self, engine: TorchFrames) -> None:
+        self.name, self.precision, self.device = f"{engine.name}, CUDA graphs", engine.precision, engine.device
+        self.normalisation, self._engine = engine.normalisation, engine
+        self._recorder = Recorder(engine.device)
+        self._recordings: Latest[_Recording] = Latest()
+
+    @torch.inference_mode()
+    @full_float32()
+    def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        network = self._engine.network
+        network.check(frame, flow, memory)
+        if not network.layers:  # a host alone blends nothing
+            memory = None
+        key = (*frame.shape, frame.dtype, memory is None)
+        recording = self._recordings.get(key, lambda: _Recording(self._engine, self._recorder, frame, memory))
+        return recording.replay(frame, flow, memory)
+
+
+class _Recording:
+    """A recorded frame, with or without memory. All tensors of a graph have fixed places: inputs are copied to theirs.
+
+    Args:
+        engine: What computes the frame.
+        recorder: Records it.
+        frame: A frame of this shape.
+        memory: A memory for it, or None for a first frame.
+    """
+
+    def __init__(self, engine: TorchFrames, recorder: Recorder, frame: Tensor, memory: Memory | None) -> None:
+        self._network, self._device = engine.network, engine.device
+        self._frame = torch.zeros_like(frame)
+        self._memory = None if memory is None else _new_memory(memory, torch.zeros_like)
+        self._sizes = {} if memory is None else map_sizes(memory.representations)
+        self._flows: GridFlows = {}
+        if memory is not None:
+            grids = self._network.flow_grids(map_size(frame), self._sizes)
+            self._flows = {grid: frame.new_zeros((frame.shape[0], 2, *grid), dtype=torch.float32) for grid in grids}
+
+        def run(cut: Cut) -> tuple[Tensor, Memory]:
+            def flows() -> GridFlows:
+                if not engine.flow_comes_first:
+                    cut()
+                return self._flows
+
+            return engine(self._frame, flows, self._memory)
+
+        graphs, (self._scores, self._next) = recorder.record(run)
+        self._before_flow, self._behind_flow = graphs[:-1], graphs[-1]
+
+    def replay(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """Compute a frame. The results are new memory: the next replay writes to the same places again."""
+        self._frame.copy_(frame)
+        if memory is not None and self._memory is not None:
+            _copy(_maps(memory), _maps(self._memory))
+        for graph in self._before_flow:
+            graph.replay()
+        if self._flows:
+            motion = computed_flow(flow, frame)
+            flows = self._network.flow_on_grids(motion, map_size(frame), self._sizes, self._device)
+            _copy((flows[grid] for grid in self._flows), self._flows.values())
+        self._behind_flow.replay()
+        return self._scores.clone(), _new_memory(self._next, torch.clone)
+
+
+class Recorder:
+    """Records as CUDA graphs what is launched. The graphs share a pool of memory.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[Cut], T]) -> tuple[list[torch.cuda.CUDAGraph], T]:
+        """Record a run.
+
+        Args:
+            run: What to record. It may end a graph, and begin the next one, at any place.
+
+        Returns:
+            The graphs in their order, and what the recorded run returned; replaying all of them fills its tensors.
+        """
+        graphs: list[torch.cuda.CUDAGraph] = []
+
+        def begin() -> None:
+            graphs.append(torch.cuda.CUDAGraph())
+            # The executor's thread may ask for the free memory meanwhile.
+            graphs[-1].capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+        def cut() -> None:
+            graphs[-1].capture_end()
+            begin()
+
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UP):
+                run(lambda: None)
+            self._stream.synchronize()
+            begin()
+            try:
+                result = run(cut)
+            finally:
+                graphs[-1].capture_end()
+        current.wait_stream(self._stream)
+        return graphs, result
+
+
+def _maps(memory: Memory) -> list[Tensor]:
+    return [*memory.frames.values(), *memory.representations.values()]
+
+
+def _new_memory(memory: Memory, make: Callable[[Tensor], Tensor]) -> Memory:
+    """Return a memory of other tensors, made of those of a memory."""
+
+    def made(maps: Mapping[T, Tensor]) -> dict[T, Tensor]:
+        return {key: make(value) for key, value in maps.items()}
+
+    return Memory(memory.shape, made(memory.frames), made(memory.representations))
+
+
+def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA graphs of frames, without a GPU: a recorder of the operations on the CPU stands in for CUDA's.
+
+As CUDA's does, it records the operations and not the Python around them, and replays them on the same tensors. It
+refuses what makes the CPU wait for a GPU, which CUDA refuses while it records. test_cuda.py has the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from test_engines import CPU, NORMALISATION, OPTIONS, SIZE, assert_like_torch, flows, frames, video_cnn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from netwarp_ros.engines import EngineOptions, choice, cuda_graphs, latest
+from netwarp_ros.engines.cuda_graphs import CUDAGraphEngine, Cut
+from netwarp_ros.engines.pytorch import CompiledTorchEngine, TorchEngine
+from netwarp_ros.models import Memory, VideoCNN, resampling
+from netwarp_ros.ops import compiled
+
+WAITS = ("aten.lift_fresh", "aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten._pin_memory")
+"""Operations that copy Python's numbers to a GPU, or values from it, and wait meanwhile."""
+
+
+class RecordedGraph(TorchDispatchMode):
+    """Stands in for `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        assert not str(function).startswith(WAITS), f"{function} waits for the GPU"
+        result = function(*args, **(kwargs or {}))
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.operations.append((function, args, kwargs or {}, results))
+        return result
+
+    def replay(self) -> None:
+        for function, args, kwargs, places in self.operations:
+            results = (leaf for leaf in tree_leaves(function(*args, **kwargs)) if isinstance(leaf, Tensor))
+            for place, result in zip(places, results, strict=True):
+                if place.data_ptr() != result.data_ptr():  # not a view, and not in place
+                    place.copy_(result)
+
+
+class CPURecorder:
+    """Stands in for `netwarp_ros.engines.cuda_graphs.Recorder`."""
+
+    recorded: ClassVar[list[list[RecordedGraph]]] = []
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def record(self, run: Callable[[Cut], Any]) -> tuple[list[RecordedGraph], Any]:
+        graphs = [RecordedGraph()]
+
+        def cut() -> None:
+            graphs[-1].__exit__(None, None, None)
+            graphs.append(RecordedGraph().__enter__())
+
+        run(lambda: None)
+        graphs[0].__enter__()
+        try:
+            result = run(cut)
+        finally:
+            graphs[-1].__exit__(None, None, None)
+        self.recorded.append(graphs)
+        return graphs, result
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "Recorder", CPURecorder)
+    monkeypatch.setattr(resampling, "_is_for_opencv", lambda maps: False)  # OpenCV's work is not recorded
+    monkeypatch.setattr(CPURecorder, "recorded", [])
+
+
+def engine_of(network: VideoCNN) -> CUDAGraphEngine:
+    return CUDAGraphEngine(TorchEngine(network, NORMALISATION, CPU))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_replayed_frames_are_those_of_torch(options: dict[str, Any]) -> None:
+    network = video_cnn(**options)
+    assert_like_torch(engine_of(network), network, frames(4), flows(4))
+    assert [len(graphs) for graphs in CPURecorder.recorded] == [1, 2]
+
+
+def test_replayed_frames_of_compiled_graphs_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **_options: module)
+    network = video_cnn(flow_grid="first")
+    engine = CUDAGraphEngine(CompiledTorchEngine(network, NORMALISATION, CPU))
+    assert_like_torch(engine, network, frames(4), flows(4))
+    assert [len(graphs) for graphs in CPURecorder.recorded] == [1, 1]
+    assert engine.name == "torch, compiled, CUDA graphs"
+
+
+def test_the_layers_before_the_first_insertion_run_before_the_flow_is_asked_for() -> None:
+    network = video_cnn(flow_grid="first")
+    engine, (first, second), (flow, _) = engine_of(network), frames(2), flows(2)
+    _, memory = engine(first)
+    engine(second, flow, memory)
+    before, behind = CPURecorder.recorded[-1]
+    convolutions = [sum("conv" in str(function) for function, *_ in graph.operations) for graph in (before, behind)]
+    assert convolutions == [1, 4 + 2]  # Λ has four, and two of the host's three come behind the first insertion
+    replayed: list[str] = []
+
+    def asked() -> Tensor:
+        replayed.append("flow")
+        return flow
+
+    for name, graph in (("before", before), ("behind", behind)):
+        replay = graph.replay
+        graph.replay = lambda name=name, replay=replay: (replayed.append(name), replay())  # type: ignore[method-assign, misc]
+    engine(second, asked, memory)
+    assert replayed == ["before", "flow", "behind"]
+
+
+def test_cameras_share_an_engine_and_keep_their_memories() -> None:
+    network = video_cnn()
+    engine, plain = engine_of(network), TorchEngine(network, NORMALISATION, CPU)
+    images, motion = frames(6), flows(6)
+    memories: list[list[Memory | None]] = [[None, None], [None, None]]
+    for index, (frame, flow) in enumerate(zip(images, motion, strict=True)):
+        for which, one in enumerate((engine, plain)):
+            scores, memories[which][index % 2] = one(frame, flow, memories[which][index % 2])
+            if which == 0:
+                replayed = scores
+            else:
+                torch.testing.assert_close(replayed, scores)
+
+
+def test_results_are_not_overwritten_by_later_frames() -> None:
+    engine, images, motion = engine_of(video_cnn()), frames(3), flows(3)
+    _, memory = engine(images[0])
+    scores, kept = engine(images[1], motion[1], memory)
+    before = [tensor.clone() for tensor in (scores, *kept.frames.values(), *kept.representations.values())]
+    engine(images[2], motion[2], kept)
+    for one, other in zip(before, (scores, *kept.frames.values(), *kept.representations.values()), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_each_shape_is_recorded_once_and_only_the_latest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latest, "MAX_SHAPES", 2)
+    engine = engine_of(video_cnn())
+    sizes = [SIZE, (20, 28), SIZE, (24, 32), SIZE, (20, 28)]
+    for size in sizes:
+        engine(frames(1, size)[0])
+    assert len(CPURecorder.recorded) == 4  # the smallest again: it was used longest ago
+    assert len(engine._recordings) == 2
+
+
+def test_flow_of_any_size_gives_the_frame_that_torch_gives() -> None:
+    network = video_cnn(flow_grid="first")
+    engine, plain = engine_of(network), TorchEngine(network, NORMALISATION, CPU)
+    first, second = frames(2)
+    _, memory = plain(first)
+    for size in (SIZE, (19, 26), (74, 104), (5, 7)):
+        (flow,) = flows(1, size)
+        torch.testing.assert_close(engine(second, flow, memory)[0], plain(second, flow, memory)[0])
+
+
+def test_what_waits_for_the_gpu_is_found() -> None:
+    """This tests the stand-in."""
+
+    class Waits(nn.Module):
+        def forward(self, frame: Tensor) -> Tensor:
+            return frame * frame.new_tensor([2.0])
+
+    with pytest.raises(AssertionError, match="waits for the GPU"):
+        engine_of(VideoCNN(nn.Sequential(Waits(), nn.Conv2d(3, 5, 1)), {}))(frames(1)[0])
+
+
+def test_host_alone_ignores_the_memory() -> None:
+    network = VideoCNN(nn.Conv2d(3, 5, 1), {})
+    assert_like_torch(engine_of(network), network, frames(3), flows(3))
+    assert len(CPURecorder.recorded) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "candidates"),
+    [
+        ({}, [("cudagraphs", "none"), ("torch", "none")]),
+        ({"engine": "torch"}, [("torch", "none")]),
+        ({"engine": "cudagraphs"}, [("cudagraphs", "none")]),
+        ({"compile": "reduce-overhead"}, [("torch", "reduce-overhead"), ("torch", "default"), ("torch", "none")]),
+    ],
+)
+@pytest.mark.auto_engine
+def test_what_is_tried_on_a_gpu(options: dict[str, Any], candidates: list[tuple[str, str]]) -> None:
+    assert choice._candidates(EngineOptions(**options), torch.device("cuda")) == candidates
+
+
+# A GPU that is not there
+
+
+def test_a_frame_on_a_gpu_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's fake tensors claim to be on a GPU, and refuse to meet those on the CPU."""
+    monkeypatch.setattr(compiled, "DEVICES", frozenset({"cpu", "cuda"}))
+    gpu, network = torch.device("cuda:0"), video_cnn(flow_grid="first")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        for name, value in [*network.named_parameters(), *network.named_buffers()]:
+            half = name.startswith("host") and value.is_floating_point()
+            fake = torch.empty(value.shape, dtype=torch.float16 if half else value.dtype, device=gpu)
+            owner, _, last = name.rpartition(".")
+            module = network.get_submodule(owner)
+            if last in module._parameters:
+                module._parameters[last] = nn.Parameter(fake, requires_grad=False)
+            else:
+                module._buffers[last] = fake
+        engine = TorchEngine(network, type(NORMALISATION)(*torch.empty(2, 1, 3, 1, 1, device=gpu)), gpu)
+        frame = torch.empty(1, *SIZE, 3, dtype=torch.uint8, device=gpu).permute(0, 3, 1, 2)
+        _, memory = engine(frame)
+        scores, memory = engine(frame, torch.empty(1, 2, *SIZE, device=gpu), memory)
+    assert scores.device == gpu and scores.dtype == torch.float16
+    assert {z.device for z in (*memory.frames.values(), *memory.representations.values())} == {gpu}

@@ -53,8 +53,8 @@ class EngineOptions:
         str,
         typer.Option(
             "--engine",
-            help="What runs the network: openvino, torch, onnxruntime or tensorrt. auto: the fastest that is installed "
-            "and made for the device.",
+            help="What runs the network: openvino, cudagraphs, torch, onnxruntime or tensorrt. auto: the fastest that "
+            "is installed and made for the device.",
         ),
     ] = "auto"
     device: DeviceOption = "cpu"

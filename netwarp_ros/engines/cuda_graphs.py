@@ -7,7 +7,7 @@ estimates the flow, which the second one needs: Λ, the blends, and the layers i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from netwarp_ros.engines.engine import Engine
 from netwarp_ros.engines.latest import Latest
-from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.video_cnn import Flow, GridFlows, Memory, VideoCNN, computed_flow, map_size, map_sizes
 
 T = TypeVar("T")
@@ -53,7 +52,6 @@ class CUDAGraphEngine:
         self._recordings: Latest[_Recording] = Latest()
 
     @torch.inference_mode()
-    @full_float32()
     def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         network = self._engine.network
         network.check(frame, flow, memory)
@@ -99,13 +97,13 @@ class _Recording:
         """Compute a frame. The results are new memory: the next replay writes to the same places again."""
         self._frame.copy_(frame)
         if memory is not None and self._memory is not None:
-            _copy(_maps(memory), _maps(self._memory))
+            _copy(memory.frames, self._memory.frames)
+            _copy(memory.representations, self._memory.representations)
         for graph in self._before_flow:
             graph.replay()
         if self._flows:
             motion = computed_flow(flow, frame)
-            flows = self._network.flow_on_grids(motion, map_size(frame), self._sizes, self._device)
-            _copy((flows[grid] for grid in self._flows), self._flows.values())
+            _copy(self._network.flow_on_grids(motion, map_size(frame), self._sizes, self._device), self._flows)
         self._behind_flow.replay()
         return self._scores.clone(), _new_memory(self._next, torch.clone)
 
@@ -157,10 +155,6 @@ class Recorder:
         return graphs, result
 
 
-def _maps(memory: Memory) -> list[Tensor]:
-    return [*memory.frames.values(), *memory.representations.values()]
-
-
 def _new_memory(memory: Memory, make: Callable[[Tensor], Tensor]) -> Memory:
     """Return a memory of other tensors, made of those of a memory."""
 
@@ -170,6 +164,6 @@ def _new_memory(memory: Memory, make: Callable[[Tensor], Tensor]) -> Memory:
     return Memory(memory.shape, made(memory.frames), made(memory.representations))
 
 
-def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
+def _copy(sources: Mapping[T, Tensor], targets: Mapping[T, Tensor]) -> None:
+    for key, target in targets.items():
+        target.copy_(sources[key])

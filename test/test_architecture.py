@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantization": {"classes", "engines", "evaluation", "models", "recordings", "segmenter"},
     "benchmarks": {"engines", "evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
     "node": {
-        "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "recordings", "resources", "segmenter",
-        "timing",
+        "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "ops", "recordings", "resources",
+        "segmenter", "timing",
     },
     "node.tools": {
         "benchmarks", "classes", "environment", "evaluation", "metrics", "models", "msg", "node", "recordings",

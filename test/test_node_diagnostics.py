@@ -14,6 +14,7 @@ from graph import DiagnosticStatus
 
 from netwarp_ros.node.diagnostics import Thresholds, camera_status, node_status
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
+from netwarp_ros.ops import compiled
 from netwarp_ros.segmenter import Reset
 
 pytestmark = pytest.mark.ros
@@ -172,12 +173,25 @@ def test_values() -> None:
     }
 
 
-def segmenter(device: str) -> Any:
-    model = SimpleNamespace(name="tiny")
-    engine = SimpleNamespace(name="openvino")
+def segmenter(device: str, *, uses_netwarp: bool = True) -> Any:
     return SimpleNamespace(
-        model=model, device=torch.device(device), precision="float16", engine=engine, engine_problem="no room"
+        model=SimpleNamespace(name="tiny"),
+        device=torch.device(device),
+        precision="float16",
+        engine=SimpleNamespace(name="openvino"),
+        engine_problem="no room",
+        uses_netwarp=uses_netwarp,
     )
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with 8 GB of memory, of which half is in use, and PyTorch and the operators for it."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4_000_000_000, 8_000_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Orin")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(compiled, "DEVICES", frozenset({"cpu", "cuda"}))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +207,15 @@ def test_a_node_that_is_not_active_says_what_to_do(state: str, message: str) -> 
     assert values(status) == {"state": state, "last error": "cannot be configured: no weights"}
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [("configuring", "the node is configuring: loading tiny"), ("active", "loading tiny")],
+)
+def test_what_takes_the_node_long_is_named(state: str, message: str) -> None:
+    status = node_status("segmenter", state, None, Thresholds(), doing="loading tiny")
+    assert (status.level, status.message, values(status)["state"]) == (WARN, message, state)
+
+
 def test_an_active_node_names_what_it_uses() -> None:
     status = node_status("segmenter", "active", segmenter("cpu"), Thresholds())
     assert (status.level, status.message, status.hardware_id) == (OK, "segmenting on cpu", "cpu")
@@ -202,6 +225,7 @@ def test_an_active_node_names_what_it_uses() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(
     ("used", "level", "message"),
     [
@@ -213,8 +237,6 @@ def test_an_active_node_names_what_it_uses() -> None:
 def test_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch, used: float, level: bytes, message: str) -> None:
     total = 8_000_000_000
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (round((1 - used) * total), total))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300_000_000)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Orin")
     status = node_status("segmenter", "active", segmenter("cuda:1"), Thresholds())
     assert (status.level, status.message, status.hardware_id) == (level, message, "cuda:1")
     seen = values(status)
@@ -222,6 +244,7 @@ def test_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch, used: float, level: 
     assert seen["GPU memory in use (MB)"] == f"{8000 * used:.0f}"
 
 
+@pytest.mark.usefixtures("gpu")
 def test_a_gpu_that_does_not_answer_gives_level_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(device: torch.device) -> None:
         raise RuntimeError("unspecified launch failure")
@@ -229,3 +252,15 @@ def test_a_gpu_that_does_not_answer_gives_level_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
     status = node_status("segmenter", "active", segmenter("cuda:0"), Thresholds())
     assert (status.level, status.message) == (ERROR, "CUDA does not answer: unspecified launch failure")
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("devices", [{"cpu"}, set()])
+def test_operators_without_cuda_give_level_error_on_a_gpu(monkeypatch: pytest.MonkeyPatch, devices: set[str]) -> None:
+    monkeypatch.setattr(compiled, "DEVICES", frozenset(devices))
+    status = node_status("segmenter", "active", segmenter("cuda:0"), Thresholds())
+    assert status.level == ERROR
+    assert status.message.startswith("the warp runs in plain PyTorch on the GPU, several times slower: ")
+    assert "install the CUDA toolkit 12.8" in status.message and "`make setup`" in status.message
+    for other in (segmenter("cpu"), segmenter("cuda:0", uses_netwarp=False)):
+        assert node_status("segmenter", "active", other, Thresholds()).level == OK

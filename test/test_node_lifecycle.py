@@ -230,32 +230,60 @@ def test_a_signal_before_activation_ends_the_node_quietly(graph: Graph, model: P
             ends_quietly(program, number)
 
 
-SLOW = """
+STUCK = """
 from time import sleep
+from netwarp_ros import segmenter
 from netwarp_ros.node import segment_node
 
-def warm_up(segmenter, width, height):
-    print("[INFO] warming up", flush=True)
-    while True:
-        sleep(0.01)
+def never_return(*arguments, **keywords):
+    print("[INFO] stuck", flush=True)
+    sleep(1e6)
 
-segment_node.Segmenter.warm_up = warm_up
+segmenter.Segmenter.warm_up = lambda *arguments: None
+segmenter.{function} = never_return
 segment_node.main()
 """
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_configuration_ends_the_node_quietly(
-    graph: Graph, model: Path, tmp_path: Path, signal_number: int
+@pytest.mark.parametrize(
+    ("function", "signal_number", "doing"),
+    [
+        ("Segmenter.__init__", signal.SIGTERM, "loading {model}"),
+        ("Segmenter.warm_up", signal.SIGINT, "compiling for images of 640x480"),
+        ("Segmenter.warm_up", signal.SIGTERM, "compiling for images of 640x480"),
+        ("Stream.segment", signal.SIGINT, "compiling for images of 64x48 on /camera/image_raw"),
+    ],
+)
+def test_a_signal_ends_the_node_quietly_whatever_it_does(
+    graph: Graph, model: Path, tmp_path: Path, function: str, signal_number: int, doing: str
 ) -> None:
-    command = [*PYTHON, "-c", SLOW, "--ros-args", "-p", f"model:={model}"]
+    """Python cannot interrupt the thread that is stuck."""
+    doing = doing.format(model=model)
+    command = [
+        *PYTHON,
+        "-c",
+        STUCK.format(function=function),
+        "--ros-args",
+        "-p",
+        f"model:={model}",
+        "-p",
+        "engine:=torch",
+    ]
     with running(command, tmp_path / "log") as program:
-        assert graph.lifecycle().state() == "unconfigured"
-        client = graph.node.create_client(ChangeState, "/segmenter/change_state")
-        assert client.wait_for_service()
-        client.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
-        graph.until(lambda: "warming up" in program.output, "warm-up")
+        lifecycle = graph.lifecycle()
+        assert lifecycle.state() == "unconfigured"
+        if function == "Stream.segment":
+            lifecycle.configure()
+            lifecycle.activate()
+            SegmentClient(graph).publish(image_message(moving_images(1)[0], SECOND))
+        else:
+            client = graph.node.create_client(ChangeState, "/segmenter/change_state")
+            assert client.wait_for_service()
+            client.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
+        graph.wait_for_status("segmenter", lambda status, values: status.message.endswith(doing))
+        graph.until(lambda: "stuck" in program.output, "work")
         ends_quietly(program, signal_number)
+        assert f"the node ends in the middle of {doing}" in program.output
 
 
 def test_a_wrong_parameter_ends_the_node_with_a_message(graph: Graph, tmp_path: Path) -> None:

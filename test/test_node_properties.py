@@ -101,7 +101,7 @@ class TwoCameraNode:
         self.deactivate()
 
     def activate(self) -> None:
-        if self.node._worker is not None:  # a failed example left it active
+        if self.node._segmenting is not None:  # a failed example left it active
             self.deactivate()
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
 

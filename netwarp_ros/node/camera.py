@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from time import perf_counter
@@ -26,7 +27,7 @@ from netwarp_ros.node.frame_counts import DropReason, FrameCounter
 from netwarp_ros.node.images import mask_message, rgb_message
 from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE, deserialize, stamp_of
-from netwarp_ros.segmenter import Reset, Stream
+from netwarp_ros.segmenter import Reset, Segmenter, Stream
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
@@ -76,6 +77,7 @@ class Camera:
         topic: Resolved name of the image topic.
         counter: Counts of the frames since `start`.
         qos_problem: Why the QoS of an image publisher does not match; empty if all match.
+        compiling: What takes the first image of a new size so long, until its mask is published; empty otherwise.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Camera:
         self.topic = node.resolve_topic_name(self._image_topic)
         self.counter = FrameCounter()
         self.qos_problem = ""
+        self.compiling = ""
         self._sizes = set(sizes)
         self._publishers: list[Publisher] = []
         self._subscription: Subscription | None = None
@@ -159,7 +162,6 @@ class Camera:
         message = deserialize(COMPRESSED_IMAGE if self._compressed else IMAGE, received.data)
         image = to_bgr(message)
         decoded = perf_counter()
-        self._note_size(image.shape[1], image.shape[0])
         stamp, frame_id = message.header.stamp, message.header.frame_id
         header = Header(stamp=Time(sec=stamp.sec, nanosec=stamp.nanosec), frame_id=frame_id)
         # Without a stamp, the time of receipt takes its place, as the time of recording does in a bag.
@@ -170,13 +172,14 @@ class Camera:
             self._reset.clear()
             self._stream.reset()
         encoding = message.format if self._compressed else message.encoding
-        result = self._stream.segment(image, stamp_ns, frame_id, encoding)
+        with self._warmed_up(image.shape[1], image.shape[0], self._stream.segmenter):
+            result = self._stream.segment(image, stamp_ns, frame_id, encoding)
+            segmented = perf_counter()
+            self._mask.publish(mask_message(result.mask, header))
+            mask_published = perf_counter()
         if received.from_several:  # the next image may be of another one, even if that is then the only one
             self._stream.reset(Reset.PUBLISHERS)
 
-        segmented = perf_counter()
-        self._mask.publish(mask_message(result.mask, header))
-        mask_published = perf_counter()
         if self._color.get_subscription_count():
             self._color.publish(rgb_message(self._classes.colorize(result.mask), header))
         if self._overlay.get_subscription_count():
@@ -209,13 +212,25 @@ class Camera:
         reset = "" if result.reason == Reset.HOST_ONLY else result.reason
         self.counter.count_published(total_ms, age_ms, reset, unstamped=stamp_of(message) == 0)
 
-    def _note_size(self, width: int, height: int) -> None:
-        """Log a size for which the segmenter has not warmed up, once."""
-        if (width, height) not in self._sizes:
-            self._sizes.add((width, height))
-            self._node.get_logger().info(
-                f"the first image of {width}x{height} on {self.topic} may take longer: its size is not in image_sizes"
-            )
+    @contextmanager
+    def _warmed_up(self, width: int, height: int, segmenter: Segmenter) -> Iterator[None]:
+        """Warm up for images of a size that is new, and say so in the log and in `compiling` until the body ends.
+
+        Without the warm-up, the second image would be late too: it is the first one with a memory.
+        """
+        if (width, height) in self._sizes:
+            yield
+            return
+        self._sizes.add((width, height))
+        self._node.get_logger().info(
+            f"the first image of {width}x{height} on {self.topic} may take longer: its size is not in image_sizes"
+        )
+        self.compiling = f"compiling for images of {width}x{height} on {self.topic}"
+        try:
+            segmenter.warm_up(width, height)
+            yield
+        finally:
+            self.compiling = ""
 
     def _subscribe(self) -> None:
         """Subscribe to the images, with a QoS that matches the publishers present."""

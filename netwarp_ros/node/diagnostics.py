@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.parameters import parameter
+from netwarp_ros.ops import compiled
 from netwarp_ros.segmenter import Reset, Segmenter
 from netwarp_ros.timing import percentiles
 
@@ -88,19 +89,27 @@ def camera_status(
 
 
 def node_status(
-    name: str, state: str, segmenter: Segmenter | None, thresholds: Thresholds, last_error: str = ""
+    name: str,
+    state: str,
+    segmenter: Segmenter | None,
+    thresholds: Thresholds,
+    last_error: str = "",
+    doing: str = "",
 ) -> DiagnosticStatus:
     """Return the status of the node and of its device.
 
     Args:
         name: Name of the status.
-        state: ``unconfigured``, ``inactive`` or ``active``.
-        segmenter: The segmenter in use; None when unconfigured.
+        state: ``unconfigured``, ``configuring``, ``inactive`` or ``active``.
+        segmenter: The segmenter in use; None until the node is configured.
         thresholds: Values at which the level rises.
         last_error: Why the latest failed transition failed; empty if none has failed.
+        doing: What takes the node long at present, such as loading a model; empty if nothing does.
     """
-    way_out = {"unconfigured": "configure and activate it", "inactive": "activate it"}.get(state)
-    findings = [(WARN, f"the node is {state}: {way_out}")] if way_out else []
+    ways_out = {"unconfigured": "configure and activate it", "inactive": "activate it"}
+    findings: list[Finding] = []
+    if text := ways_out.get(state, doing):
+        findings.append((WARN, text if state == "active" else f"the node is {state}: {text}"))
     values: dict[str, Any] = {"state": state}
     if segmenter is not None:
         values |= {"model": segmenter.model.name, "device": segmenter.device}
@@ -111,6 +120,8 @@ def node_status(
             finding, gpu_values = _gpu(segmenter.device, thresholds)
             findings.append(finding)
             values |= gpu_values
+            if segmenter.uses_netwarp and (problem := compiled.missing_cuda_kernels()):
+                findings.append((ERROR, problem))
     device = str(values.get("device", ""))
     return _status(name, device, findings, f"segmenting on {device}", {**values, "last error": last_error or "none"})
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import rclpy
 from rclpy.clock import Clock, ClockType
@@ -97,6 +98,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for later in (signal.SIGINT, signal.SIGTERM):
         signal.signal(later, lambda *_: None)
     raise KeyboardInterrupt
+
+
+def end_process() -> NoReturn:
+    """End the process at once with status 0, although a thread is still busy. Call this after `ros_process`.
+
+    Python would wait for the thread, which no signal interrupts. If it does not wait for a thread (a daemon), it may
+    crash when that thread returns from C++.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 @contextmanager

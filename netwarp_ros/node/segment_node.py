@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lifecycle node: images of any number of cameras in, masks and timings out.
 
-The executor's thread only receives images. One worker thread decodes, segments and publishes. They share a mailbox
-with one slot for each camera.
+The executor's thread receives images, and answers services. One worker thread loads the model, warms it up, decodes,
+segments and publishes. They share a mailbox with one slot for each camera.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if __name__ == "__main__":
 import gc
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from functools import wraps
-from threading import Thread
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -25,6 +25,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logger
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
@@ -38,7 +39,8 @@ from netwarp_ros.node.camera import Camera, ReceivedImage
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_PERIODS, Thresholds, camera_status, node_status
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
 from netwarp_ros.node.parameters import SIZE, TOPIC, parameter
-from netwarp_ros.node.process import executing, ros_process
+from netwarp_ros.node.process import end_process, executing, ros_process
+from netwarp_ros.node.worker import Worker
 from netwarp_ros.recordings.image_messages import ImageError
 from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import MAX_GAP, MAX_INPUT_WIDTH, Segmenter
@@ -112,6 +114,9 @@ def engine_arguments(settings: SegmentParameters) -> dict[str, Any]:
     return {**arguments, "engine_cache": settings.engine_cache or None}
 
 
+STOP_S = 1.0
+"""How long `SegmentNode.destroy_node` waits for what the worker does."""
+
 MAX_PROBLEM = 1000
 """Most characters of an error in the log and on ``/diagnostics``: a message or a file may hold a text of any length."""
 
@@ -139,17 +144,22 @@ PARAMETERS = (SegmentParameters, Thresholds)
 class SegmentNode(LifecycleNode):
     """The lifecycle node. When inactive, it has a model and its topics; when active, it segments.
 
+    Args:
+        worker: Makes, runs and frees the segmenter, all in one thread; by default a worker of its own.
+
     Raises:
         ParameterError: If a parameter given to the process is of the wrong type or out of its range.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worker: Worker | None = None) -> None:
         super().__init__("segmenter")
         # Set these before declaring parameters: rclpy calls `destroy_node()` when it rejects one.
+        self._worker = worker or Worker("segmenter")
         self._segmenter: Segmenter | None = None
         self._cameras: dict[str, Camera] = {}
         self._mailbox: Mailbox[ReceivedImage] = Mailbox([])
-        self._worker: Thread | None = None
+        self._configuring = ""  # what the worker does while the node is configured
+        self._segmenting: Future[None] | None = None  # while the node is active
         self._history: dict[str, deque[FrameCounts]] = {}
         self._last_error = ""
         for group in PARAMETERS:
@@ -167,21 +177,11 @@ class SegmentNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and create the topics. If that fails, log the reason."""
         settings = parameters.read(self, SegmentParameters)
+        sizes = [(int(width), int(height)) for width, height in (size.split("x") for size in settings.image_sizes)]
+        self._configuring = f"loading {settings.model}"
         try:
-            self._segmenter = Segmenter(
-                settings.model,
-                flow=settings.flow_preset,
-                **engine_arguments(settings),
-                input_height=settings.input_height,
-                max_input_width=settings.max_input_width,
-                max_gap=settings.max_gap,
-                host_only=settings.host_only,
-            )
-            if problem := self._segmenter.engine_problem:
-                self.get_logger().warning(f"engine {self._segmenter.engine.name} is in use: {problem}")
-            sizes = [(int(width), int(height)) for width, height in (size.split("x") for size in settings.image_sizes)]
-            for width, height in sizes:
-                self._segmenter.warm_up(width, height)
+            self._worker.run(lambda: self._load(settings, sizes), self._publish_diagnostics, PERIOD_S)
+            assert self._segmenter is not None
             classes = self._segmenter.model.spec.classes
             for name in settings.cameras:
                 camera = Camera(
@@ -191,14 +191,16 @@ class SegmentNode(LifecycleNode):
                 camera.advertise()
         except Exception as error:  # rclpy would discard the message
             self._log_failure(f"cannot be configured: {error}")
-            self._release()
-            return TransitionCallbackReturn.FAILURE
-        self.get_logger().info(
-            f"{self._segmenter.model.name} in {self._segmenter.engine.name} on {self._segmenter.device} "
-            f"({self._segmenter.precision}) "
-            f"for {', '.join(camera.topic for camera in self._cameras.values())}"
-        )
-        return TransitionCallbackReturn.SUCCESS
+        else:
+            self._configuring = ""
+            self.get_logger().info(
+                f"{self._segmenter.model.name} in {self._segmenter.engine.name} on {self._segmenter.device} "
+                f"({self._segmenter.precision}) "
+                f"for {', '.join(camera.topic for camera in self._cameras.values())}"
+            )
+            return TransitionCallbackReturn.SUCCESS
+        self._release()  # not in the except clause, where the error still refers to the model
+        return TransitionCallbackReturn.FAILURE
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start receiving and segmenting, with new memories and new counts."""
@@ -212,8 +214,7 @@ class SegmentNode(LifecycleNode):
             self._log_failure(f"cannot be activated: {error}")
             self._stop()
             return TransitionCallbackReturn.FAILURE
-        self._worker = Thread(target=self._segment_images, name="segmenter")
-        self._worker.start()
+        self._segmenting = self._worker.submit(self._segment_images)
         return TransitionCallbackReturn.SUCCESS
 
     @_logging_errors
@@ -243,18 +244,27 @@ class SegmentNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def destroy_node(self) -> None:
-        """Stop and free, from any state."""
-        self._release()
+        """Stop and free, from any state. If the worker takes longer than `STOP_S`, what it has is not freed."""
+        self._stop_receiving()
+        if self._worker.is_idle(STOP_S):
+            self._release()
+        else:
+            # Not the node's logger: it also publishes, which is an error after a signal.
+            get_logger("segment_node").info(f"the node ends in the middle of {self._doing() or 'segmenting an image'}")
+        self._worker.stop()
         super().destroy_node()
 
-    def _stop(self) -> None:
+    def _stop_receiving(self) -> None:
         for camera in self._cameras.values():
             camera.stop()
         for name in self._mailbox.close():
             self._cameras[name].counter.count_dropped(DropReason.DEACTIVATED)
-        if self._worker is not None:
-            self._worker.join()
-            self._worker = None
+
+    def _stop(self) -> None:
+        self._stop_receiving()
+        if self._segmenting is not None:
+            self._segmenting.result()
+            self._segmenting = None
         for camera in self._cameras.values():
             camera.release_stream()
 
@@ -263,12 +273,34 @@ class SegmentNode(LifecycleNode):
         for camera in self._cameras.values():
             camera.close()
         self._cameras.clear()
-        if self._segmenter is not None:
-            self._segmenter = None
-            gc.collect()  # hooks refer to the network, and graphs to the engine: else both would stay for a while
+        if self._segmenter is not None or self._configuring:
+            self._worker.submit(self._free).result()
+        self._configuring = ""
+
+    def _load(self, settings: SegmentParameters, sizes: list[tuple[int, int]]) -> None:
+        """Make the segmenter and warm it up. The worker runs this, as well as `_segment_images` and `_free`."""
+        self._segmenter = Segmenter(
+            settings.model,
+            flow=settings.flow_preset,
+            **engine_arguments(settings),
+            input_height=settings.input_height,
+            max_input_width=settings.max_input_width,
+            max_gap=settings.max_gap,
+            host_only=settings.host_only,
+        )
+        if problem := self._segmenter.engine_problem:
+            self.get_logger().warning(f"engine {self._segmenter.engine.name} is in use: {problem}")
+        for width, height in sizes:
+            self._configuring = f"compiling for images of {width}x{height}"
+            self._segmenter.warm_up(width, height)
+
+    def _free(self) -> None:
+        """Free the segmenter, in the thread that made it."""
+        self._segmenter = None
+        gc.collect()  # hooks refer to the network, and graphs to the engine: else both would stay for a while
 
     def _segment_images(self) -> None:
-        """Segment the images in the mailbox until it is closed. The worker thread runs this."""
+        """Segment the images in the mailbox until it is closed."""
         while (taken := self._mailbox.take()) is not None:
             camera, received = self._cameras[taken[0]], taken[1]
             try:
@@ -325,7 +357,7 @@ class SegmentNode(LifecycleNode):
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         for camera in self._cameras.values():
             camera.reset()
-        response.success = self._worker is not None
+        response.success = self._segmenting is not None
         response.message = (
             f"the memories of {', '.join(self._cameras)} are reset with their next frames"
             if response.success
@@ -333,12 +365,21 @@ class SegmentNode(LifecycleNode):
         )
         return response
 
+    def _doing(self) -> str:
+        """Return what takes the worker long at present; empty if nothing does."""
+        return self._configuring or next(
+            (camera.compiling for camera in self._cameras.values() if camera.compiling), ""
+        )
+
     def _publish_diagnostics(self, *, final: bool = False) -> None:
         """Publish the statuses of the node and of its active cameras; with ``final``, of those just deactivated."""
         node = self.get_fully_qualified_name().removeprefix("/")
         thresholds = parameters.read(self, Thresholds)
-        state = "active" if self._worker else "inactive" if self._segmenter else "unconfigured"
-        diagnostics = DiagnosticArray(status=[node_status(node, state, self._segmenter, thresholds, self._last_error)])
+        segmenter = None if self._configuring else self._segmenter  # the worker still makes it
+        state = "active" if self._segmenting else "inactive" if segmenter else "unconfigured"
+        state = "configuring" if self._configuring else state
+        status = node_status(node, state, segmenter, thresholds, self._last_error, self._doing())
+        diagnostics = DiagnosticArray(status=[status])
         diagnostics.header.stamp = self.get_clock().now().to_msg()
         for camera in self._cameras.values() if final or state == "active" else ():
             name, history = f"{node}: {camera.name}", self._history[camera.name]
@@ -351,8 +392,11 @@ class SegmentNode(LifecycleNode):
 
 def main() -> None:
     """Run the node until SIGINT or SIGTERM."""
-    with ros_process("segment_node"), executing(SegmentNode()) as executor:
+    worker = Worker("segmenter")
+    with ros_process("segment_node"), executing(SegmentNode(worker)) as executor:
         executor.spin()
+    if not worker.is_idle():
+        end_process()
 
 
 if __name__ == "__main__":

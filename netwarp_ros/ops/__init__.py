@@ -123,7 +123,10 @@ def resize_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _is_compiled_for(features: Tensor) -> bool:
-    return features.device.type in compiled.DEVICES and features.dtype in compiled.DTYPES
+    device = features.device.type
+    if device == "cuda" and device not in compiled.DEVICES and not torch.compiler.is_compiling():
+        compiled.warn_of_missing_cuda_kernels()
+    return device in compiled.DEVICES and features.dtype in compiled.DTYPES
 
 
 def _to_coordinate_dtype_if_autocast(flow: Tensor, features: Tensor) -> Tensor:

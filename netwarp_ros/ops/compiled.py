@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,28 @@ def load(library: Path = LIBRARY) -> frozenset[str]:
     _register()
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(device for device in ("cpu", "cuda") if has_kernel("netwarp_ros::warp", device.upper()))
+
+
+def missing_cuda_kernels() -> str:
+    """Return that the library has no CUDA kernels, and what to do; empty if it has, or PyTorch is no CUDA build."""
+    if "cuda" in DEVICES or not torch.version.cuda:
+        return ""
+    return (
+        "the warp runs in plain PyTorch on the GPU, several times slower: the operator library has no CUDA kernels; "
+        f"install the CUDA toolkit {torch.version.cuda}, as PyTorch's, so that its nvcc is found, and build again by "
+        "`make setup` or `pip install .` (TORCH_CUDA_ARCH_LIST, such as 8.7, names the GPUs to build for)"
+    )
+
+
+@cache
+def warn_of_missing_cuda_kernels() -> None:
+    """Warn once if CUDA kernels are missing.
+
+    The first warp on a GPU calls this. Importing the module does not: PyTorch's default for Linux is a CUDA build, also
+    on machines without a GPU; and to ask whether there is one may start CUDA, after which processes cannot be forked.
+    """
+    if problem := missing_cuda_kernels():
+        warnings.warn(problem, RuntimeWarning, stacklevel=4)
 
 
 def _register() -> None:

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the segment node's worker does, and what the node says of it. It runs in the process of the test."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from graph import (
+    DEADLINE_S,
+    SECOND,
+    DiagnosticStatus,
+    Graph,
+    SegmentClient,
+    image_message,
+    lossless,
+    moving_images,
+    open_graph,
+    tiny_model,
+)
+from rclpy.lifecycle import TransitionCallbackReturn
+
+from netwarp_ros.models import VideoCNN
+from netwarp_ros.node import segment_node
+from netwarp_ros.node.segment_node import SegmentNode
+from netwarp_ros.segmenter import Segmenter, Stream
+
+pytestmark = pytest.mark.ros
+
+NAMESPACE = "working"  # see test_node_failures.py
+STATUS = f"{NAMESPACE}/segmenter"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def graph(ros_domain: int, model: Path) -> Iterator[Graph]:
+    parameters = {"model": model, "image_sizes": "[64x48, 96x48]", **lossless(f"{NAMESPACE}/camera")}
+    given = (part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))
+    with open_graph("-r", f"__ns:=/{NAMESPACE}", *given) as graph:
+        yield graph
+
+
+@pytest.fixture
+def node(graph: Graph) -> Iterator[SegmentNode]:
+    node = SegmentNode()
+    graph.executor.add_node(node)
+    yield node
+    node.destroy_node()
+
+
+def before(patch: pytest.MonkeyPatch, kind: type, method: str, do: Callable[..., object]) -> None:
+    """Let a method first call a function, with its own arguments."""
+    original = getattr(kind, method)
+
+    def patched(*arguments: Any, **keywords: Any) -> Any:
+        do(*arguments, **keywords)
+        return original(*arguments, **keywords)
+
+    patch.setattr(kind, method, patched)
+
+
+def succeed(*transitions: Callable[[], TransitionCallbackReturn]) -> None:
+    for transition in transitions:
+        assert transition() == TransitionCallbackReturn.SUCCESS
+
+
+def test_the_thread_that_makes_the_segmenter_warms_it_up_runs_it_and_frees_it(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a second configuration: PyTorch keeps CUDA graphs, cuDNN its plans, OpenMP its team for one thread."""
+    seen: list[tuple[str, int]] = []
+
+    def note(what: str) -> None:
+        seen.append((what, threading.get_ident()))
+
+    def note_made(segmenter: Segmenter, *arguments: Any, **keywords: Any) -> None:
+        note("made")
+        weakref.finalize(segmenter, note, "freed")
+
+    before(monkeypatch, Segmenter, "__init__", note_made)
+    before(monkeypatch, Segmenter, "warm_up", lambda *arguments: note("warmed up"))
+    before(monkeypatch, Stream, "segment", lambda *arguments: note("segmented"))
+    client = None
+    for _ in range(2):
+        succeed(node.trigger_configure, node.trigger_activate)
+        client = client or SegmentClient(graph)
+        graph.until(client._publisher.get_subscription_count, "subscription")
+        client.segment(image_message(moving_images(1)[0], SECOND))
+        succeed(node.trigger_deactivate, node.trigger_cleanup)
+    assert [what for what, _ in seen] == 2 * [
+        "made",
+        *2 * ["warmed up", "segmented", "segmented"],
+        "segmented",
+        "freed",
+    ]
+    idents = {ident for _, ident in seen}
+    assert len(idents) == 1 and threading.get_ident() not in idents
+
+
+def test_a_node_that_is_being_configured_says_what_it_does(
+    graph: Graph, node: SegmentNode, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step waits until it was published twice."""
+    published: list[tuple[str, str]] = []
+    step = threading.Semaphore(0)
+
+    def publish(message: Any) -> None:
+        (status,) = message.status
+        state = {pair.key: pair.value for pair in status.values}["state"]
+        published.append((state, status.message))
+        if published[-2:] == 2 * published[-1:] and published[-3:-2] != published[-1:]:
+            step.release()
+
+    def wait(*arguments: Any, **keywords: Any) -> None:
+        assert step.acquire(timeout=DEADLINE_S)
+
+    monkeypatch.setattr(segment_node, "PERIOD_S", 0.01)
+    monkeypatch.setattr(node._diagnostics_publisher, "publish", publish)
+    before(monkeypatch, Segmenter, "__init__", wait)
+    before(monkeypatch, Segmenter, "warm_up", wait)
+    succeed(node.trigger_configure)
+    assert [*dict.fromkeys(published)] == [
+        ("configuring", f"the node is configuring: {step}")
+        for step in (f"loading {model}", "compiling for images of 64x48", "compiling for images of 96x48")
+    ]
+    published.clear()
+    node._publish_diagnostics()
+    assert published == [("inactive", "the node is inactive: activate it")]
+
+
+def test_the_first_image_of_a_new_size_is_told_until_its_mask_is_published(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One-off work for images without and with a memory is done before it, so the second image is not late."""
+    sizes, go_on = [], Event()
+
+    def wait(stream: Stream, image: np.ndarray, stamp_ns: int, *arguments: Any) -> None:
+        if image.shape[:2] == (24, 64) and stamp_ns == SECOND:
+            assert go_on.wait(DEADLINE_S)
+
+    succeed(node.trigger_configure, node.trigger_activate)
+    before(monkeypatch, Segmenter, "warm_up", lambda segmenter, *size: sizes.append(size))
+    before(monkeypatch, Stream, "segment", wait)
+    client, image = SegmentClient(graph), np.zeros((24, 64, 3), np.uint8)
+    client.publish(image_message(image, SECOND))
+    message = f"compiling for images of 64x24 on /{NAMESPACE}/camera/image_raw"
+    graph.wait_for_status(
+        STATUS, lambda status, values: (status.level, status.message) == (DiagnosticStatus.WARN, message)
+    )
+    assert not client.masks and sizes == [(64, 24)]
+    go_on.set()
+    graph.until(lambda: client.masks, "mask")
+    graph.wait_for_status(STATUS, lambda status, values: status.level == DiagnosticStatus.OK)
+    client.segment(image_message(image, 2 * SECOND))
+    client.segment(image_message(np.zeros((48, 96, 3), np.uint8), 3 * SECOND))  # one of image_sizes
+    assert sizes == [(64, 24)]
+
+
+def test_a_first_image_that_fails_is_not_told_forever(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        assert camera.compiling == f"compiling for images of 64x24 on {camera.topic}"
+        raise RuntimeError("out of memory")
+
+    succeed(node.trigger_configure, node.trigger_activate)
+    camera = node._cameras["camera"]
+    before(monkeypatch, Segmenter, "warm_up", fail)
+    SegmentClient(graph).publish(image_message(np.zeros((24, 64, 3), np.uint8), SECOND))
+    graph.until(lambda: camera.counter.snapshot().dropped.total(), "failure")
+    assert camera.counter.snapshot().last_error == "RuntimeError: out of memory"
+    assert camera.compiling == ""
+
+
+@pytest.mark.parametrize("failing", ["warm_up", "stream"])
+def test_a_model_that_cannot_be_used_is_freed_at_once(
+    node: SegmentNode, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Even though the error that was raised refers to it."""
+    made: list[weakref.ref[Any]] = []
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image")
+
+    for kind in (Segmenter, VideoCNN):
+        before(monkeypatch, kind, "__init__", lambda self, *arguments, **keywords: made.append(weakref.ref(self)))
+    before(monkeypatch, Segmenter, failing, fail)
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert len(made) > 1 and not any(reference() for reference in made)
+    assert node._last_error == "cannot be configured: CUDA error: no kernel image"
+
+
+def test_a_node_with_a_busy_worker_can_be_destroyed(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    working, go_on = Event(), Event()
+
+    def wait(stream: Stream, image: np.ndarray, stamp_ns: int, *arguments: Any) -> None:
+        if stamp_ns == SECOND:
+            working.set()
+            assert go_on.wait(DEADLINE_S)
+
+    monkeypatch.setattr(segment_node, "STOP_S", 0.01)
+    node = SegmentNode()
+    graph.executor.add_node(node)
+    succeed(node.trigger_configure, node.trigger_activate)
+    before(monkeypatch, Stream, "segment", wait)
+    SegmentClient(graph).publish(image_message(moving_images(1)[0], SECOND))
+    graph.until(working.is_set, "work")
+    node.destroy_node()
+    assert not node._worker.is_idle()
+    assert "the node ends in the middle of segmenting an image" in capfd.readouterr().err
+    go_on.set()
+    assert node._worker.is_idle(DEADLINE_S)

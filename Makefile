@@ -8,6 +8,7 @@
 SHELL := /bin/bash
 IN_ENV := . tools/env.sh &&
 PYTEST := python -m pytest --numprocesses=2 --dist=loadfile
+IGNORE = $(patsubst %,--ignore test/%.py,$(1))
 COLCON := colcon --log-level error --log-base log/colcon-test
 
 OLDEST := build/oldest
@@ -23,15 +24,16 @@ test: lint  ## style, types and all tests
 test-ros: setup  ## the tests of the ROS graph alone
 	@$(IN_ENV) $(PYTEST) -m ros
 
-# What is exported does not depend on the instruction set.
+# What is exported does not depend on the instruction set, nor do the CUDA sources.
 test-avx2: setup  ## all tests, with PyTorch, oneDNN and our operator limited to AVX2
-	@$(IN_ENV) ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) --ignore test/test_export.py
+	@$(IN_ENV) ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) \
+	    $(call IGNORE,test_export test_csrc test_cuda_emulated)
 
-# Compiling graphs takes minutes, and does not depend on OpenCV and NumPy; what test_export.py runs does.
+# Compiling graphs and CUDA sources takes minutes, and does not depend on OpenCV and NumPy; what test_export.py runs does.
 test-oldest: $(OLDEST)/.installed  ## tests without ROS, with the least OpenCV and NumPy that pyproject.toml declares
 	@$(IN_ENV) export PYTHONPATH="$(CURDIR)/$(OLDEST):$$PYTHONPATH" && \
 	    python -c "import cv2, numpy; print('OpenCV', cv2.__version__, 'and NumPy', numpy.__version__)" && \
-	    $(PYTEST) -m "not ros" --ignore test/test_engines.py --ignore test/test_quantize.py
+	    $(PYTEST) -m "not ros" $(call IGNORE,test_engines test_quantize test_csrc test_cuda_emulated)
 
 $(OLDEST)/.installed: requirements/oldest.txt | setup
 	@rm -rf $(OLDEST)

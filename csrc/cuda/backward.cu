@@ -13,7 +13,9 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
+constexpr int kThreads = kWarp * kWarps;
 constexpr int64_t kManyWarps = 1 << 13;  // as many as a large GPU runs at a time
+constexpr unsigned kAllLanes = 0xffffffff;
 
 template <typename T>
 struct Backward {
@@ -24,16 +26,6 @@ struct Backward {
   const T* present;
   const float* weight;
 };
-
-struct Pixel {
-  int64_t b;
-  int32_t y, x;
-};
-
-__device__ inline Pixel pixel_at(const Shape& shape, int64_t index) {
-  const int64_t row = index / shape.width;
-  return {row / shape.height, static_cast<int32_t>(row % shape.height), static_cast<int32_t>(index % shape.width)};
-}
 
 __device__ inline Pixel next(const Shape& shape, Pixel at) {
   if (++at.x < shape.width) return at;
@@ -47,9 +39,20 @@ __device__ inline Corners corners_of(const Backward<T>& task, Pixel at) {
   return corners_at(shape, read(task.flow, at.b, at.y, at.x), at.y, at.x, shape.width * shape.channels, shape.channels);
 }
 
+// The corners that another lane holds. All lanes of a warp must call it together.
+__device__ inline Corners of_lane(const Corners& corners, int lane) {
+  Corners result;
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    result.offset[corner] = __shfl_sync(kAllLanes, corners.offset[corner], lane);
+    result.weight[corner] = __shfl_sync(kAllLanes, corners.weight[corner], lane);
+  }
+  return result;
+}
+
 template <typename T>
 __device__ inline float scaled_grad(const Backward<T>& task, int64_t pixel, int64_t c) {
-  const float grad = to_float(task.grad[pixel * task.shape.channels + c]);
+  const float grad = to_float(__ldg(task.grad + pixel * task.shape.channels + c));
   return task.weight ? grad * __ldg(task.weight + c) : grad;
 }
 
@@ -71,20 +74,69 @@ __global__ void scatter(Backward<T> task, float* sums) {
   }
 }
 
-// A thread handles one channel of an image, and adds its pixels in order: slow, but deterministic.
+// A run is kWarp successive pixels of an image, its reach the first and the last pixel that they add to.
+struct Reach {
+  int64_t first, last;
+};
+
+// A thread handles a run.
+__global__ void find_reaches(Shape shape, Flow flow, Reach* reaches, int64_t runs) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= shape.batch * runs) return;
+  const int64_t plane = shape.height * shape.width, begin = index % runs * kWarp, end = min(begin + kWarp, plane);
+  Reach reach{plane, 0};
+  Pixel at = pixel_at(shape, index / runs * plane + begin);
+  for (int64_t i = begin; i < end; ++i, at = next(shape, at)) {
+    const Corners corners = corners_at(shape, read(flow, at.b, at.y, at.x), at.y, at.x, shape.width, 1);
+    reach = {min(reach.first, corners.offset[0]), max(reach.last, corners.offset[3])};
+  }
+  reaches[index] = reach;
+}
+
+// Deterministic: each sum belongs to one thread, which adds to it in the order of the pixels. A warp handles the sums of
+// `band` successive pixels of an image, for kWarp channels. It finds the runs that reach its band, kWarp at a time. In
+// such a run, each lane checks whether one pixel adds to the band. Then the warp adds these pixels, one after another.
 template <typename T>
-__global__ void scatter_in_order(Backward<T> task, float* sums) {
+__global__ void __launch_bounds__(kThreads, 4)  // at most 64 registers
+    scatter_in_order(Backward<T> task, const Reach* reaches, float* sums, int64_t band) {
   const auto [batch, channels, height, width] = task.shape;
-  const int64_t groups = ceil_div(channels, kWarp), plane = height * width;
-  const int64_t b = blockIdx.x / groups, c = blockIdx.x % groups * kWarp + threadIdx.x;
-  if (c >= channels) return;
+  const int64_t plane = height * width, runs = ceil_div(plane, kWarp);
+  const int64_t bands = ceil_div(plane, band), groups = ceil_div(channels, kWarp);
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
+  const int64_t b = index / groups / bands;
+  if (b >= batch) return;
+  const int64_t first = index / groups % bands * band, last = min(first + band, plane) - 1;
+  const int64_t begin = first * channels, end = (last + 1) * channels;
+  const int64_t c = index % groups * kWarp + threadIdx.x;
+  const int lane = threadIdx.x;
   float* image = sums + b * plane * channels + c;
-  Pixel at{b, 0, 0};
-  for (int64_t i = 0; i < plane; ++i, at = next(task.shape, at)) {
-    const Corners corners = corners_of(task, at);
-    const float grad = scaled_grad(task, b * plane + i, c);
+  for (int64_t run = 0; run < runs; run += kWarp) {
+    bool reached = false;
+    if (run + lane < runs) {
+      const Reach reach = reaches[b * runs + run + lane];
+      reached = reach.first <= last && reach.last >= first;
+    }
+    for (unsigned left = __ballot_sync(kAllLanes, reached); left; left &= left - 1) {
+      const int64_t pixel = b * plane + (run + __ffs(left) - 1) * kWarp;
+      Corners corners{};
+      unsigned inside = 0;  // a bit for each corner in the band
+      if (pixel + lane < (b + 1) * plane) {
+        corners = corners_of(task, pixel_at(task.shape, pixel + lane));
 #pragma unroll
-    for (int corner = 0; corner < 4; ++corner) image[corners.offset[corner]] += corners.weight[corner] * grad;
+        for (int corner = 0; corner < 4; ++corner)
+          if (begin <= corners.offset[corner] && corners.offset[corner] < end) inside |= 1u << corner;
+      }
+      for (unsigned sources = __ballot_sync(kAllLanes, inside != 0); sources; sources &= sources - 1) {
+        const int source = __ffs(sources) - 1;
+        const unsigned adds = __shfl_sync(kAllLanes, inside, source);
+        const Corners to = of_lane(corners, source);
+        if (c >= channels) continue;
+        const float grad = scaled_grad(task, pixel + source, c);
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner)
+          if (adds >> corner & 1) image[to.offset[corner]] += to.weight[corner] * grad;
+      }
+    }
   }
 }
 
@@ -110,8 +162,8 @@ __global__ void flow_gradient(Backward<T> task, float* out) {
     along_y = fmaf(grad, fmaf(x, (value[3] - value[1]) - left, left), along_y);
   }
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    along_x += __shfl_down_sync(0xffffffff, along_x, lanes);
-    along_y += __shfl_down_sync(0xffffffff, along_y, lanes);
+    along_x += __shfl_down_sync(kAllLanes, along_x, lanes);
+    along_y += __shfl_down_sync(kAllLanes, along_y, lanes);
   }
   if (threadIdx.x == 0) {
     float* to = out + at.b * plane + pixel;  // `pixel` counts b planes, of u alone; v is one plane after u
@@ -121,23 +173,38 @@ __global__ void flow_gradient(Backward<T> task, float* out) {
 }
 
 // A thread handles one channel of one chunk of pixels. `partial` is (2, chunks, C): the sums of w1, then those of w2.
+// The lanes of a warp need the same corners: each lane computes those of one pixel for all.
 template <typename T>
-__global__ void weight_gradients(Backward<T> task, float* partial, int64_t chunks, int64_t chunk) {
+__global__ void __launch_bounds__(kThreads, 3)  // at most 80 registers: enough for the reads of three pixels
+    weight_gradients(Backward<T> task, float* partial, int64_t chunks, int64_t chunk) {
   const auto [batch, channels, height, width] = task.shape;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
   const int64_t index = static_cast<int64_t>(blockIdx.y) * kWarps + threadIdx.y;
-  if (c >= channels || index >= chunks) return;
+  if (index >= chunks) return;
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+  const int64_t c = min(own, channels - 1);  // lanes without a channel read the last one, and write nothing
   const int64_t plane = height * width, end = min((index + 1) * chunk, batch * plane);
   float sum1 = 0, sum2 = 0;
-  Pixel at = pixel_at(task.shape, index * chunk);
-  for (int64_t pixel = index * chunk; pixel < end; ++pixel, at = next(task.shape, at)) {
-    const Corners corners = corners_of(task, at);
-    const T* image = task.features + at.b * plane * channels + c;
-    const float warped = interpolate(corners, [&](int corner) { return to_float(image[corners.offset[corner]]); });
-    const float grad = to_float(task.grad[pixel * channels + c]);
-    sum1 = fmaf(grad, to_float(task.present[pixel * channels + c]), sum1);
-    sum2 = fmaf(grad, warped, sum2);
+  for (int64_t first = index * chunk; first < end; first += kWarp) {
+    Corners corners{};
+    if (first + threadIdx.x < end) {
+      const Pixel at = pixel_at(task.shape, first + threadIdx.x);
+      corners = corners_of(task, at);
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner) corners.offset[corner] += at.b * plane * channels;
+    }
+    const int count = static_cast<int>(min(end - first, int64_t{kWarp}));
+#pragma unroll 4
+    for (int lane = 0; lane < count; ++lane) {
+      const Corners from = of_lane(corners, lane);
+      const float warped =
+          interpolate(from, [&](int corner) { return to_float(__ldg(task.features + from.offset[corner] + c)); });
+      const int64_t at = (first + lane) * channels + c;
+      const float grad = to_float(__ldg(task.grad + at));
+      sum1 = fmaf(grad, to_float(__ldg(task.present + at)), sum1);
+      sum2 = fmaf(grad, warped, sum2);
+    }
   }
+  if (own >= channels) return;
   partial[index * channels + c] = sum1;
   partial[(chunks + index) * channels + c] = sum2;
 }
@@ -159,7 +226,15 @@ Tensor backward_features(const Tensor& grad, const Tensor& flow, const std::opti
                              nullptr, nullptr,       factor ? data<float>(*factor) : nullptr};
       float* to = sums.mutable_data_ptr<float>();
       if (deterministic) {
-        launch(scatter_in_order<T>, grid_of(shape.batch * ceil_div(shape.channels, kWarp)), dim3(kWarp), grad, task, to);
+        const int64_t plane = shape.height * shape.width, runs = ceil_div(plane, kWarp);
+        const int64_t groups = ceil_div(shape.channels, kWarp);
+        const int64_t band = std::max<int64_t>(ceil_div(shape.batch * groups * plane, kManyWarps), kWarp);
+        Tensor reaches = empty({shape.batch, runs, 2}, ScalarType::Long, grad);
+        Reach* reach = reinterpret_cast<Reach*>(reaches.mutable_data_ptr<int64_t>());
+        launch(find_reaches, grid_of(ceil_div(shape.batch * runs, kThreads)), dim3(kThreads), grad, shape,
+               task.flow, reach, runs);
+        launch(scatter_in_order<T>, grid_of(ceil_div(shape.batch * groups * ceil_div(plane, band), kWarps)),
+               dim3(kWarp, kWarps), grad, task, reach, to, band);
       } else {
         launch(scatter<T>, grid_of(ceil_div(shape.batch * shape.height * shape.width, kWarps)), dim3(kWarp, kWarps),
                grad, task, to);

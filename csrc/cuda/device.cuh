@@ -67,6 +67,16 @@ __device__ inline Pack<float, kCount> read_weights(const float* from) {
   return weights;
 }
 
+struct Pixel {
+  int64_t b;
+  int32_t y, x;
+};
+
+__device__ inline Pixel pixel_at(const Shape& shape, int64_t index) {
+  const int64_t row = index / shape.width;
+  return {row / shape.height, static_cast<int32_t>(row % shape.height), static_cast<int32_t>(index % shape.width)};
+}
+
 struct Flow {
   const float* data;
   Strides strides;

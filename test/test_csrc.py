@@ -83,11 +83,13 @@ def test_the_versions_of_nvcc_and_pytorch_are_compared(tmp_path: Path, nvcc_vers
 
 @pytest.mark.timeout(900)
 def test_the_cuda_build_compiles_and_loads_without_a_gpu(tmp_path: Path) -> None:
-    """Build for Jetson Orin and Hopper, load with a PyTorch without CUDA, and run on the CPU."""
-    configured = configure(tmp_path, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="8.7 9.0")
+    """Build for Jetson Orin and Hopper, without spilled registers; load with a CPU build of PyTorch, and run there."""
+    configured = configure(tmp_path, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="8.7 9.0", CUDAFLAGS="-Xptxas=-v")
     assert "built for CUDA: 87-real;90-real" in configured.stdout, configured.stdout + configured.stderr
     built = subprocess.run(["cmake", "--build", tmp_path, "--parallel"], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", built.stdout + built.stderr)
+    assert len(spills) > 30 and set(spills) == {("0", "0")}, built.stdout + built.stderr
 
     library = tmp_path / "libnetwarp_ops.so"
     script = f"""

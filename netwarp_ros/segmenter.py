@@ -74,8 +74,7 @@ class Result:
     """The result for one frame.
 
     Attributes:
-        mask: ``(H, W)`` uint8 class ids at the image's size. From a GPU it may be in page-locked memory, of which there
-            is less than of other memory: copy masks that you keep.
+        mask: ``(H, W)`` uint8 class ids at the image's size.
         stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
             normalisation, network, argmax, transfer back). The flow is estimated during the network's forward pass;
             its time is not counted under ``network``. With a GPU, another thread estimates it meanwhile, and ``flow``
@@ -165,6 +164,7 @@ class Segmenter:
         in_use = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
         self.engine, self.engine_problem = open_engine(in_use, self.model, self.input_height, self.engine_options)
         self.device = self.engine.device
+        self._warm: set[tuple[int, int]] = set()
         self._flow_thread = ThreadPoolExecutor(1, "flow") if self.device.type == "cuda" else None
 
     @property
@@ -207,8 +207,13 @@ class Segmenter:
             stream.restore(state)
         return stream
 
+    def is_warm(self, width: int, height: int) -> bool:
+        """Tell whether `warm_up` was called for images that are scaled to the same input size."""
+        return self._input_size(width, height) in self._warm
+
     def warm_up(self, width: int = 640, height: int = 480) -> None:
-        """Segment two black frames: PyTorch's one-off work for a new shape is then done before the first real one."""
+        """Segment two black frames, so that the engine's one-off work for their size is done before real ones come."""
+        self._warm.add(self._input_size(width, height))
         stream = self.stream()
         image = np.zeros((height, width, 3), np.uint8)
         for stamp_ns in (1, 2):
@@ -415,10 +420,10 @@ def _mask_at_input_size(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
     mask = ops.resize_argmax(scores, size)[0]
     if mask.device.type != "cuda":
         return mask.numpy()
-    result = torch.empty(mask.shape, dtype=mask.dtype, pin_memory=True)
-    result.copy_(mask, non_blocking=True)
+    pinned = torch.empty(mask.shape, dtype=mask.dtype, pin_memory=True)
+    pinned.copy_(mask, non_blocking=True)
     torch.cuda.current_stream(mask.device).synchronize()  # the only place where the CPU waits for the GPU
-    return result.numpy()
+    return pinned.numpy().copy()  # there is little pinned memory: it must not be kept with the mask
 
 
 def _as_maps(array: np.ndarray) -> Tensor:

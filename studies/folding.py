@@ -30,7 +30,8 @@ def main(models: list[str]) -> None:
     for name in models:
         host = load_model(name).network.eval().host
         folded = copy.deepcopy(host)
-        count = fold_batch_norms(folded, lambda: folded(torch.zeros(1, 3, 360, 480)))  # noqa: B023
+        noise = torch.randn(1, 3, 128, 128)
+        count = fold_batch_norms(folded, lambda: folded(noise))  # noqa: B023
         norms = sum(isinstance(module, nn.BatchNorm2d) for module in host.modules())
         for precision in precisions:
             hosts = [

@@ -7,19 +7,22 @@ refuses what makes the CPU wait for a GPU, which CUDA refuses while it records. 
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from test_engines import CPU, NORMALISATION, OPTIONS, SIZE, assert_like_torch, flows, frames, video_cnn
+from test_engines import CPU, NORMALISATION, OPTIONS, SIZE, assert_like_torch, flows, frames, opened, video_cnn
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from netwarp_ros.engines import EngineOptions, choice, cuda_graphs, latest
-from netwarp_ros.engines.cuda_graphs import CUDAGraphEngine, Cut
+from netwarp_ros.engines.cuda_graphs import CUDAGraphEngine, Cut, Recorder
 from netwarp_ros.engines.pytorch import CompiledTorchEngine, TorchEngine
 from netwarp_ros.models import Memory, VideoCNN, resampling
 from netwarp_ros.ops import compiled
@@ -159,6 +162,15 @@ def test_each_shape_is_recorded_once_and_only_the_latest_are_kept(monkeypatch: p
     assert len(engine._recordings) == 2
 
 
+def test_a_frame_with_and_without_memory_are_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latest, "MAX_SHAPES", 1)
+    engine, images, motion = engine_of(video_cnn()), frames(3), flows(3)
+    for _ in range(2):
+        _, memory = engine(images[0])
+        engine(images[1], motion[1], memory)
+    assert len(CPURecorder.recorded) == 2
+
+
 def test_flow_of_any_size_gives_the_frame_that_torch_gives() -> None:
     network = video_cnn(flow_grid="first")
     engine, plain = engine_of(network), TorchEngine(network, NORMALISATION, CPU)
@@ -198,6 +210,99 @@ def test_host_alone_ignores_the_memory() -> None:
 @pytest.mark.auto_engine
 def test_what_is_tried_on_a_gpu(options: dict[str, Any], candidates: list[tuple[str, str]]) -> None:
     assert choice._candidates(EngineOptions(**options), torch.device("cuda")) == candidates
+
+
+def test_constants_of_compiled_graphs_live_as_long_as_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of other shapes push those of a recorded one out of the engine that was recorded."""
+    monkeypatch.setattr(torch, "compile", lambda module, **_options: module)
+    monkeypatch.setattr(latest, "MAX_SHAPES", 1)
+    inner = CompiledTorchEngine(video_cnn(flow_grid="first"), NORMALISATION, CPU)
+    engine, frame = CUDAGraphEngine(inner), frames(1)[0]
+    expected, _ = engine(frame)
+    graphs = weakref.ref(inner.graphs(frame))
+    inner.graphs(frames(1, (20, 28))[0])
+    gc.collect()
+    assert graphs() is not None
+    assert torch.equal(engine(frame)[0], expected)
+
+
+# How CUDA is called
+
+
+class FakeCUDA:
+    """Notes how `torch.cuda` is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        calls, names = self.calls, iter("AB")
+
+        class Stream:
+            def wait_stream(self, other: object) -> None:
+                calls.append("side waits" if other is current else "current waits")
+
+            def synchronize(self) -> None:
+                calls.append("synchronize")
+
+        class Graph:
+            def __init__(self) -> None:
+                self.name = next(names)
+
+            def capture_begin(self, *, pool: str, capture_error_mode: str) -> None:
+                calls.append(f"begin {self.name} in {pool}, {capture_error_mode}")
+
+            def capture_end(self) -> None:
+                calls.append(f"end {self.name}")
+                if fails:
+                    raise RuntimeError("the capture is invalid")
+
+        current, fails = Stream(), list[bool]()
+        self.fails = fails
+        monkeypatch.setattr(torch.cuda, "device", nullcontext)
+        monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: current)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
+
+
+def test_the_recorder_begins_and_ends_graphs_of_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCUDA(monkeypatch)
+
+    def run(cut: Cut) -> str:
+        cuda.calls.append("run")
+        cut()
+        return "result"
+
+    graphs, result = Recorder(torch.device("cuda")).record(run)
+    assert (len(graphs), result) == (2, "result")
+    assert cuda.calls == [
+        "side waits", "run", "run", "run", "synchronize", "empty",
+        "begin A in pool, thread_local", "run", "end A", "begin B in pool, thread_local", "end B", "current waits",
+    ]  # fmt: skip
+
+
+def test_what_failed_while_recording_is_told_and_not_that_the_recording_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, runs = FakeCUDA(monkeypatch), list[int]()
+
+    def run(cut: Cut) -> None:
+        runs.append(1)
+        if len(runs) > 3:
+            cuda.fails.append(True)
+            raise ValueError("this host waits for the GPU")
+
+    with pytest.raises(ValueError, match="this host waits for the GPU"):
+        Recorder(torch.device("cuda")).record(run)
+    assert cuda.calls[-2:] == ["begin A in pool, thread_local", "end A"]
+
+
+@pytest.mark.auto_engine
+def test_torch_stands_in_for_what_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(choice.AUTO, "cpu", choice.AUTO["cuda"])
+    engine, problem = opened(precision="float32")
+    assert (engine.name, problem) == ("torch", "engine cudagraphs: the device is cpu, it needs cuda")
 
 
 # A GPU that is not there

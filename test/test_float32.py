@@ -87,6 +87,15 @@ def test_full_precision_holds_inside_and_the_users_setting_after(user: Setting) 
     assert settings() == before
 
 
+def test_a_general_setting_can_still_be_changed_afterwards() -> None:
+    backends: Any = torch.backends
+    backends.fp32_precision = "ieee"
+    with full_float32():
+        pass
+    backends.fp32_precision = "tf32"
+    assert backends.cuda.matmul.fp32_precision == backends.mkldnn.conv.fp32_precision == "tf32"
+
+
 def test_the_users_setting_is_back_after_an_error() -> None:
     before = settings()
     with pytest.raises(ZeroDivisionError), full_float32():

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from netwarp_ros.engines import choice
 from netwarp_ros.engines.folding import fold_batch_norms
-from netwarp_ros.models import load_model
+from netwarp_ros.models import augment, load_model
 
-FRAME = torch.linspace(-2, 2, 3 * 24 * 32).view(1, 3, 24, 32)
+FRAME = torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))
 
 
 def conv(inputs: int = 4, **options: bool) -> nn.Conv2d:
@@ -61,6 +62,92 @@ class Doubling(nn.Conv2d):
         return 2 * super().forward(input)
 
 
+class Standardised(nn.Conv2d):
+    """Its result differs from that of a convolution for most inputs, but not for zeros."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+
+
+class Returned(nn.Module):
+    """The host gives the output of the convolution away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), norm()
+
+    def forward(self, frame: Tensor) -> dict[str, Tensor]:
+        features: Tensor = self.conv(frame)
+        return {"before": features, "after": self.norm(features)}
+
+
+class ChangedInPlace(nn.Module):
+    """Something happens between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), norm()
+
+    def forward(self, frame: Tensor) -> Tensor:
+        features: Tensor = self.conv(frame)
+        features[:, :2] = 0
+        result: Tensor = self.norm(features)
+        return result
+
+
+class NamedArgument(nn.Module):
+    """The norm takes its input by name, which hooks do not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), norm()
+
+    def forward(self, frame: Tensor) -> Tensor:
+        result: Tensor = self.norm(input=self.conv(frame))
+        return result
+
+
+class TwoNames(nn.Module):
+    """The norm is registered twice, as in wrappers of a backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), norm()
+        self.stem = nn.Sequential(self.conv, self.norm, nn.ReLU())
+
+    def forward(self, frame: Tensor) -> Tensor:
+        result: Tensor = self.stem(frame)
+        return result
+
+
+class Tuple(nn.Conv2d):
+    """A layer that gives a tuple, and takes two inputs."""
+
+    def forward(self, input: Tensor, scale: float = 1.0) -> Tensor:  # type: ignore[override]
+        return (super().forward(input) * scale, scale)  # type: ignore[return-value]
+
+
+class TakesTuple(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = Tuple(3, 4, 3), norm()
+
+    def forward(self, frame: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(frame, 0.5)[0])
+        return result
+
+
+def normalised_weight() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3)), norm())
+
+
+def norm_in_training() -> nn.Module:
+    network = nn.Sequential(conv(3), norm()).eval()
+    network[1].train()
+    network.eval = lambda: network  # type: ignore[method-assign]
+    return network
+
+
 class Written(nn.Module):
     """Order of construction and names tell nothing about what follows what."""
 
@@ -81,6 +168,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "two runs": (TwoRuns, 0),
     "another kind of convolution": (lambda: nn.Sequential(Doubling(3, 4, 3), norm()), 0),
     "norm of the batch": (lambda: nn.Sequential(conv(3), nn.BatchNorm2d(4, track_running_stats=False)), 0),
+    "changed in place": (ChangedInPlace, 0),
+    "input by name": (NamedArgument, 0),
+    "weights standardised at each call": (lambda: nn.Sequential(Standardised(3, 4, 3, bias=False), norm()), 0),
+    "given away": (Returned, 0),
+    "under two names": (TwoNames, 1),
+    "a tuple": (TakesTuple, 0),
+    "normalised weight": (normalised_weight, 0),
+    "in training": (norm_in_training, 0),
     "norm without weights": (lambda: nn.Sequential(conv(3), nn.BatchNorm2d(4, affine=False)), 1),
 }
 
@@ -96,6 +191,7 @@ def test_folding_keeps_the_result(make: Callable[[], nn.Module], folded: int) ->
         assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == norms - folded
         torch.testing.assert_close(network(FRAME), expected, rtol=1e-5, atol=1e-5)
         assert fold_batch_norms(network, lambda: network(FRAME)) == 0
+        torch.testing.assert_close(network(FRAME), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("hooked", ["0", "1"])
@@ -110,6 +206,42 @@ def test_modules_with_hooks_stay(hooked: str) -> None:
     assert isinstance(network[1], nn.BatchNorm2d)
 
 
+def test_a_block_that_is_hooked_keeps_its_output() -> None:
+    """NetWarp blends what comes before the norm; folded, the norm would be applied before the blend."""
+    torch.manual_seed(0)
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = augment(nn.Sequential(nn.Sequential(conv(3)), norm()), ["0"]).eval()
+        nn.init.constant_(network.netwarps[0].w1, 0.4)
+        nn.init.constant_(network.netwarps[0].w2, 0.2)
+        networks.append(network)
+    plain, network = networks
+    with torch.inference_mode():
+        assert fold_batch_norms(network.host, lambda: network.host(FRAME)) == 0
+        results = []
+        for one in (plain, network):
+            _, memory = one(FRAME)
+            results.append(one(2 * FRAME, torch.zeros(1, 2, 24, 32), memory)[0])
+    torch.testing.assert_close(*results)
+
+
+def test_an_engine_leaves_hosts_alone_that_cannot_run_on_a_small_frame() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(conv(3), norm())
+
+        def forward(self, frame: Tensor) -> Tensor:
+            assert frame.shape[-2:] == (24, 32), "this host has one size"
+            result: Tensor = self.layers(frame)
+            return result
+
+    host = Fixed().eval()
+    choice._fold(host)
+    assert isinstance(host.layers[1], nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize(
     ("name", "folded"), [("swiftnet-lite0-netwarp-camvid", 50), ("ddrnet23slim-netwarp-camvid", 43)]
 )
@@ -117,7 +249,7 @@ def test_shipped_models(name: str, folded: int) -> None:
     """What is left comes before a convolution, not after one."""
     network = load_model(name).network.eval()
     whole = copy.deepcopy(network)
-    assert fold_batch_norms(network.host, lambda: network.host(torch.zeros(1, 3, 64, 64))) == folded
+    assert fold_batch_norms(network.host, lambda: network.host(FRAME)) == folded
     first, second = torch.rand(2, 1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     flow = torch.full((1, 2, 96, 128), 1.5)
     results = []

@@ -182,6 +182,26 @@ def test_a_first_image_that_fails_is_not_told_forever(
     assert camera.compiling == ""
 
 
+def test_a_node_whose_worker_failed_can_be_deactivated_and_used_again(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise SystemError("a fault of the node itself")
+
+    succeed(node.trigger_configure, node.trigger_activate)
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "_log_dropped", fail)
+        before(patch, Stream, "segment", fail)
+        client = SegmentClient(graph)
+        client.publish(image_message(moving_images(1)[0], SECOND))
+        graph.until(node._worker.is_idle, "end of segmenting")
+        succeed(node.trigger_deactivate)
+    assert node._last_error == "segmenting ended: SystemError: a fault of the node itself"
+    succeed(node.trigger_activate)
+    graph.until(client._publisher.get_subscription_count, "subscription")
+    client.segment(image_message(moving_images(1)[0], 2 * SECOND))
+
+
 @pytest.mark.parametrize("failing", ["warm_up", "stream"])
 def test_a_model_that_cannot_be_used_is_freed_at_once(
     node: SegmentNode, monkeypatch: pytest.MonkeyPatch, failing: str

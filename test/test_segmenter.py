@@ -77,6 +77,13 @@ def test_masks_equal_those_computed_by_hand() -> None:
         assert set(result.stages_ms) == {"prepare", "flow", "network"}
 
 
+def test_it_is_warm_for_images_that_give_the_same_input_size() -> None:
+    one = segmenter()
+    assert not one.is_warm(64, 48)
+    one.warm_up(640, 480)
+    assert one.is_warm(64, 48) and one.is_warm(1280, 960) and not one.is_warm(1280, 720)
+
+
 def with_flow_thread(one: Segmenter) -> Segmenter:
     """Let a segmenter on the CPU estimate the flow as it does with a GPU."""
     one._flow_thread = ThreadPoolExecutor(1, "flow")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def open_engine(network: VideoCNN, model: Model, height: int, options: EngineOpt
     candidates, problem = _candidates(options, device), ""
     for name, mode in candidates:
         try:
-            engine = _make(name, mode, network, model, normalisation, options, device, height)
+            engine = _make(name, mode, network, model, normalisation, options, device)
             if not isinstance(engine, TorchEngine):
                 _verify(engine, network, height)
             return engine, problem
@@ -135,7 +136,6 @@ def _make(
     normalisation: Normalisation,
     options: EngineOptions,
     device: torch.device,
-    height: int,
 ) -> Engine:
     """Make an engine. Its module is imported here, so that a process loads only the one it uses."""
     precision = _precision(options, device)
@@ -156,7 +156,7 @@ def _make(
 
         return OnnxRuntimeEngine(network, normalisation, precision, options.threads, options.engine_cache)
     if name != "tensorrt":  # it folds them itself
-        _fold(network.host, height)
+        _fold(network.host)
     network.host.to(dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
     if name == "tensorrt":
         from netwarp_ros.engines.onnx import TensorRTEngine
@@ -170,17 +170,14 @@ def _make(
     return engine
 
 
-def _fold(host: nn.Module, height: int) -> None:
-    """Fold the batch norms of a host in float32; one that is in another type has been folded before."""
+def _fold(host: nn.Module) -> None:
+    """Fold the batch norms of a host that is in float32. One that cannot run on a small frame stays as it is."""
     weight = next(host.parameters(), None)
-    if weight is not None and weight.dtype == torch.float32:
-        frame = weight.new_zeros(1, 3, height, _try_width(height))
-        fold_batch_norms(host, lambda: host(frame))
-
-
-def _try_width(height: int) -> int:
-    """Return the width of the frames that an engine is tried on."""
-    return height * 4 // 3
+    if weight is None or weight.dtype != torch.float32:
+        return
+    noise = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    with suppress(Exception):  # of a network of any kind
+        fold_batch_norms(host, lambda: host(noise))
 
 
 @torch.inference_mode()
@@ -192,7 +189,7 @@ def _verify(engine: Engine, network: VideoCNN, height: int) -> None:
     """
     reference = TorchEngine(network, engine.normalisation, engine.device)
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    image = cv2.resize(noise, (_try_width(height), height), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(noise, (height * 4 // 3, height), interpolation=cv2.INTER_CUBIC)
     flow = torch.zeros(1, 2, *image.shape[:2], device=engine.device)
     flow[:, 0] = -2
     differing = 0.0

@@ -8,6 +8,7 @@ estimates the flow, which the second one needs: Λ, the blends, and the layers i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import torch
@@ -37,6 +38,10 @@ class TorchFrames(Engine, Protocol):
     network: VideoCNN
     flow_comes_first: bool
 
+    def constants(self, frame: Tensor) -> object:
+        """Return what frames of this shape read besides their inputs and the network's weights."""
+        ...
+
 
 class CUDAGraphEngine:
     """Replays the frames of another engine, recorded for each shape of frame when it first occurs.
@@ -49,7 +54,7 @@ class CUDAGraphEngine:
         self.name, self.precision, self.device = f"{engine.name}, CUDA graphs", engine.precision, engine.device
         self.normalisation, self._engine = engine.normalisation, engine
         self._recorder = Recorder(engine.device)
-        self._recordings: Latest[_Recording] = Latest()
+        self._recordings: Latest[dict[bool, _Recording]] = Latest()  # without memory, and with it
 
     @torch.inference_mode()
     def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
@@ -57,9 +62,10 @@ class CUDAGraphEngine:
         network.check(frame, flow, memory)
         if not network.layers:  # a host alone blends nothing
             memory = None
-        key = (*frame.shape, frame.dtype, memory is None)
-        recording = self._recordings.get(key, lambda: _Recording(self._engine, self._recorder, frame, memory))
-        return recording.replay(frame, flow, memory)
+        recordings = self._recordings.get((*frame.shape, frame.dtype), dict)
+        if (key := memory is None) not in recordings:
+            recordings[key] = _Recording(self._engine, self._recorder, frame, memory)
+        return recordings[key].replay(frame, flow, memory)
 
 
 class _Recording:
@@ -91,6 +97,7 @@ class _Recording:
             return engine(self._frame, flows, self._memory)
 
         graphs, (self._scores, self._next) = recorder.record(run)
+        self._constants = engine.constants(frame)  # lives as long as the graphs, which read it
         self._before_flow, self._behind_flow = graphs[:-1], graphs[-1]
 
     def replay(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -146,11 +153,15 @@ class Recorder:
             for _ in range(_WARM_UP):
                 run(lambda: None)
             self._stream.synchronize()
+            torch.cuda.empty_cache()  # what the runs have used is of no use to the graphs, which have their own pool
             begin()
             try:
                 result = run(cut)
-            finally:
-                graphs[-1].capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # it says that the recording is broken, not why
+                    graphs[-1].capture_end()
+                raise
+            graphs[-1].capture_end()
         current.wait_stream(self._stream)
         return graphs, result
 

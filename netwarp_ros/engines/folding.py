@@ -8,105 +8,122 @@ Runtimes such as OpenVINO fold them themselves.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from netwarp_ros.models.float32 import full_float32
+
+TOLERANCE = 1e-3
+"""How much the output may change by rounding, as a fraction of its greatest value."""
+
 
 @torch.inference_mode(False)  # weights made in inference mode could not be used outside of it
 @torch.no_grad()
-def fold_batch_norms(network: nn.Module, run: Callable[[], object]) -> int:
+@full_float32()
+def fold_batch_norms(network: nn.Module, run: Callable[[], Any]) -> int:
     """Fold each batch norm that alone takes the output of a convolution; it is replaced by the identity.
 
     Which ones these are is seen in one pass, so it does not matter how the network is written. Modules that run twice
-    or have hooks stay as they are: whoever hooked them wants their output. So does a kind of convolution whose result
-    would differ.
+    or have hooks stay as they are, and so does what a module with hooks takes or gives: whoever hooked it wants that.
+    If the output changes by more than rounding, nothing is folded.
 
     Args:
         network: The network, in evaluation mode and in float32. It is changed.
-        run: Runs it once.
+        run: Runs it once, on values that differ from each other, and returns its output. Always the same.
 
     Returns:
         How many were folded.
     """
-    names = {module: name for name, module in network.named_modules()}
-    pairs = _pairs(network, run)
-    for convolution, norm, (weight, bias) in pairs:
-        convolution.weight, convolution.bias = weight, bias
-        parent, _, name = names[norm].rpartition(".")
-        setattr(network.get_submodule(parent), name, nn.Identity())
-    return len(pairs)
+    expected, pairs = _run(network, run)
+    weights = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
+    norms = [
+        (parent, name, norm)
+        for _, norm in pairs
+        for parent in network.modules()
+        for name, child in parent._modules.items()
+        if child is norm
+    ]
+    for convolution, norm in pairs:
+        assert norm.running_mean is not None and norm.running_var is not None
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+    for parent, name, _ in norms:
+        setattr(parent, name, nn.Identity())
+    equal = False
+    try:
+        equal = all(map(_is_close, _tensors(run()), expected))
+    finally:
+        if not equal:
+            for convolution, weight, bias in weights:
+                convolution.weight, convolution.bias = weight, bias
+            for parent, name, norm in norms:
+                setattr(parent, name, norm)
+    return len(pairs) if equal else 0
 
 
-_Folded = tuple[nn.Parameter, nn.Parameter]
-"""Weight and bias of a convolution with a batch norm folded into it."""
+def _is_close(result: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(result, expected, rtol=TOLERANCE, atol=TOLERANCE * expected.abs().amax().item())
 
 
 @dataclass
 class _Convolved:
-    """The output of a convolution: where it comes from, how many operations take it, and the norm that does."""
+    """The output of a convolution: how many functions and hooks take it, and the batch norm that does."""
 
     convolution: nn.Conv2d
-    features: Tensor
     uses: int = 0
     norm: nn.BatchNorm2d | None = None
-    folded: _Folded | None = None
 
 
-def _pairs(network: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, _Folded]]:
-    """Run the network, and return the convolutions whose output only one operation takes, a batch norm."""
+def _run(network: nn.Module, run: Callable[[], Any]) -> tuple[list[Tensor], list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
+    """Run the network; return its output, and the convolutions whose output only a batch norm takes, each with it."""
     runs: Counter[nn.Module] = Counter()
     found: list[_Convolved] = []
     uses = _CountUses()
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         runs[module] += 1
-        if isinstance(module, nn.Conv2d):
-            uses.outputs[output] = _Convolved(module, inputs[0])
-        elif isinstance(module, nn.BatchNorm2d) and (convolved := uses.outputs.get(inputs[0])) is not None:
-            with uses.paused():
-                convolved.folded = _fold(convolved, module, output)
+        if isinstance(module, nn.Conv2d) and isinstance(output, Tensor):
+            uses.outputs[output] = _Convolved(module)
+        elif isinstance(module, nn.BatchNorm2d) and inputs and (convolved := uses.outputs.get(inputs[0])) is not None:
             convolved.norm = module
             found.append(convolved)
 
-    handles = [
-        module.register_forward_hook(note)
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not (module._forward_hooks or module._forward_pre_hooks)
-    ]
+    def note_hooked(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        uses.add((inputs, output))
+
+    handles = []
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            handles.append(module.register_forward_hook(note_hooked))
+        elif isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not is_parametrized(module):
+            handles.append(module.register_forward_hook(note))
     try:
         with uses:
-            run()
+            output = _tensors(run())
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        (one.convolution, one.norm, one.folded)
+    uses.add(output)
+    pairs = [
+        (one.convolution, one.norm)
         for one in found
-        if one.norm and one.folded and runs[one.convolution] == runs[one.norm] == one.uses == 1
+        if one.norm and _has_statistics(one.norm) and runs[one.convolution] == runs[one.norm] == one.uses == 1
     ]
+    return output, pairs
 
 
-def _fold(convolved: _Convolved, norm: nn.BatchNorm2d, result: Tensor) -> _Folded | None:
-    """Return the weights that give ``result`` at once; None if there are none."""
-    convolution, mean, variance = convolved.convolution, norm.running_mean, norm.running_var
-    if mean is None or variance is None:
-        return None
-    before = convolution.weight, convolution.bias
-    folded = fuse_conv_bn_weights(*before, mean, variance, norm.eps, norm.weight, norm.bias)
-    convolution.weight, convolution.bias = folded
-    tolerance = 1e-3 * result.abs().amax().item()
-    equal = torch.allclose(convolution.forward(convolved.features), result, rtol=1e-3, atol=tolerance)
-    convolution.weight, convolution.bias = before
-    return folded if equal else None
+def _has_statistics(norm: nn.BatchNorm2d) -> bool:
+    return not norm.training and norm.running_mean is not None and norm.running_var is not None
 
 
 class _CountUses(TorchFunctionMode):
@@ -115,31 +132,25 @@ class _CountUses(TorchFunctionMode):
     (A mode on the level of operations would load PyTorch's compiler, which takes seconds.)
 
     Attributes:
-        outputs: The outputs that are alive.
+        outputs: The outputs of convolutions that are alive.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs = WeakTensorKeyDictionary()
-        self._paused = False
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not count what the body of a ``with`` statement does."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
+    def add(self, values: Any) -> None:
+        """Count a use of each output among some values."""
+        for tensor in _tensors(values):
+            if (convolved := self.outputs.get(tensor)) is not None:
+                convolved.uses += 1
 
     def __torch_function__(
         self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if not self._paused and _tensors(result):  # else it is a question for the shape or the like
-            for tensor in _tensors((args, kwargs)):
-                if (convolved := self.outputs.get(tensor)) is not None:
-                    convolved.uses += 1
+        if _tensors(result):  # else it is a question for the shape or the like
+            self.add((args, kwargs))
         return result
 
 

@@ -40,6 +40,10 @@ class TorchEngine:
         normalised = self.normalisation(frame).to(self._dtype, memory_format=torch.channels_last)
         return self.network(normalised, flow, memory)
 
+    def constants(self, frame: Tensor) -> object:
+        """Return what frames of this shape read besides inputs and weights: nothing."""
+        return None
+
 
 class CompiledTorchEngine(GraphEngine):
     """The graphs compiled by `torch.compile`, each as a whole. This takes half a minute for each shape of frame.
@@ -60,6 +64,10 @@ class CompiledTorchEngine(GraphEngine):
     def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
         compiled: RunGraph = torch.compile(export(graph, inputs).module(), fullgraph=True, dynamic=False)
         return compiled
+
+    def constants(self, frame: Tensor) -> object:
+        """Return what frames of this shape read besides inputs and weights: their graphs hold constants."""
+        return self.graphs(frame)
 
 
 def host_precision(network: VideoCNN) -> str:

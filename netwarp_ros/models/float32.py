@@ -70,8 +70,7 @@ def _set_full_precision() -> list[Restore]:
 
     def restore() -> None:
         for operation, precision in before:
-            if operation.fp32_precision != precision:
-                operation.fp32_precision = "none"  # what a general setting gives, if there is one
+            operation.fp32_precision = "none"  # what a more general setting gives, if there is one
             if operation.fp32_precision != precision:
                 operation.fp32_precision = precision
 

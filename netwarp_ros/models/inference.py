@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from netwarp_ros.models.netwarp import resize_flow
+from netwarp_ros.models.netwarp import resize_flow, scale_flow
 from netwarp_ros.models.video_cnn import Memory, Size
 
 Network = Callable[[Tensor, Tensor | None, Memory | None], tuple[Tensor, Memory]]
@@ -202,7 +202,7 @@ def _view(image: Tensor, window: Window, mirrored: bool) -> Tensor:
 
 def _view_flow(flow: Tensor, window: Window, mirrored: bool) -> Tensor:
     view = _view(flow, window, mirrored)
-    return view * view.new_tensor([-1, 1]).view(2, 1, 1) if mirrored else view
+    return scale_flow(view, -1, 1) if mirrored else view
 
 
 def _mirror(image: Tensor) -> Tensor:

@@ -101,12 +101,12 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
         return flow
     to_x, to_y = size[1] / width, size[0] / height
     if size[0] > height or size[1] > width:
-        return interpolate(_scale(flow, to_x, to_y), size)
-    return _scale(average(flow, size), to_x, to_y)
+        return interpolate(scale_flow(flow, to_x, to_y), size)
+    return scale_flow(average(flow, size), to_x, to_y)
 
 
-def _scale(flow: Tensor, x: float, y: float) -> Tensor:
-    """Scale displacements. The factors are no tensor: sending one to a GPU would make the CPU wait."""
+def scale_flow(flow: Tensor, x: float, y: float) -> Tensor:
+    """Multiply displacements ``(B, 2, H, W)``. The factors are no tensor: to send one to a GPU makes the CPU wait."""
     if x == y:
         return flow * x
     u, v = flow.unbind(1)

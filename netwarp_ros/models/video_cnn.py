@@ -229,11 +229,16 @@ class VideoCNN(nn.Module):
             frame: Size of the frame.
             sizes: Size of each insertion layer's output, in the order that the layers run in.
             device: Where the result is wanted; by default, where the flow is.
+
+        Raises:
+            ValueError: If a grid is missing.
         """
-        if not isinstance(flow, Tensor):
-            return flow
-        device = device or flow.device
-        return {grid: _flow_on_grid(flow, grid, device) for grid in self.flow_grids(frame, sizes)}
+        grids = self.flow_grids(frame, sizes)
+        if isinstance(flow, Tensor):
+            return {grid: _flow_on_grid(flow, grid, device or flow.device) for grid in grids}
+        if missing := [grid for grid in grids if grid not in flow]:
+            raise ValueError(f"flow is on the grids {list(flow)}, and the network needs {missing}: give one tensor")
+        return {grid: flow[grid] for grid in grids}
 
     def transform_flow(
         self,

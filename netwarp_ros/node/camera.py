@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
@@ -70,7 +70,6 @@ class Camera:
         classes: Names and colors of the ids in the masks.
         transport: ``raw`` or ``compressed``.
         alpha: Weight of the colors in the overlay.
-        sizes: Widths and heights for which the segmenter has warmed up.
 
     Attributes:
         alpha: Weight of the colors in the overlay; may be changed at any time.
@@ -88,7 +87,6 @@ class Camera:
         *,
         transport: str,
         alpha: float,
-        sizes: Iterable[tuple[int, int]] = (),
     ) -> None:
         self.name, self.alpha, self._node, self._classes = name, alpha, node, classes
         self._compressed = transport == "compressed"
@@ -99,7 +97,6 @@ class Camera:
         self.counter = FrameCounter()
         self.qos_problem = ""
         self.compiling = ""
-        self._sizes = set(sizes)
         self._publishers: list[Publisher] = []
         self._subscription: Subscription | None = None
         self._stream: Stream | None = None
@@ -218,10 +215,9 @@ class Camera:
 
         Without the warm-up, the second image would be late too: it is the first one with a memory.
         """
-        if (width, height) in self._sizes:
+        if segmenter.is_warm(width, height):
             yield
             return
-        self._sizes.add((width, height))
         self._node.get_logger().info(
             f"the first image of {width}x{height} on {self.topic} may take longer: its size is not in image_sizes"
         )

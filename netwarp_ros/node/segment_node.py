@@ -184,9 +184,7 @@ class SegmentNode(LifecycleNode):
             assert self._segmenter is not None
             classes = self._segmenter.model.spec.classes
             for name in settings.cameras:
-                camera = Camera(
-                    self, name, classes, transport=settings.transport, alpha=settings.overlay_alpha, sizes=sizes
-                )
+                camera = Camera(self, name, classes, transport=settings.transport, alpha=settings.overlay_alpha)
                 self._cameras[name] = camera
                 camera.advertise()
         except Exception as error:  # rclpy would discard the message
@@ -262,9 +260,9 @@ class SegmentNode(LifecycleNode):
 
     def _stop(self) -> None:
         self._stop_receiving()
-        if self._segmenting is not None:
-            self._segmenting.result()
-            self._segmenting = None
+        segmenting, self._segmenting = self._segmenting, None
+        if segmenting is not None and (error := segmenting.exception()):  # waits
+            self._log_failure(f"segmenting ended: {type(error).__name__}: {error}")
         for camera in self._cameras.values():
             camera.release_stream()
 
@@ -308,19 +306,19 @@ class SegmentNode(LifecycleNode):
             except ImageError as error:
                 problem = cut(str(error), MAX_PROBLEM)
                 camera.counter.count_dropped(DropReason.MALFORMED, problem)
-                self._log_throttled(f"a malformed image on {camera.topic}: {problem}")
+                self._log_dropped(f"a malformed image on {camera.topic}: {problem}")
             except Exception as error:  # a frame that fails must not stop the worker
                 problem = cut(f"{type(error).__name__}: {error}", MAX_PROBLEM)
                 camera.counter.count_dropped(DropReason.FAILED, problem)
-                if self.context.ok():  # after a signal, publishing fails as expected
-                    self._log_throttled(f"an image on {camera.topic} failed: {problem}")
+                self._log_dropped(f"an image on {camera.topic} failed: {problem}")
 
     def _log_failure(self, problem: str) -> None:
         self._last_error = cut(problem, MAX_PROBLEM)
         self.get_logger().error(self._last_error)
 
-    def _log_throttled(self, problem: str) -> None:
-        self.get_logger().error(problem, throttle_duration_sec=PERIOD_S)
+    def _log_dropped(self, problem: str) -> None:
+        if self.context.ok():  # after a signal, publishing fails as expected, and so does the log's
+            self.get_logger().error(problem, throttle_duration_sec=PERIOD_S)
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         configured = self._segmenter is not None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 from test_operator import ANY_OPERANDS, DTYPES, LAYOUTS, assert_equals_the_reference, generator
-from torch import Tensor
+from torch import Tensor, nn
 
 from netwarp_ros.models import FlowCNN, load_model
 from netwarp_ros.ops import compiled, reference, warp, warp_combine
@@ -123,9 +124,12 @@ def test_the_flow_cnn_computes_in_float32() -> None:
     """TensorFloat-32, PyTorch's default for convolutions, rounds a displacement of 200 pixels by up to 0.1 of one."""
     random = generator(0)
     flow, frames = 200 * random(1, 2, 64, 96), [random(1, 3, 64, 96) for _ in range(2)]
-    flow_cnn = FlowCNN()
-    transformed = flow_cnn.to(GPU)(flow.to(GPU), *(frame.to(GPU) for frame in frames))
-    assert torch.equal(transformed.cpu(), flow)
+    flow_cnn, inputs = FlowCNN(), [flow, *frames]
+    assert torch.equal(flow_cnn.to(GPU)(*(tensor.to(GPU) for tensor in inputs)).cpu(), flow)
+    nn.init.normal_(flow_cnn.conv4.weight)  # all of its layers count
+    expected = copy.deepcopy(flow_cnn).cpu().double()(*(tensor.double() for tensor in inputs))
+    got = flow_cnn(*(tensor.to(GPU) for tensor in inputs)).cpu().double()
+    assert (got - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
 ENGINES = {

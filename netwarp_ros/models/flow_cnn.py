@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
+
+from netwarp_ros.models.float32 import full_float32
 
 
 class FlowCNN(nn.Module):
@@ -34,6 +38,9 @@ class FlowCNN(nn.Module):
     def forward(self, flow: Tensor, previous: Tensor, present: Tensor) -> Tensor:
         """Return the transformed flow.
 
+        It computes in full float32: less would lose fractions of a pixel. Where `torch.compile` compiles it, this holds
+        if the compiled code is called within `full_float32`, as engines do.
+
         Args:
             flow: ``(B, 2, H, W)`` reverse flow in pixels of its grid.
             previous: ``(B, 3, H, W)`` frame t-1, as the network sees it.
@@ -42,6 +49,7 @@ class FlowCNN(nn.Module):
         Returns:
             ``(B, 2, H, W)``, in pixels of the same grid.
         """
-        hidden = self.relu(self.conv1(torch.cat((flow, previous, present, present - previous), dim=1)))
-        hidden = self.conv3(self.relu(self.conv2(hidden)))
-        return self.conv4(torch.cat((hidden, flow), dim=1))
+        with nullcontext() if torch.compiler.is_compiling() else full_float32():
+            hidden = self.relu(self.conv1(torch.cat((flow, previous, present, present - previous), dim=1)))
+            hidden = self.conv3(self.relu(self.conv2(hidden)))
+            return self.conv4(torch.cat((hidden, flow), dim=1))

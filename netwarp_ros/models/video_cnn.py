@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +19,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
 from netwarp_ros.models.resampling import Size, average
@@ -251,8 +249,7 @@ class VideoCNN(nn.Module):
     ) -> dict[str, Tensor]:
         """Return Λ(F), or F if there is no Λ, on the grid of each insertion layer, in pixels of that grid.
 
-        Λ always computes in float32: less would lose fractions of a pixel. (If `torch.compile` compiles this method, it
-        does so where the compiled code is called within `full_float32`, as engines do.)
+        Λ always computes in float32, see `FlowCNN.forward`.
 
         Args:
             flows: What `flow_on_grids` returned for the flow F.
@@ -268,8 +265,7 @@ class VideoCNN(nn.Module):
             if grid not in by_size:
                 by_size[grid] = flow = flows[grid]
                 if flow_cnn is not None:
-                    exact = nullcontext() if torch.compiler.is_compiling() else full_float32()
-                    with torch.autocast(flow.device.type, enabled=False), exact:
+                    with torch.autocast(flow.device.type, enabled=False):
                         by_size[grid] = flow_cnn(flow, previous_frames[grid], frames[grid])
             if sizes[name] not in by_size:
                 by_size[sizes[name]] = resize_flow(by_size[grid], sizes[name])

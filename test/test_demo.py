@@ -9,11 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
+import numpy as np
 import pytest
 from graph import Program, tiny_model
 from rich.progress import Progress
+
+from netwarp_ros.classes import load_classes
+from netwarp_ros.node.process import NodeError
+from netwarp_ros.recordings.open import open_frames
 
 pytestmark = pytest.mark.ros
 
@@ -79,6 +85,32 @@ def test_only_the_results_of_an_earlier_demonstration_are_replaced(tmp_path: Pat
         (out / name).write_bytes(written)
     refuse_foreign_results(out)
     assert (out / "street" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("masked", [[1, 2, 3], [0, 3], [3], []])
+def test_the_picture_is_of_the_frame_with_a_mask_that_is_nearest_to_the_middle(
+    tmp_path: Path, masked: list[int]
+) -> None:
+    from netwarp_ros.node.tools.demo import draw, write_clip
+
+    classes = load_classes("camvid")
+    with Progress(disable=True) as progress:
+        labels = write_clip(tmp_path / "clip", 4, 10.0, progress)
+        stamps = sorted(labels)
+        recorder = Mock(
+            masks={stamps[index]: labels[stamps[index]] % len(classes) for index in masked},
+            timings={stamps[index]: Mock(network_ms=1.0, total_ms=2.0) for index in masked},
+        )
+        if not masked:
+            with pytest.raises(NodeError, match="the node segmented no frame"):
+                draw(tmp_path / "clip", labels, recorder, classes, tmp_path, progress)
+            return
+        draw(tmp_path / "clip", labels, recorder, classes, tmp_path, progress)
+    frames = list(open_frames(tmp_path / "clip"))
+    nearest = min(masked, key=lambda index: abs(index - 2))
+    picture = cv2.imread(str(tmp_path / "overlay.png"))
+    height, width = frames[nearest].image.shape[:2]
+    assert np.array_equal(picture[:height, :width], frames[nearest].image)
 
 
 def test_the_clip_does_not_replace_what_is_at_its_path(tmp_path: Path) -> None:

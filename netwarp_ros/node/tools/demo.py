@@ -277,11 +277,18 @@ class Recorder:
 def draw(
     bag: Path, labels: dict[int, np.ndarray], recorder: Recorder, classes: ClassSet, out: Path, progress: Progress
 ) -> ConfusionMatrix:
-    """Compare the masks with the labels, and write overlay.mp4 of all frames and overlay.png of the middle one.
+    """Compare the masks with the labels, and write overlay.mp4 of all frames and overlay.png of one in the middle.
 
     Returns:
         The confusion matrix of the frames with a mask.
+
+    Raises:
+        NodeError: If no frame has a mask.
     """
+    if not recorder.masks:
+        raise NodeError("the node segmented no frame; its log has the reason")
+    middle = sorted(labels)[len(labels) // 2]
+    shown = min(recorder.masks, key=lambda stamp: abs(stamp - middle))  # the one in the middle may have been dropped
     confusion = ConfusionMatrix(len(classes), classes.void)
     frames = open_frames(bag)
     legend = _legend(classes, 2 * next(iter(labels.values())).shape[1])
@@ -296,7 +303,7 @@ def draw(
             _write(caption, text, (12, 50))
             picture = np.vstack([np.hstack([frame.image, classes.overlay(frame.image, mask)]), caption])
             video.write(picture)
-            if frame.index == len(frames) // 2 and not cv2.imwrite(str(out / "overlay.png"), picture):
+            if frame.stamp_ns == shown and not cv2.imwrite(str(out / "overlay.png"), picture):
                 raise OSError(f"{out / 'overlay.png'} cannot be written")
     return confusion
 

@@ -40,6 +40,7 @@ from netwarp_ros.models import ModelSpec, NetWarpSpec, build, save_model
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.images import bgr_message
 from netwarp_ros.node.lifecycle import RETRY_S, LifecycleClient
+from netwarp_ros.node.process import parameter_arguments
 
 SIZE = (64, 48)
 """Width and height of the test images."""
@@ -152,8 +153,7 @@ def node_command(module: str, **parameters: Any) -> list[str]:
     """Return the command that runs a module of `netwarp_ros.node` with parameters; engine torch starts at once."""
     if module == "segment_node":
         parameters.setdefault("engine", "torch")
-    pairs = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-    return [*PYTHON, "-m", f"netwarp_ros.node.{module}", "--ros-args", *pairs]
+    return [*PYTHON, "-m", f"netwarp_ros.node.{module}", "--ros-args", *parameter_arguments(**parameters)]
 
 
 class Program:

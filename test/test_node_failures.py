@@ -36,7 +36,7 @@ from netwarp_ros.classes import ClassSet
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.node import camera
 from netwarp_ros.node.frame_counts import DropReason
-from netwarp_ros.node.process import executing, ros_process
+from netwarp_ros.node.process import executing, parameter_arguments, ros_process
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Reset, Segmenter, Stream
 
@@ -58,8 +58,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def graph(ros_domain: int, model: Path) -> Iterator[Graph]:
     parameters = {"model": model, **lossless(f"{NAMESPACE}/camera")}
-    given = (part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))
-    with open_graph("-r", f"__ns:=/{NAMESPACE}", *given) as graph:
+    with open_graph("-r", f"__ns:=/{NAMESPACE}", *parameter_arguments(**parameters)) as graph:
         yield graph
 
 

@@ -36,6 +36,7 @@ from sensor_msgs.msg import Image
 from netwarp_ros.models import VideoCNN
 from netwarp_ros.node.camera import Camera
 from netwarp_ros.node.frame_counts import DropReason, FrameCounts
+from netwarp_ros.node.process import parameter_arguments
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.node.tools.load_cameras import memory_mb
 from netwarp_ros.segmenter import Segmenter, Stream
@@ -128,8 +129,11 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoCameraNode]:
         **lossless(*(f"{NAMESPACE}/{name}" for name in CAMERAS)),
         f"qos_overrides./{NAMESPACE}/rear/image_raw.subscription.depth": 1000,
     }
-    given = (part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))
-    with own_domain(), open_graph("-r", f"__ns:=/{NAMESPACE}", *given) as graph, pytest.MonkeyPatch.context() as patch:
+    with (
+        own_domain(),
+        open_graph("-r", f"__ns:=/{NAMESPACE}", *parameter_arguments(**parameters)) as graph,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(Stream, "segment", fail)
         node = SegmentNode()
         graph.executor.add_node(node)

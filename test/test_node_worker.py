@@ -28,6 +28,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 
 from netwarp_ros.models import VideoCNN
 from netwarp_ros.node import segment_node
+from netwarp_ros.node.process import parameter_arguments
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
 
@@ -45,8 +46,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def graph(ros_domain: int, model: Path) -> Iterator[Graph]:
     parameters = {"model": model, "image_sizes": "[64x48, 96x48]", **lossless(f"{NAMESPACE}/camera")}
-    given = (part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))
-    with open_graph("-r", f"__ns:=/{NAMESPACE}", *given) as graph:
+    with open_graph("-r", f"__ns:=/{NAMESPACE}", *parameter_arguments(**parameters)) as graph:
         yield graph
 
 

@@ -175,6 +175,11 @@ def _log(node: Node, what: str, error: BaseException) -> None:
     node.get_logger().debug("".join(traceback.format_exception(error)))
 
 
+def parameter_arguments(**parameters: Any) -> list[str]:
+    """Return the arguments that give a node's process its parameters, for behind ``--ros-args``."""
+    return [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
+
+
 class NodeProcess:
     """A node in a process of its own. The process ends with the ``with`` statement.
 
@@ -187,10 +192,11 @@ class NodeProcess:
 
     def __init__(self, module: str, namespace: str, folder: Path, **parameters: Any) -> None:
         self._log = folder / f"{module.rpartition('.')[2]}.log"
-        arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
         with self._log.open("wb") as log:
             command = [sys.executable, "-m", module, "--ros-args", "-r", f"__ns:={namespace}"]
-            self._process = subprocess.Popen([*command, *arguments], stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                [*command, *parameter_arguments(**parameters)], stdout=log, stderr=subprocess.STDOUT
+            )
 
     def __enter__(self) -> NodeProcess:
         return self

@@ -30,12 +30,16 @@ def norm() -> nn.BatchNorm2d:
     return module
 
 
-class TwoUses(nn.Module):
-    """The convolution's output is taken by the norm, and once more."""
+class ConvNorm(nn.Module):
+    """What hosts have that run the two in a way of their own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = conv(3), norm()
+
+
+class TwoUses(ConvNorm):
+    """The convolution's output is taken by the norm, and once more."""
 
     def forward(self, frame: Tensor) -> Tensor:
         features: Tensor = self.conv(frame)
@@ -69,24 +73,16 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
 
 
-class Returned(nn.Module):
+class Returned(ConvNorm):
     """The host gives the output of the convolution away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = conv(3), norm()
 
     def forward(self, frame: Tensor) -> dict[str, Tensor]:
         features: Tensor = self.conv(frame)
         return {"before": features, "after": self.norm(features)}
 
 
-class ChangedInPlace(nn.Module):
+class ChangedInPlace(ConvNorm):
     """Something happens between the two."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = conv(3), norm()
 
     def forward(self, frame: Tensor) -> Tensor:
         features: Tensor = self.conv(frame)
@@ -95,12 +91,8 @@ class ChangedInPlace(nn.Module):
         return result
 
 
-class NamedArgument(nn.Module):
+class NamedArgument(ConvNorm):
     """The norm takes its input by name, which hooks do not see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = conv(3), norm()
 
     def forward(self, frame: Tensor) -> Tensor:
         result: Tensor = self.norm(input=self.conv(frame))

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netwarp_ros.classes import load_classes
 from netwarp_ros.engines.engine import Normalisation
-from netwarp_ros.engines.pytorch import TorchEngine
+from netwarp_ros.engines.pytorch import CompiledTorchEngine, TorchEngine
 from netwarp_ros.models import ModelSpec, augment
 from netwarp_ros.models.float32 import full_float32
 
@@ -152,3 +152,25 @@ def test_a_whole_frame_of_an_engine_is_exact() -> None:
     engine = TorchEngine(network, Normalisation.of(spec, torch.device("cpu")), torch.device("cpu"))
     engine(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     assert seen == {"host.0": True}
+
+
+def test_compiled_graphs_are_run_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting is not part of compiled code: it must hold while that is called."""
+    seen: list[bool] = []
+
+    def compile_graph(graph: Callable[..., Any], **_options: Any) -> Callable[..., Any]:
+        def run(*maps: Tensor) -> Any:
+            seen.append(not {"tf32", "bf16"} & {settings()[name] for name in FULL})  # `export` sets "none" for "ieee"
+            return graph(*maps)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_graph)
+    network = augment(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), ["0"]).eval()
+    spec = ModelSpec(host="ddrnet23slim", classes=load_classes("camvid"), host_arguments={"num_classes": 11})
+    engine = CompiledTorchEngine(network, Normalisation.of(spec, torch.device("cpu")), torch.device("cpu"))
+    frame = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    with torch.inference_mode():
+        _, memory = engine(frame)
+        engine(frame, torch.zeros(1, 2, 8, 8), memory)
+    assert seen == [True] * 4

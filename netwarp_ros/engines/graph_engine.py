@@ -16,7 +16,6 @@ from netwarp_ros.engines.cache import GraphCache
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FlowCNNGraph, FlowGraph, FrameGraphs, to_pixels, to_planes
 from netwarp_ros.engines.latest import Latest
-from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN, computed_flow, map_size
 
 RunGraph = Callable[..., Sequence[Tensor]]
@@ -57,7 +56,6 @@ class GraphEngine(ABC):
         """Compile the flow graph; as a whole, unless an engine knows better."""
         return self.compile(graph, inputs)
 
-    @full_float32()
     def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         self.network.check(frame, flow, memory)
         graphs = self.graphs(frame)

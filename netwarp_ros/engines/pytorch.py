@@ -61,6 +61,10 @@ class CompiledTorchEngine(GraphEngine):
         super().__init__(network, normalisation, device)
         self.precision = host_precision(network)
 
+    @full_float32()
+    def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        return super().__call__(frame, flow, memory)
+
     def compile(self, graph: nn.Module, inputs: Sequence[Tensor]) -> RunGraph:
         compiled: RunGraph = torch.compile(export(graph, inputs).module(), fullgraph=True, dynamic=False)
         return compiled

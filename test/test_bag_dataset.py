@@ -67,10 +67,11 @@ def test_clips_of_a_bag_do_not_span_a_pause(tmp_path: Path) -> None:
     ("labelled", "error"),
     [
         (
-            message(picture(0), "bgr8", 0),
-            "label map of image 0, on /mask, cannot be read: a label map must be mono8, not",
+            message(picture(0)[..., :2], "yuyv", 0),
+            "label map of image 0, on /mask, cannot be read: a label map must be mono8, mono16, bgr8 or rgb8, not yuyv",
         ),
-        (message(label(0), "png", 0), "a label map must be mono8, not compressed"),
+        (message(label(0), "png", 0), "a label map must be mono8, mono16, bgr8 or rgb8, not compressed"),
+        (message(picture(1), "bgr8", 0), r"on /mask, holds the RGB color \(1, 1, 1\) at x 0, y 0"),
         (message(np.zeros((HEIGHT, 5), np.uint8), "mono8", 0), "cannot be read: it is 5x6, but its image is 8x6"),
         (message(label(12), "mono8", 0), "on /mask, holds class id 12"),
     ],
@@ -79,6 +80,23 @@ def test_a_wrong_label_map_of_a_bag_is_refused(tmp_path: Path, labelled: Any, er
     path = write_messages(tmp_path / "bag", [("/image", message(picture(0), "bgr8", 0)), ("/mask", labelled)])
     with pytest.raises(ValueError, match=error):
         BagDataset(path, "/image", "/mask", CAMVID)[0]
+
+
+@pytest.mark.parametrize(
+    ("stored", "encoding"),
+    [
+        (np.uint8([[0, 10, 11, 255]]), "mono8"),
+        (np.uint16([[0, 10, 11, 255]]), "mono16"),
+        (np.uint16([[0, 10, 11, 255]]), "16UC1"),
+        (np.int16([[0, 10, 11, 255]]), "16SC1"),
+        (np.uint8([[[128, 128, 128], [0, 128, 192], [0, 0, 0], [0, 0, 0]]]), "rgb8"),
+        (np.uint8([[[128, 128, 128], [192, 128, 0], [0, 0, 0], [0, 0, 0]]]), "bgr8"),
+    ],
+)
+def test_label_maps_of_a_bag_hold_ids_or_colors(tmp_path: Path, stored: np.ndarray, encoding: str) -> None:
+    messages = [("/image", message(np.zeros((1, 4, 3), np.uint8), "bgr8", 0)), ("/mask", message(stored, encoding, 0))]
+    sample = BagDataset(write_messages(tmp_path / "bag", messages), "/image", "/mask", CAMVID)[0]
+    assert sample.label.tolist() == [[0, 10, VOID, VOID]] and sample.label.dtype == np.uint8
 
 
 def test_topics_that_do_not_match_are_refused(tmp_path: Path) -> None:

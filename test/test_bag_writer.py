@@ -14,7 +14,7 @@ from recorded import HEIGHT, T0, WIDTH, noise, noise_frames, typestore
 from rosbags.rosbag2 import Reader
 
 from netwarp_ros.recordings.bag_writer import write_bag
-from netwarp_ros.recordings.bags import BagFrames
+from netwarp_ros.recordings.bags import BagFrames, BagLabels
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.messages import IMAGE
 from netwarp_ros.recordings.open import open_frames
@@ -82,6 +82,16 @@ def test_label_maps_are_recorded_with_the_headers_of_their_images(tmp_path: Path
     assert (written.encoding, written.height, written.width, written.step) == ("mono8", HEIGHT, WIDTH, WIDTH)
     assert written.header == image.header and written.header.frame_id == "camera_optical_frame"
     np.testing.assert_array_equal(written.data.reshape(label.shape), label)
+
+
+@pytest.mark.parametrize("label", [np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH), noise(1)])
+def test_label_maps_are_recorded_as_they_are_stored(tmp_path: Path, label: np.ndarray) -> None:
+    labels = {"labels": lambda frame: label, "label_topic": "/labels"}
+    write_bag(tmp_path / "drive.mcap", noise_frames(1), topic="/camera", **labels)
+    (frame,) = open_frames(tmp_path / "drive.mcap", topics=["/camera"])
+    read = BagLabels(tmp_path / "drive.mcap", {"/camera": "/labels"})(frame)
+    np.testing.assert_array_equal(read, label)
+    assert read.dtype == label.dtype
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from recorded import T0, compressed_message, image_message, noise, noise_frames, typestore, write_messages
 from rosbags.rosbag2 import StoragePlugin
 
+from netwarp_ros.classes import ClassEntry, ClassSet
 from netwarp_ros.recordings.bag_writer import write_bag
 from netwarp_ros.recordings.bags import BagLabels
 from netwarp_ros.recordings.frames import stamp
@@ -162,6 +164,21 @@ def test_a_bag_that_changed_after_it_was_indexed_is_refused(tmp_path: Path) -> N
         labels(second)
 
 
+def test_label_maps_of_a_bag_are_read_by_their_classes(tmp_path: Path) -> None:
+    label = np.full((48, 64), 500, np.uint16)
+    label[:, 7] = 3
+    bag = write_labelled(tmp_path / "bag", image_message(label, "mono16"))
+    frame = next(iter(open_frames(bag, topics=["/c"])))
+    near, far = ClassEntry("near", (1, 2, 3), ids=(500,)), ClassEntry("far", (4, 5, 6), ids=(3, 4))
+    labels = BagLabels(bag, {"/c": "/labels"}, ClassSet("two", 255, (near, far)))
+    np.testing.assert_array_equal(labels(frame), np.where(label == 3, 1, 0))
+    np.testing.assert_array_equal(BagLabels(bag, {"/c": "/labels"})(frame), label)
+    with pytest.raises(
+        ValueError, match="label map of image 000000, on /labels, holds class id 500 at x 0, y 0; .* two"
+    ):
+        BagLabels(bag, {"/c": "/labels"}, ClassSet("two", 255, (dataclasses.replace(near, ids=()), far)))(frame)
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [
@@ -169,7 +186,7 @@ def test_a_bag_that_changed_after_it_was_indexed_is_refused(tmp_path: Path) -> N
             image_message(np.zeros((5, 7), np.uint8), "mono8"),
             "label map of image 000000, on /labels, cannot be read: it is 7x5, but its image is 64x48",
         ),
-        (image_message(noise(), "bgr8"), "a label map must be mono8, not bgr8"),
+        (image_message(noise()[..., :2], "yuyv"), "a label map must be mono8, mono16, bgr8 or rgb8, not yuyv"),
     ],
 )
 def test_a_wrong_label_map_of_a_bag_is_refused(tmp_path: Path, label: Any, message: str) -> None:
@@ -181,7 +198,7 @@ def test_a_wrong_label_map_of_a_bag_is_refused(tmp_path: Path, label: Any, messa
 
 def test_topics_of_label_maps_must_be_raw_images(tmp_path: Path) -> None:
     bag = write_messages(tmp_path / "bag", [("/labels", compressed_message(noise(), ".png"))])
-    with pytest.raises(ValueError, match="/labels is compressed; label maps must be sensor_msgs/Image with mono8"):
+    with pytest.raises(ValueError, match="/labels is compressed; label maps must be sensor_msgs/Image, such as mono8"):
         BagLabels(bag, {"/c": "/labels"})
     with pytest.raises(ValueError, match="no image topic '/masks': choose one of /labels"):
         BagLabels(bag, {"/c": "/masks"})

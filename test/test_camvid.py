@@ -60,7 +60,8 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
         (np.zeros((6, 7), np.uint8), r"a\.png is 7x6, but its image is 8x6"),
         (np.full((6, 8), 12, np.uint8), r"a\.png holds class id 12"),
         (np.ones((6, 8, 3), np.uint8), r"a\.png holds the RGB color \(1, 1, 1\), which is not one of"),
-        (np.zeros((6, 8), np.uint16), r"a\.png is \(6, 8\) uint16: a label map holds class ids"),
+        (np.full((6, 8), 300, np.uint16), r"a\.png holds class id 300"),
+        (np.zeros((6, 8, 3), np.uint16), r"a\.png has colors of 16 bits"),
     ],
 )
 def test_a_wrong_label_map_is_refused(tmp_path: Path, label: np.ndarray, message: str) -> None:

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from commands import SmallHost, masks_of, run, scores_of, small_model, write_images, write_labels
+from commands import SmallHost, masks_of, run, scores_of, small_model, without_times, write_images, write_labels
+from PIL import Image
 
 from netwarp_ros.classes import ClassEntry, ClassSet, load_classes
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS
@@ -114,6 +115,55 @@ def test_a_model_with_its_own_classes_needs_no_class_file(
     assert scores["settings"]["classes"] == "things" and set(scores["iou"]) == {"near", "far"}
     assert run("segment", images, "-o", out, "--model", model, "--no-video") == 0
     assert set(np.unique(cv2.imread(str(out / "masks" / "f0.png"), cv2.IMREAD_UNCHANGED))) <= {0, 1}
+
+
+@pytest.mark.parametrize("stored", ["ids", "16 bits", "indexed", "colors"])
+def test_label_maps_of_any_kind_give_the_same_scores(
+    tmp_path: Path, model: Path, images: Path, labels: Path, stored: str
+) -> None:
+    camvid = load_classes("camvid")
+    entries = "".join(
+        f"- {{name: {name}, ids: [{1000 * k if stored == '16 bits' else k + 20}, {k + 40}], color: [{k}, 0, 200]}}\n"
+        for k, name in enumerate(camvid.names)
+    )
+    own = tmp_path / "own.yaml"
+    own.write_text(f"name: own\nvoid: [17, 18]\nvoid_colors: [[0, 0, 0]]\nclasses:\n{entries}")
+    converted = tmp_path / "converted"
+    converted.mkdir()
+    for file in labels.glob("*.png"):
+        label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        label[:9] = camvid.void
+        cv2.imwrite(str(file), label)
+        scale, offset = (1000, 0) if stored == "16 bits" else (1, 20)
+        ids = np.where(label == camvid.void, 17, scale * label.astype(np.uint16) + offset)
+        ids[:4] = 255
+        if stored == "colors":
+            ids = load_classes(own).colorize(label)[..., ::-1]
+        elif stored == "indexed":
+            image = Image.fromarray(ids.astype(np.uint8))
+            image.putpalette(bytes(768))
+            image.save(converted / file.name)
+            continue
+        cv2.imwrite(str(converted / file.name), ids if stored == "16 bits" else ids.astype(np.uint8))
+    plain = scores_of(model, "--images", images, "--labels", labels)
+    scores = scores_of(model, "--images", images, "--labels", converted, "--classes", own)
+    assert scores["settings"]["classes"] == "own" and 0 < scores["miou"] < 100
+    assert without_times(scores) == without_times(plain)
+    bag = tmp_path / "drive.mcap"
+    assert run("bag", images, converted, "-o", bag) == 0
+    scores = scores_of(model, "--images", bag, "--label-topic", "/camera/labels", "--classes", own)
+    assert scores["iou"] == plain["iou"]
+
+
+def test_a_label_map_that_does_not_fit_its_classes_is_named(
+    tmp_path: Path, model: Path, images: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(labels / "f1.png"), np.full((48, 64), 700, np.uint16))
+    assert run("evaluate", "--images", images, "--labels", labels, "--model", model) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{labels}/f1.png holds class id 700 at x 0, y 0; the ids of camvid are 0 to 10, and 11, 255 for void" in error
+    )
 
 
 def test_evaluate_on_cityscapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from commands import run, scores_of, small_model, without_times, write_images, write_labels
 
+from netwarp_ros.classes import load_classes
 from netwarp_ros.recordings.bag_writer import BagWriter
 from netwarp_ros.recordings.image_files import LabelFolder
 from netwarp_ros.recordings.messages import header, image_message
@@ -65,6 +66,22 @@ def test_bags_are_evaluated_in_slices(tmp_path: Path, model: Path, images: Path,
     sliced = json.loads((out / "a.json").read_text())
     assert sliced["frames"] == 3 and (out / "slices" / "a-000002.json").is_file()
     assert sliced["settings"]["slice_s"] == 0.1 and sliced["inputs"]["images"] == whole["inputs"]["images"]
+
+
+def test_slices_are_evaluated_again_if_the_ids_of_the_classes_change(
+    tmp_path: Path, model: Path, images: Path, labels: Path
+) -> None:
+    bag, out, own = tmp_path / "a.mcap", tmp_path / "results", tmp_path / "own.yaml"
+    run("bag", images, labels, "-o", bag)
+    names = load_classes("camvid").names
+    command = ["evaluate", bag, "--label-topic", "/camera/labels", "--model", model, "--classes", own, "-o", out]
+    miou = []
+    for order in (range(11), reversed(range(11))):
+        entries = "".join(f"- {{name: {name}, id: {k}}}\n" for name, k in zip(names, order, strict=True))
+        own.write_text(f"name: own\nclasses:\n{entries}")
+        assert run(*command) == 0
+        miou.append(json.loads((out / "a.json").read_text())["miou"])
+    assert miou[0] == scores_of(model, "--images", images, "--labels", labels)["miou"] != miou[1]
 
 
 def test_a_folder_of_results_is_of_one_model_and_its_settings(

@@ -65,7 +65,9 @@ def test_clips_can_be_pickled_for_loader_processes(tmp_path: Path) -> None:
 def test_labels_of_a_folder_are_checked(tmp_path: Path) -> None:
     folder = write_labelled_video(tmp_path, 2, {0, 1})
     write(tmp_path / "labels" / "001.png", label(13))
-    with pytest.raises(ValueError, match=r"001\.png holds class id 13; the ids of camvid are 0 to 10, and 11 for void"):
+    with pytest.raises(
+        ValueError, match=r"001\.png holds class id 13 at x 0, y 0; the ids of camvid are 0 to 10, and 11, 255 f"
+    ):
         folder[1]
     write(tmp_path / "labels" / "007.png", label(0))
     with pytest.raises(FileNotFoundError, match=r"007\.png is the label map of no image"):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from recorded import HEIGHT, WIDTH, noise, write_images
 
+from netwarp_ros.classes import load_classes
 from netwarp_ros.recordings.frames import Frame
 from netwarp_ros.recordings.image_files import ImageFiles, LabelFolder
 from netwarp_ros.recordings.image_messages import to_bgr
@@ -187,8 +188,8 @@ def test_a_label_map_may_have_less_than_8_bits(tmp_path: Path, bits: int, color_
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (noise(), r"a\.png is \(48, 64, 3\) uint8: a label map holds class ids"),
-        (np.zeros((HEIGHT, WIDTH), np.uint16), "uint16: a label map holds class ids"),
+        (noise().astype(np.uint16), r"a\.png has colors of 16 bits: save the colors of the classes with 8 bits"),
+        (np.zeros((HEIGHT, WIDTH, 4), np.uint8), r"a\.png has transparent pixels, .*: save it without transparency"),
         (np.zeros((HEIGHT, WIDTH + 1), np.uint8), r"a\.png is 65x48, but its image is 64x48"),
     ],
 )
@@ -196,6 +197,35 @@ def test_a_wrong_label_map_is_refused(tmp_path: Path, label: np.ndarray, message
     labels, frame = write_label(tmp_path, label)
     with pytest.raises(ValueError, match=message):
         labels(frame)
+
+
+def test_label_maps_are_read_by_their_classes(tmp_path: Path) -> None:
+    """Ids of 8 and 16 bits, ids of an indexed PNG, and colors, with an opaque alpha channel or without."""
+    classes = load_classes("camvid")
+    expected = noise()[..., 0] % 12
+    colors = np.concatenate([classes.palette, np.zeros((1, 3), np.uint8)])
+    bgr = classes.colorize(expected)[..., ::-1]
+    labels, frame = write_label(tmp_path, expected)
+    labels = LabelFolder(labels.folder, classes)
+    opaque = np.dstack([bgr, np.full((HEIGHT, WIDTH), 255, np.uint8)])
+    for stored in (expected, np.where(expected == 11, 255, expected), expected.astype(np.uint16), bgr, opaque):
+        assert cv2.imwrite(str(labels.folder / "a.png"), stored)
+        np.testing.assert_array_equal(labels(frame), expected)
+    write_indexed(labels.folder / "a.png", expected, colors[::-1])  # the colors of an indexed PNG do not count
+    np.testing.assert_array_equal(labels(frame), expected)
+    bgr[3, 5] = 1, 2, 3
+    assert cv2.imwrite(str(labels.folder / "a.png"), bgr)
+    with pytest.raises(
+        ValueError, match=r"a\.png holds the RGB color \(3, 2, 1\) at x 5, y 3, which no class of camvid"
+    ):
+        labels(frame)
+
+
+def test_a_label_map_without_classes_is_returned_as_it_is_stored(tmp_path: Path) -> None:
+    for folder, stored in (("ids", noise().astype(np.uint16)[..., 0] * 257), ("colors", noise())):
+        (tmp_path / folder).mkdir()
+        labels, frame = write_label(tmp_path / folder, stored)
+        np.testing.assert_array_equal(labels(frame), stored)
 
 
 def test_a_label_folder_must_hold_label_maps(tmp_path: Path) -> None:

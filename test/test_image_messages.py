@@ -17,7 +17,15 @@ import pytest
 from fuzz_images import FUZZERS, outcome
 from rosbags.image import image_to_cvimage
 
-from netwarp_ros.recordings.image_messages import ENCODINGS, ImageError, to_array, to_bgr, to_label, to_writable_bgr
+from netwarp_ros.recordings.image_messages import (
+    ENCODINGS,
+    LABEL_ENCODINGS,
+    ImageError,
+    to_array,
+    to_bgr,
+    to_label,
+    to_writable_bgr,
+)
 
 WIDTH, HEIGHT = 32, 20
 RED, GREEN, BLUE, GREY, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (128, 128, 128), (0, 0, 0)
@@ -27,7 +35,7 @@ END = b"\xff\xd9"
 
 
 def image(encoding: str, width: int, height: int, data: bytes, step: int = 0, **changes: Any) -> Any:
-    layout = ENCODINGS[encoding]
+    layout = {**ENCODINGS, **LABEL_ENCODINGS}[encoding]
     step = step or width * layout.channels * np.dtype(layout.dtype).itemsize
     fields = {"encoding": encoding, "width": width, "height": height, "step": step, "is_bigendian": 0}
     return SimpleNamespace(**{**fields, "data": array("B", data), **changes})
@@ -255,11 +263,28 @@ def test_a_label_map_is_a_copy_of_the_ids(encoding: str) -> None:
     assert not np.shares_memory(label, np.frombuffer(message.data, np.uint8))
 
 
+@pytest.mark.parametrize("encoding", ["mono16", "16UC1", "16SC1"])
+def test_a_label_map_may_have_16_bits(encoding: str) -> None:
+    for order, is_bigendian in (("<", 0), (">", 1)):
+        data = np.array([[0, 1, 300], [4, 5, 32767]], f"{order}u2").tobytes()
+        message = image(encoding, 3, 2, data)
+        message.is_bigendian = is_bigendian
+        label = to_label(message, (2, 3))
+        np.testing.assert_array_equal(label, np.uint16([[0, 1, 300], [4, 5, 32767]]))
+        assert label.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("encoding", "pixel"), [("rgb8", [3, 2, 1]), ("bgr8", [1, 2, 3]), ("8UC3", [1, 2, 3])])
+def test_a_label_map_of_colors_is_bgr(encoding: str, pixel: list[int]) -> None:
+    assert to_label(image(encoding, 1, 1, bytes((1, 2, 3))), (1, 1)).tolist() == [[pixel]]
+
+
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
-        (noise("bgr8"), "a label map must be mono8, not bgr8"),
-        (compressed(png(BLACK_IMAGE), "png"), "a label map must be mono8, not compressed"),
+        (noise("uyvy"), "a label map must be mono8, mono16, bgr8 or rgb8, not uyvy"),
+        (compressed(png(BLACK_IMAGE), "png"), "a label map must be mono8, mono16, bgr8 or rgb8, not compressed"),
+        (image("16SC1", 33, 20, np.full((20, 33), -1, np.int16).tobytes()), "it holds class id -1: ids are 0 to 65535"),
         (noise("mono8"), "it is 32x20, but its image is 33x20"),
     ],
 )

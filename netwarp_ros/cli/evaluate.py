@@ -155,7 +155,7 @@ def _evaluate_recording(data: DataOptions, setup: _Setup, frames: FrameSpool | N
     from netwarp_ros.evaluation.report import FrameGallery
     from netwarp_ros.evaluation.scoring import evaluate as evaluate_frames
 
-    opened = data.open(setup.reading)
+    opened = data.open(setup.reading, setup.classes)
     labelled, realtime, flows = opened.labels is not None, setup.scoring.realtime, setup.model.flow_folder()
     host = setup.scoring.host
     if host is None:

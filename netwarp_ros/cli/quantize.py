@@ -77,7 +77,7 @@ def quantize(
     """
     from netwarp_ros.classes import load_classes
     from netwarp_ros.engines.int8 import INT8_MARK, save_int8
-    from netwarp_ros.models.weights import find_weights, int8_file, load_model
+    from netwarp_ros.models.weights import find_weights, int8_file, load_model, read_spec
     from netwarp_ros.quantization.calibration import record_samples
     from netwarp_ros.quantization.post_training import import_nncf, versions
     from netwarp_ros.quantization.post_training import quantize as quantize_graphs
@@ -91,12 +91,13 @@ def quantize(
         raise ValueError(f"{path} does not end in .safetensors, the only format of int8 graphs")
     refuse_foreign(path, INT8_MARK)
     import_nncf()
-    opened = data.open(reading)
+    class_set = load_classes(classes) if classes else read_spec(weights).classes
+    opened = data.open(reading, class_set)
     source = open_frames(calibration, rate=reading.rate) if calibration else opened.frames
     digest, model = sha256(weights), load_model(weights)
     samples = record_samples(model, source, frames, threads)
     graphs = quantize_graphs(model, samples)
-    cost = _compare(opened, model, graphs, load_classes(classes) if classes else model.spec.classes, threads)
+    cost = _compare(opened, model, graphs, class_set, threads)
     _print(cost)
     if dropped := cost.drops(max_drop):
         sys.stderr.write(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +20,9 @@ from netwarp_ros.cli.options import (
 
 if TYPE_CHECKING:
     from netwarp_ros.benchmarks.tables import RowEvaluator
+    from netwarp_ros.classes import ClassSet
+    from netwarp_ros.evaluation.results import EvaluationResults
+    from netwarp_ros.segmenter import Segmenter
 
 
 @expand_groups
@@ -118,6 +120,13 @@ def _row_evaluator(
     from netwarp_ros.evaluation.provenance import describe_input
     from netwarp_ros.evaluation.scoring import evaluate
 
+    def evaluate_row(segmenter: Segmenter, classes: ClassSet, **settings: Any) -> EvaluationResults:
+        labelled = data.open(reading, classes)
+        return evaluate(
+            labelled.frames, labelled.labels, segmenter, classes, instances=labelled.instances, sizes=labelled.sizes,
+            **settings,
+        )  # fmt: skip
+
     opened = data.open(reading)
     origin = {
         **{name: describe_input(path)["sha256"] for name, path in opened.inputs.items() if path},
@@ -131,7 +140,7 @@ def _row_evaluator(
         "flip": inference.flip,
     }
     return RowEvaluator(
-        partial(evaluate, opened.frames, opened.labels, instances=opened.instances, sizes=opened.sizes),
+        evaluate_row,
         first_images(opened.frames),
         {**options, "inference": inference.inference()},
         origin,

@@ -25,8 +25,8 @@ class BagDataset(Samples):
     Args:
         path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file. The bag must be intact.
         image_topic: Topic of images, raw or compressed.
-        label_topic: Topic of type ``sensor_msgs/Image`` with class ids, encoding ``mono8``.
-        classes: The classes of the ids.
+        label_topic: Topic of label maps, of type ``sensor_msgs/Image``: class ids of 8 or 16 bits, or colors.
+        classes: What the label maps hold.
         max_gap: Longest time between the stamps of two consecutive frames of a clip, in seconds.
 
     Raises:
@@ -74,7 +74,7 @@ class BagDataset(Samples):
         label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
         with named_in_errors(label_name):
             label = to_label(self._message(self.label_topic, self._labels[stamp_ns], stamp_ns), image.shape[:2])
-        self.classes.check(label, label_name)
+        label = self.classes.read(label, label_name)
         return Sample(name, image, label)
 
     def _message(self, topic: str, number: int, stamp_ns: int) -> Any:

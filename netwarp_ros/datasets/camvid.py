@@ -125,7 +125,7 @@ class CamVid(Samples):
         path, label_path = self._images[index - before], self._labels[index - before]
         image = read_image(path)
         label = read_label(label_path, image.shape[:2], from_colors)
-        self.classes.check(label, str(label_path))
+        label = self.classes.read(label, str(label_path))
         return Sample(path.stem, image, label)
 
 

@@ -7,6 +7,7 @@ Cordts et al., "The Cityscapes dataset for semantic urban scene understanding", 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -53,8 +54,13 @@ INSTANCE_SIZES = {
 
 _SITE = "www.cityscapes-dataset.com"
 _NAME = re.compile(r"(?P<city>.+)_(?P<sequence>\d{6})_(?P<frame>\d{6})_gtFine_labelIds\.png")
-_ID_TO_CLASS = np.full(256, 255, np.uint8)
-_ID_TO_CLASS[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
+_CLASSES = load_classes("cityscapes")
+_LABELS = dataclasses.replace(
+    _CLASSES,
+    classes=tuple(dataclasses.replace(_CLASSES.classes[TRAIN_IDS[number]], ids=(number,)) for number in TRAIN_IDS),
+    void_ids=tuple(sorted(set(range(256)) - TRAIN_IDS.keys())),
+)
+"""The classes, as ``*_gtFine_labelIds.png`` hold them."""
 
 
 class Cityscapes(Samples):
@@ -72,7 +78,7 @@ class Cityscapes(Samples):
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
-        self.classes = load_classes("cityscapes")
+        self.classes = _CLASSES
         self.root = Path(root)
         labels = _find(self.root, ["gtFine"], split, "gtFine_trainvaltest.zip")
         self._images = _find(
@@ -106,7 +112,8 @@ class Cityscapes(Samples):
         image, name = read_image(self._image(index, before)), self.name(index, before)
         if before:
             return self.without_label(name, image)
-        return Sample(name, image, _ID_TO_CLASS[read_label(self._labels[index], image.shape[:2])])
+        label = read_label(self._labels[index], image.shape[:2])
+        return Sample(name, image, _LABELS.read(label, str(self._labels[index])))
 
     def instances(self, index: int) -> np.ndarray:
         path = self._labels[index].with_name(self._labels[index].name.replace("labelIds", "instanceIds"))

@@ -18,8 +18,8 @@ class ImageFolder(Samples):
 
     Args:
         images: Folder of images.
-        labels: Folder of label maps, 8-bit single-channel PNGs with class ids.
-        classes: The classes of the ids.
+        labels: Folder of label maps: PNGs with class ids of 8 or 16 bits, or with the colors of the classes.
+        classes: What the label maps hold.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty, or a label map has no image.
@@ -54,7 +54,7 @@ class ImageFolder(Samples):
         if not self._label_of(path).is_file():
             return self.without_label(path.stem, image)
         label = read_label(self._label_of(path), image.shape[:2])
-        self.classes.check(label, str(self._label_of(path)))
+        label = self.classes.read(label, str(self._label_of(path)))
         return Sample(path.stem, image, label)
 
     def _label_of(self, image: Path) -> Path:

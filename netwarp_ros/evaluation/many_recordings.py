@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +132,7 @@ def _origin(settings: SliceSettings, inputs: Mapping[str, Any], context: Mapping
             **context["settings"], "host": settings.host, "widths": list(settings.widths), "rate": settings.rate,
         },
         "topics": [list(settings.topics), list(settings.label_topics)],
+        "classes": json.loads(json.dumps(asdict(settings.classes))),
     }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ class SliceSettings:
     def open(self, recording: Path) -> Opened:
         """Open a recording and its label maps."""
         frames = open_frames(recording, rate=self.rate, topics=self.topics, leave_out=self.label_topics)
-        return frames, open_labels(frames, recording, None, self.label_topics)
+        return frames, open_labels(frames, recording, None, self.label_topics, self.classes)
 
 
 @dataclass(frozen=True)

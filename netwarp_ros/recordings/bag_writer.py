@@ -95,13 +95,13 @@ def write_bag(
     label_topic: str = "",
     frame_id: str = "camera_optical_frame",
 ) -> int:
-    """Write frames to a bag as raw ``bgr8`` images, and their label maps as raw ``mono8`` images.
+    """Write frames to a bag as raw ``bgr8`` images, and their label maps as raw ``mono8``, ``mono16`` or ``bgr8``.
 
     Args:
         path: As for `BagWriter`.
         frames: The frames; one at a time is held in memory. Messages are recorded at the stamps of their frames.
         topic: Topic of the images, for instance ``/camera/image_raw``.
-        labels: Returns the label map of a frame, ``(H, W)`` uint8, or None.
+        labels: Returns the label map of a frame, ``(H, W)`` uint8 or uint16, or ``(H, W, 3)`` uint8 BGR, or None.
         label_topic: Topic of the label maps. They have the headers of their images.
         frame_id: For the headers: the camera's optical frame (z forward, x right, y down; REP 103).
 
@@ -118,6 +118,7 @@ def write_bag(
             common = header(frame.stamp_ns, frame_id)
             bag.write(topic, image_message(frame.image, "bgr8", common), frame.stamp_ns)
             if labels and (label := labels(frame)) is not None:
-                bag.write(label_topic, image_message(label, "mono8", common), frame.stamp_ns)
+                encoding = "bgr8" if label.ndim == 3 else f"mono{8 * label.itemsize}"
+                bag.write(label_topic, image_message(label, encoding, common), frame.stamp_ns)
             count += 1
     return count

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.recordings.bag_messages import BagMessages
 from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
@@ -117,7 +118,8 @@ class BagLabels:
 
     Args:
         path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file; the bag of the images or another one.
-        topics: For each camera, the topic of its label maps (``sensor_msgs/Image`` with encoding ``mono8``).
+        topics: For each camera, the topic of its label maps (``sensor_msgs/Image``, `to_label`).
+        classes: What the label maps hold. None returns them as they are stored.
 
     Attributes:
         damage: What `index` could not read, one sentence each.
@@ -126,8 +128,8 @@ class BagLabels:
         ValueError: If the bag cannot be read, or a topic is missing or has another type.
     """
 
-    def __init__(self, path: str | Path, topics: Mapping[str, str]) -> None:
-        self.path, self.topics = Path(path), topics
+    def __init__(self, path: str | Path, topics: Mapping[str, str], classes: ClassSet | None = None) -> None:
+        self.path, self.topics, self.classes = Path(path), topics, classes
         self.damage: list[str] = []
         self._numbers: dict[str, dict[int, int]] = {}
         self._requested: dict[str, set[int]] = {topic: set() for topic in topics.values()}
@@ -136,7 +138,9 @@ class BagLabels:
             for topic in topics.values():
                 bag.check_image_topic(topic)
                 if not is_raw_image(bag.topics[topic]):
-                    raise ValueError(f"{path}: {topic} is compressed; label maps must be sensor_msgs/Image with mono8")
+                    raise ValueError(
+                        f"{path}: {topic} is compressed; label maps must be sensor_msgs/Image, such as mono8"
+                    )
 
     def index(self) -> Mapping[str, Mapping[int, int]]:
         """Return for each topic the numbers of the label maps by their stamps. The first call reads all label maps."""
@@ -157,22 +161,27 @@ class BagLabels:
         return self._numbers
 
     def __call__(self, frame: Frame) -> np.ndarray | None:
-        """Return the label map of a frame, ``(H, W)`` uint8, or None if the bag has none.
+        """Return the label map of a frame, or None if the bag has none.
+
+        Returns:
+            ``(H, W)`` uint8 class ids or void; without ``classes``, what `to_label` returns.
 
         Raises:
-            ValueError: If the message is not a label map of the frame's size.
+            ValueError: If the message is not a label map of the frame's size, or does not fit the classes.
         """
         topic = self.topics[frame.camera]
         number = self.index()[topic].get(frame.stamp_ns)
         if number is None:
             return None
         self._requested[topic].add(frame.stamp_ns)
-        with named_in_errors(f"{self.path}: the label map of image {frame.name}, on {topic},"):
+        name = f"{self.path}: the label map of image {frame.name}, on {topic},"
+        with named_in_errors(name):
             recorded = self._messages.read(topic, number)
             message = read_image(recorded)
             if stamp_of(message, recorded.recorded_ns) != frame.stamp_ns:
                 raise ValueError("the bag has changed since it was opened")
-            return to_label(message, frame.image.shape[:2])
+            label = to_label(message, frame.image.shape[:2])
+        return label if self.classes is None else self.classes.read(label, name)
 
     def unmatched(self) -> list[str]:
         """Return one sentence for each topic that has unmatched label maps: their number."""

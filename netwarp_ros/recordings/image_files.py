@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.recordings.file_order import ambiguous_names, in_natural_order
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
 from netwarp_ros.recordings.image_codecs import STORED_COLORS, ImageError, decode, samples_to_bgr
@@ -73,29 +74,34 @@ class LabelFolder:
     """Label maps ``folder/NAME.png``, looked up by the names of frames.
 
     Args:
-        folder: Folder of PNGs with class ids (`read_label`).
+        folder: Folder of PNGs (`read_label`).
+        classes: What the label maps hold. None returns them as they are stored.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no PNG.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, classes: ClassSet | None = None) -> None:
+        self.folder, self.classes = Path(folder), classes
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder {self.folder}: give one with label maps NAME.png")
         if not any(self.folder.glob("*.png")):
             raise FileNotFoundError(f"{self.folder} holds no label map NAME.png, named like the images")
 
     def __call__(self, frame: Frame) -> np.ndarray | None:
-        """Return the label map of a frame, ``(H, W)`` uint8, or None if there is no such file.
+        """Return the label map of a frame, or None if there is no such file.
+
+        Returns:
+            ``(H, W)`` uint8 class ids or void; without ``classes``, what `read_label` returns.
 
         Raises:
-            ValueError: If the file is not a label map of the frame's size.
+            ValueError: If the file is not a label map of the frame's size, or does not fit the classes.
         """
         path = self.folder / f"{frame.name}.png"
         if not path.is_file():
             return None
-        return read_label(path, frame.image.shape[:2])
+        label = read_label(path, frame.image.shape[:2])
+        return label if self.classes is None else self.classes.read(label, str(path))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -123,14 +129,17 @@ def read_samples(path: Path) -> np.ndarray:
 def read_label(
     path: Path, size: tuple[int, ...], from_colors: Callable[[np.ndarray, str], np.ndarray] | None = None
 ) -> np.ndarray:
-    """Read a label map, ``(H, W)`` uint8.
+    """Read a label map as it is stored. `netwarp_ros.classes.ClassSet.read` makes class ids of it.
 
     Args:
-        path: Image with one channel of at most 8 bits, or an indexed PNG, whose indices are the class ids.
+        path: Image with one channel of at most 16 bits; an indexed PNG, whose indices are the ids; or an image of
+            colors, without transparency.
         size: Height and width of the labelled image.
         from_colors: Converts colors, ``(..., 3)`` uint8, BGR, to class ids; its second argument names the label map in
-            errors. Without it, an image of colors is refused. If it knows all colors of an indexed PNG's palette, the
-            class ids are those of the colors.
+            errors. If it knows all colors of an indexed PNG's palette, the class ids are those of the colors.
+
+    Returns:
+        ``(H, W)`` uint8 or uint16 ids, or, without ``from_colors``, ``(H, W, 3)`` uint8 colors, BGR.
 
     Raises:
         ValueError: If the file is not such an image, or has another size.
@@ -139,18 +148,24 @@ def read_label(
     bits, is_indexed = _png_format(path)
     if is_indexed:
         label = _read_indexed(path, from_colors)
-    elif from_colors and label.ndim == 3:
-        label = from_colors(label, str(path))
+    elif label.ndim == 3:
+        label = _opaque_colors(label, path)
+        if from_colors:
+            label = from_colors(label, str(path))
     elif bits < 8:
         label //= 255 // (2**bits - 1)  # OpenCV scales grey values to 8 bits
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise ValueError(
-            f"{path} is {label.shape} {label.dtype}: a label map holds class ids, one channel of 8 bits; "
-            "convert colors to ids first"
-        )
-    if label.shape != size:
+    if label.shape[:2] != size:
         raise ValueError(f"{path} is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
     return label
+
+
+def _opaque_colors(label: np.ndarray, path: Path) -> np.ndarray:
+    """Return the colors of a label map of colors, ``(H, W, 3)`` uint8, BGR, without its transparency."""
+    if label.dtype != np.uint8:
+        raise ValueError(f"{path} has colors of 16 bits: save the colors of the classes with 8 bits")
+    if (label[..., 3:] != 255).any():
+        raise ValueError(f"{path} has transparent pixels, which have no class: save it without transparency")
+    return label[..., :3]
 
 
 def _png_format(path: Path) -> tuple[int, bool]:

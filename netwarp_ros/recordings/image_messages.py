@@ -7,6 +7,7 @@ Messages may be of any Python class with the fields of ``sensor_msgs/Image`` or 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,7 +23,7 @@ from netwarp_ros.recordings.image_codecs import (
     samples_to_bgr,
     to_8_bits,
 )
-from netwarp_ros.resources import quote
+from netwarp_ros.resources import cut, quote
 
 
 class _Layout(NamedTuple):
@@ -65,6 +66,13 @@ ENCODINGS = {
 }
 """The supported encodings of ``sensor_msgs/Image``. 8UC1, 8UC3 and 8UC4 are taken as mono8, bgr8 and bgra8."""
 
+LABEL_ENCODINGS = {
+    **{name: ENCODINGS[name] for name in ("mono8", "8UC1", "mono16", "rgb8", "bgr8", "8UC3")},
+    "16UC1": ENCODINGS["mono16"],
+    "16SC1": _Layout("i2", 1, None),
+}
+"""The encodings of label maps: class ids of 8 or 16 bits, or the colors of the classes. 8UC3 is taken as bgr8."""
+
 _FORMAT = re.compile(r"(?P<raw>\w+); ?\w+ compressed ?(?P<stored>\w*)")
 """A format of `compressed_image_transport`: encoding of the raw image, codec, encoding of what was compressed."""
 
@@ -93,44 +101,56 @@ def to_writable_bgr(message: Any) -> np.ndarray:
 
 
 def to_label(message: Any, size: tuple[int, ...]) -> np.ndarray:
-    """Decode an image message of class ids.
+    """Decode an image message that is a label map. `netwarp_ros.classes.ClassSet.read` makes class ids of it.
 
     Args:
-        message: An ``Image`` with encoding ``mono8`` or ``8UC1``.
+        message: An ``Image`` with an encoding in `LABEL_ENCODINGS`.
         size: Height and width of the labelled image.
 
     Returns:
-        The label map, ``(H, W)`` uint8, a copy.
+        The label map as it is stored, a copy: ``(H, W)`` uint8 or uint16, or ``(H, W, 3)`` uint8 colors, BGR.
 
     Raises:
-        ImageError: If encoding or size is different, or height, step and data do not fit together.
+        ImageError: If encoding or size is different, an id is < 0, or height, step and data do not fit together.
     """
     encoding = getattr(message, "encoding", "compressed")
-    if encoding not in ("mono8", "8UC1"):
-        raise ImageError(f"a label map must be mono8, not {encoding}: colors and lossy images hold no class ids")
-    label = to_array(message)[..., 0].copy()
-    if label.shape != size:
+    if encoding not in LABEL_ENCODINGS:
+        raise ImageError(
+            f"a label map must be mono8, mono16, bgr8 or rgb8, not {cut(encoding, 80)}: give class ids, or the colors "
+            "of the classes, without compression"
+        )
+    label = to_array(message, LABEL_ENCODINGS)
+    if label.shape[:2] != size:
         raise ImageError(f"it is {label.shape[1]}x{label.shape[0]}, but its image is {size[1]}x{size[0]}")
-    return label
+    if label.dtype == np.int16:
+        if (lowest := label.min()) < 0:
+            raise ImageError(
+                f"it holds class id {lowest}: ids are 0 to 65535; record it as 16UC1, and unlabelled as 255"
+            )
+        label = label.view(np.uint16)
+    if label.shape[2] == 1:
+        return label[..., 0].copy()
+    return label[..., ::-1].copy() if encoding == "rgb8" else label.copy()
 
 
-def to_array(message: Any) -> np.ndarray:
+def to_array(message: Any, encodings: Mapping[str, _Layout] = ENCODINGS) -> np.ndarray:
     """Return the samples of a raw image message, without conversion.
 
     Args:
-        message: An ``Image`` with an encoding in `ENCODINGS`.
+        message: An ``Image`` with one of these encodings.
+        encodings: How each encoding stores pixels.
 
     Returns:
-        ``(H, W, C)`` uint8 or uint16; only the Y plane if there are two planes. A view of the data, or a copy if 16-bit
-        samples have the other byte order or odd addresses.
+        ``(H, W, C)`` uint8, uint16 or int16; only the Y plane if there are two planes. A view of the data, or a copy if
+        16-bit samples have the other byte order or odd addresses.
 
     Raises:
         ImageError: If width, height, encoding, step and data do not fit together.
     """
     width, height, step, encoding = message.width, message.height, message.step, message.encoding
-    if encoding not in ENCODINGS:
-        raise ImageError(f"encoding is {quote(encoding, 80)}: expected one of {', '.join(ENCODINGS)}")
-    layout = ENCODINGS[encoding]
+    if encoding not in encodings:
+        raise ImageError(f"encoding is {quote(encoding, 80)}: expected one of {', '.join(encodings)}")
+    layout = encodings[encoding]
     across, down = layout.chroma
     if not width or not height:
         raise ImageError(f"size is {width}x{height}: expected at least one pixel")

@@ -7,6 +7,7 @@ ROS 2, and not with the definitions in the bag: a bag may hold types that cannot
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,17 +103,17 @@ def image_message(image: np.ndarray, encoding: str, header: Any) -> Any:
     """Return a ``sensor_msgs/Image``.
 
     Args:
-        image: ``(H, W)`` or ``(H, W, C)`` uint8.
-        encoding: ``mono8`` or ``bgr8``.
+        image: ``(H, W)`` or ``(H, W, C)`` uint8 or uint16.
+        encoding: ``mono8``, ``mono16`` or ``bgr8``.
         header: A ``std_msgs/Header``.
     """
-    rows = np.ascontiguousarray(image).reshape(image.shape[0], -1)
+    rows = np.ascontiguousarray(image).reshape(image.shape[0], -1).view(np.uint8)
     return typestore.types[IMAGE](
         header=header,
         height=image.shape[0],
         width=image.shape[1],
         encoding=encoding,
-        is_bigendian=0,
+        is_bigendian=int(image.dtype.itemsize > 1 and sys.byteorder == "big"),
         step=rows.shape[1],
         data=rows.reshape(-1),
     )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from netwarp_ros.classes import ClassSet
 from netwarp_ros.recordings.bag_reader import is_bag_file
 from netwarp_ros.recordings.bags import BagFrames, BagLabels
 from netwarp_ros.recordings.frames import DEFAULT_RATE, FrameSource
@@ -48,7 +49,7 @@ def open_frames(
 
 
 def open_labels(
-    frames: FrameSource, images: Path, labels: Path | None, topics: Sequence[str]
+    frames: FrameSource, images: Path, labels: Path | None, topics: Sequence[str], classes: ClassSet | None = None
 ) -> LabelFolder | BagLabels | None:
     """Open the label maps of a recording.
 
@@ -57,6 +58,7 @@ def open_labels(
         images: Path of the recording.
         labels: A folder of label maps, or a bag. None stands for the recording's own bag.
         topics: Topics of label maps in the bag, one for each of the recording's cameras.
+        classes: What the label maps hold. None leaves them as they are stored.
 
     Returns:
         A callable that gives the label map of a frame; None if neither labels nor topics are given.
@@ -69,7 +71,7 @@ def open_labels(
     if not topics:
         if labels and is_bag(labels):
             raise ValueError(f"{labels} is a bag: name the topic of its label maps")
-        return LabelFolder(labels) if labels else None
+        return LabelFolder(labels, classes) if labels else None
     if not is_bag(path):
         raise ValueError(f"the topic {topics[0]} of label maps is named, but {path} is not a bag: leave the topic out")
     if len(topics) != len(frames.cameras):
@@ -78,7 +80,7 @@ def open_labels(
             f"{len(topics)} topics of label maps are named ({', '.join(topics)}) for {len(frames.cameras)} cameras "
             f"({cameras}): name one for each, in their order"
         )
-    return BagLabels(path, dict(zip(frames.cameras, topics, strict=True)))
+    return BagLabels(path, dict(zip(frames.cameras, topics, strict=True)), classes)
 
 
 def is_bag(path: Path) -> bool:

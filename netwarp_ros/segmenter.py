@@ -37,8 +37,9 @@ from netwarp_ros.models import (
     load_model,
     resize_flow,
 )
+from netwarp_ros.models.input_frames import InputFrames
+from netwarp_ros.models.spec import InputSize
 from netwarp_ros.models.video_cnn import map_size, to_device
-from netwarp_ros.models.weights import MAX_INPUT_HEIGHT
 from netwarp_ros.timing import timed
 
 MAX_GAP = 0.5
@@ -103,7 +104,8 @@ class Segmenter:
         threads: Threads of an engine on the CPU. If it is not 0, it also limits PyTorch and OpenCV in this process.
         engine_cache: Folder for what an engine makes of a model.
         input_height: Images are scaled to this height in pixels for network and flow; the aspect ratio is kept. 0
-            means the height the model was trained at.
+            means the height the model was trained at. Another one costs accuracy, as objects have another size than in
+            training, and time in proportion to its square.
         max_input_width: An image that would then be wider than this, in pixels, keeps its own size; if it is wider
             itself, it is scaled to this width. This bounds time and memory for images of few rows, as of a line camera.
         max_gap: The memory is reset if two stamps are more than this many seconds apart.
@@ -112,6 +114,7 @@ class Segmenter:
 
     Attributes:
         model: The segmenter's own model.
+        frames: How images become frames that the network takes.
         engine: The engine in use.
         engine_options: What was asked for.
         engine_problem: Why it is not the one asked for, or not the best one; empty if it is.
@@ -138,12 +141,6 @@ class Segmenter:
         host_only: bool = False,
         inference: Inference = WHOLE_FRAME,
     ) -> None:
-        if not 0 <= input_height <= MAX_INPUT_HEIGHT:
-            raise ValueError(
-                f"input_height is {input_height}: give pixels up to {MAX_INPUT_HEIGHT}, or 0 for the height of training"
-            )
-        if max_input_width < 1:
-            raise ValueError(f"max_input_width is {max_input_width}: give pixels > 0")
         if not max_gap > 0:
             raise ValueError(f"max_gap is {max_gap}: give seconds > 0")
         cache = None if engine_cache is None else Path(engine_cache)
@@ -155,10 +152,9 @@ class Segmenter:
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
         self.flow = DisFlow(flow) if isinstance(flow, str) else flow
-        self.input_height = input_height or self.model.spec.input_height
-        self.max_input_width = max_input_width
+        self.frames = InputFrames(self.model.spec, input_height, max_input_width)
         self.max_gap = max_gap
-        self.inference = inference
+        self.inference = _fitted(inference, self.model.spec.input_size)
         self.network = self.model.network
         self.uses_netwarp = bool(self.network.layers) and not host_only
         in_use = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
@@ -166,6 +162,11 @@ class Segmenter:
         self.device = self.engine.device
         self._warm: set[tuple[int, int]] = set()
         self._flow_thread = ThreadPoolExecutor(1, "flow") if self.device.type == "cuda" else None
+
+    @property
+    def input_height(self) -> int:
+        """Height in pixels that images are scaled to."""
+        return self.frames.height
 
     @property
     def precision(self) -> str:
@@ -209,31 +210,15 @@ class Segmenter:
 
     def is_warm(self, width: int, height: int) -> bool:
         """Tell whether `warm_up` was called for images that are scaled to the same input size."""
-        return self._input_size(width, height) in self._warm
+        return self.frames.scaled((height, width)) in self._warm
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
         """Segment two black frames, so that the engine's one-off work for their size is done before real ones come."""
-        self._warm.add(self._input_size(width, height))
+        self._warm.add(self.frames.scaled((height, width)))
         stream = self.stream()
         image = np.zeros((height, width, 3), np.uint8)
         for stamp_ns in (1, 2):
             stream.segment(image, stamp_ns)
-
-    def scale(self, image: np.ndarray) -> np.ndarray:
-        """Scale an image ``(H, W, 3)`` to the size of the network's input. An image of that size is returned itself."""
-        height, width = image.shape[:2]
-        size = self._input_size(width, height)
-        if size == (width, height):
-            return image
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > size[1] else cv2.INTER_LINEAR)
-
-    def _input_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height of the network's input for an image of this size."""
-        scaled_width = round(width * self.input_height / height)
-        if scaled_width <= self.max_input_width:
-            return max(1, scaled_width), self.input_height
-        own_width = min(width, self.max_input_width)
-        return own_width, max(1, round(height * own_width / width))
 
     @torch.inference_mode()
     def infer(
@@ -242,10 +227,10 @@ class Segmenter:
         flow: Callable[[], np.ndarray] | None = None,
         memory: Memory | InferenceMemory | None = None,
     ) -> tuple[np.ndarray, Memory | InferenceMemory | None]:
-        """Run the network on one frame, scaled by `scale`.
+        """Run the network on one frame.
 
         Args:
-            image: ``(H, W, 3)`` BGR uint8.
+            image: ``(H, W, 3)`` BGR uint8, from `InputFrames.frame`.
             flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid. Called when NetWarp needs
                 it, so never when ``memory`` is None.
             memory: The memory that the previous call on this stream returned, or None.
@@ -362,8 +347,8 @@ class Stream:
         previous = None if reason else self._previous
 
         with timed(stages, "prepare"):
-            scaled = segmenter.scale(image)
-            grey = segmenter.grey(scaled) if segmenter.uses_netwarp else None
+            frame = segmenter.frames.frame(image)
+            grey = segmenter.grey(frame) if segmenter.uses_netwarp else None
         estimated, wait = None, None
         if previous is not None and grey is not None and flow is None:
             wait = segmenter.begin_flow(partial(self._estimate_flow, grey, previous))
@@ -371,15 +356,15 @@ class Stream:
         def flow_to_previous() -> np.ndarray:
             nonlocal estimated
             if flow is not None:
-                return flow
+                return segmenter.frames.flow(flow)
             assert wait is not None
             with timed(stages, "flow"):
                 estimated = wait()
             return estimated
 
         with timed(stages, "network"):
-            mask, memory = segmenter.infer(scaled, flow_to_previous, previous.memory if previous else None)
-            mask = _mask_at_image_size(mask, image)
+            mask, memory = segmenter.infer(frame, flow_to_previous, previous.memory if previous else None)
+            mask = _mask_at_image_size(segmenter.frames.cropped(mask, image.shape[:2]), image)
         stages["network"] -= stages["flow"]
 
         if grey is not None and memory is not None:
@@ -413,6 +398,23 @@ class Stream:
         if stamp_ns - previous.stamp_ns > self.segmenter.max_gap * 1e9:
             return Reset.GAP
         return ""
+
+
+def _fitted(inference: Inference, taken: InputSize) -> Inference:
+    """Return the views of a frame in sizes that the network takes.
+
+    Raises:
+        ValueError: If it takes none of other sizes than the whole frame's, or no windows of this size.
+    """
+    if inference == WHOLE_FRAME:
+        return inference
+    if taken.fixed and (inference.scales != (1.0,) or inference.window):
+        raise ValueError(
+            f"the network takes {taken.fixed[1]}x{taken.fixed[0]} only: give no windows, and no scales other than 1"
+        )
+    if inference.window % taken.multiple:
+        raise ValueError(f"window is {inference.window}: give a multiple of {taken.multiple}, which the network takes")
+    return replace(inference, multiple=taken.multiple)
 
 
 def _mask_at_input_size(scores: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -74,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     how = {"engine": arguments.engine, "precision": arguments.precision}
     segmenter, host = (Segmenter(arguments.model, host_only=alone, **how) for alone in (False, True))
-    images = [segmenter.scale(frame.image) for frame in open_frames(arguments.images)]
+    images = [segmenter.frames.frame(frame.image) for frame in open_frames(arguments.images)]
     streams, times = {"whole frame": segmenter.stream(), "host": host.stream()}, defaultdict(list)
     for stream in streams.values():
         stream.segmenter.warm_up(*images[0].shape[1::-1])

@@ -34,7 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {"models", "ops", "resources"},
     "segmenter": {"engines", "flow", "models", "ops", "timing"},
     "offline": {"classes", "flow", "models", "recordings", "resources", "segmenter"},
-    "training": {"classes", "datasets", "engines", "flow", "metrics", "models", "recordings", "resources", "segmenter"},
+    "training": {
+        "classes", "datasets", "engines", "flow", "metrics", "models", "ops", "recordings", "resources", "segmenter",
+    },
     "evaluation": {
         "classes", "engines", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter",
         "timing",

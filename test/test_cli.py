@@ -109,7 +109,10 @@ def test_main_sets_the_spin_count_unless_the_environment_does() -> None:
         (["evaluate", "--labels", "{images}"], "give --images, with --labels or without"),
         (["evaluate", "--cityscapes", "absent"], "unpack gtFine_trainvaltest.zip"),
         (["plot", "trimap", "absent.json", "-o", "out.png"], "absent.json"),
-        (["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}"], "holds class ids"),
+        (
+            ["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}"],
+            "which no class of camvid has: give it to a class or to void_colors",
+        ),
         (
             ["evaluate", "--images", "{images}", "--labels", "{images}", "--model", "{model}", "--classes", "ade"],
             "no class set named 'ade'",

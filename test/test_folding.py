@@ -230,7 +230,7 @@ def test_an_engine_leaves_hosts_alone_that_cannot_run_on_a_small_frame() -> None
             return result
 
     host = Fixed().eval()
-    choice._fold(host)
+    choice._fold(host, (128, 128))
     assert isinstance(host.layers[1], nn.BatchNorm2d)
 
 

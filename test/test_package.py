@@ -173,6 +173,6 @@ def test_pip_installs_every_file_that_is_not_a_module() -> None:
 def test_resource_finds_config_and_says_what_there_is_instead() -> None:
     assert resource("classes", "camvid.yaml").is_file()
     with pytest.raises(
-        FileNotFoundError, match=r"no 'kitti.yaml' in .*classes, which holds camvid.yaml, cityscapes.yaml"
+        FileNotFoundError, match=r"no 'kitti.yaml' in .*classes, which holds ade20k.yaml, camvid.yaml, cityscapes.yaml"
     ):
         resource("classes", "kitti.yaml")

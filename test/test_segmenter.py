@@ -176,7 +176,7 @@ def test_input_height_is_the_height_of_the_flows_images() -> None:
 )
 def test_size_of_the_networks_input(image_size: tuple[int, int], input_size: tuple[int, int]) -> None:
     image = np.zeros((image_size[1], image_size[0], 3), np.uint8)
-    scaled = segmenter(input_height=360, max_input_width=1000).scale(image)
+    scaled = segmenter(input_height=360, max_input_width=1000).frames.frame(image)
     assert (scaled.shape[1], scaled.shape[0]) == input_size
 
 
@@ -187,8 +187,8 @@ def test_an_image_of_few_rows_is_not_scaled_up() -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 2048, 3), np.uint8)
     first, second = stream.segment(image, 0), stream.segment(image, 1)
     assert first.mask.shape == second.mask.shape == (16, 2048) and not second.reason
-    assert wide.scale(image).shape == (1, 128, 3)
-    assert segmenter(input_height=360).scale(image) is image
+    assert wide.frames.frame(image).shape == (1, 128, 3)
+    assert segmenter(input_height=360).frames.frame(image) is image
 
 
 def test_segmenters_share_a_loaded_model_and_do_not_change_it() -> None:

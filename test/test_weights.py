@@ -95,11 +95,25 @@ def test_class_set_goes_with_the_weights(tmp_path: Path, network: VideoCNN) -> N
     assert header_of(file)["classes"] == {
         "name": "things",
         "void": 255,
-        "classes": [{"name": f"thing {index}", "color": [index, 2 * index, 3 * index]} for index in range(11)],
+        "classes": [{"name": f"thing {i}", "color": [i, 2 * i, 3 * i], "ids": []} for i in range(11)],
+        "void_ids": [],
+        "void_colors": [],
     }
     read = read_spec(file).classes
     assert (read.name, read.names, read.void) == ("things", tuple(entry.name for entry in classes), 255)
     np.testing.assert_array_equal(read.palette, np.outer(range(11), (1, 2, 3)))
+
+
+def test_ids_of_label_maps_go_with_the_weights(tmp_path: Path, network: VideoCNN) -> None:
+    text = "name: eleven\nvoid: [0, 700]\nvoid_colors: [[1, 1, 1]]\nclasses:\n- {name: a, ids: [255, 7]}\n"
+    (tmp_path / "eleven.yaml").write_text(text + "".join(f"- {{name: b{i}, id: {i}}}\n" for i in range(60, 70)))
+    classes = load_classes(tmp_path / "eleven.yaml")
+    spec = dataclasses.replace(SPEC, classes=classes)
+    read = read_spec(save_model(tmp_path / "eleven.safetensors", network, spec)).classes
+    assert read == classes and read.void_colors == ((1, 1, 1),)
+    np.testing.assert_array_equal(read.palette, classes.palette)
+    label = np.uint16([[255, 7, 0, 700, 60, 69]])
+    assert read.read(label, "").tolist() == [[0, 0, 255, 255, 1, 10]]
 
 
 def test_class_set_of_this_package_may_be_named(file: Path) -> None:

@@ -21,8 +21,7 @@ import torch
 from netwarp_ros.benchmarks.model import measure_overhead
 from netwarp_ros.classes import load_classes
 from netwarp_ros.evaluation.provenance import environment
-from netwarp_ros.models import Model, load_model
-from netwarp_ros.models.weights import ModelSpec, NetWarpSpec, build
+from netwarp_ros.models import Model, ModelSpec, NetWarpSpec, build, load_model
 from netwarp_ros.street import Street
 
 MODELS = ("swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid")

@@ -14,7 +14,7 @@ import numpy as np
 from netwarp_ros.benchmarks.model import check_has_netwarp, median_ratio, time_in_turns
 from netwarp_ros.engines import EngineError
 from netwarp_ros.models import Model
-from netwarp_ros.models.weights import WeightsError
+from netwarp_ros.models.spec import WeightsError
 from netwarp_ros.segmenter import Segmenter
 
 REFERENCE = {"engine": "torch", "precision": "float32", "compile": "none"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 if TYPE_CHECKING:
+    from netwarp_ros.classes import ClassSet
     from netwarp_ros.evaluation.scoring import Labels
     from netwarp_ros.flow import FlowFolder
     from netwarp_ros.models import Inference
@@ -35,7 +36,7 @@ ClassesOption = Annotated[
     typer.Option(
         "--classes",
         metavar="NAME|FILE",
-        help="camvid, cityscapes or a .yaml file. By default, those of the model.",
+        help="What label maps hold: a class set of the package (camvid, …) or a .yaml file. By default, the model's.",
         show_default=False,
     ),
 ]
@@ -157,7 +158,7 @@ class ModelOptions(EngineOptions):
             "device": str(segmenter.device),
             "precision": segmenter.precision,
             "input_height": segmenter.input_height,
-            "max_input_width": segmenter.max_input_width,
+            "max_input_width": segmenter.frames.max_width,
             "window": segmenter.inference.window,
             "scales": list(segmenter.inference.scales),
             "flip": segmenter.inference.flip,
@@ -269,7 +270,7 @@ class DataOptions:
         list[str] | None,
         typer.Option(
             "--label-topic",
-            help="Topic of mono8 label maps, in the bag given by --labels or else by --images. Each label map has the "
+            help="Topic of label maps, in the bag given by --labels or else by --images. Each label map has the "
             "stamp of its image. Give one topic for each --topic, in the same order.",
             show_default=False,
         ),
@@ -288,8 +289,12 @@ class DataOptions:
         int, typer.Option("--clip", help="Frames of each clip of Cityscapes; the last one is labelled.")
     ] = 2
 
-    def open(self, reading: RecordingOptions) -> EvaluationData:
+    def open(self, reading: RecordingOptions, classes: ClassSet | None = None) -> EvaluationData:
         """Open the recording and its labels.
+
+        Args:
+            reading: How the recording is read.
+            classes: What the label maps hold. None leaves those of folders and bags as they are stored.
 
         Raises:
             ValueError: If options are missing or do not fit together.
@@ -306,6 +311,6 @@ class DataOptions:
         if self.images and not self.cityscapes:
             topics = self.label_topics or []
             frames = open_frames(self.images, rate=reading.rate, topics=reading.topics or [], leave_out=topics)
-            labels = open_labels(frames, self.images, self.labels, topics)
+            labels = open_labels(frames, self.images, self.labels, topics, classes)
             return EvaluationData(frames, labels, None, None, {"images": self.images, "labels": self.labels})
         raise ValueError("give --images, with --labels or without, or --cityscapes")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from netwarp_ros.engines.engine import EngineError
-from netwarp_ros.models.weights import WeightsError, open_safetensors, write_safetensors
+from netwarp_ros.models.spec import WeightsError
+from netwarp_ros.models.weights import open_safetensors, write_safetensors
 
 Parts = Mapping[str, bytes]
 """The files that an engine's graph consists of, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +17,9 @@ from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
 from netwarp_ros.engines.engine import Engine, EngineError, Normalisation
 from netwarp_ros.engines.folding import fold_batch_norms
 from netwarp_ros.engines.pytorch import COMPILE_MODES, CUDA_GRAPHS, CompiledTorchEngine, TorchEngine
-from netwarp_ros.models.video_cnn import Memory, VideoCNN
+from netwarp_ros.models.insertion import example_frame
+from netwarp_ros.models.others.onnx_host import OnnxHost
+from netwarp_ros.models.video_cnn import Memory, Size, VideoCNN
 from netwarp_ros.models.weights import Model
 from netwarp_ros.resources import cut
 
@@ -91,6 +93,8 @@ def open_engine(network: VideoCNN, model: Model, height: int, options: EngineOpt
         EngineError: If an engine was chosen by name, and it is missing or does not work.
     """
     device = torch_device(options.device)
+    if isinstance(network.host, OnnxHost):
+        options = _options_of_onnx(options, device)
     network.eval().to(device)
     normalisation = Normalisation.of(model.spec, device)
     candidates, problem = _candidates(options, device), ""
@@ -98,7 +102,7 @@ def open_engine(network: VideoCNN, model: Model, height: int, options: EngineOpt
         try:
             engine = _make(name, mode, network, model, normalisation, options, device)
             if not isinstance(engine, TorchEngine):
-                _verify(engine, network, height)
+                _verify(engine, network, model.spec.input_size.padded_frame(height))
             return engine, problem
         except Exception as error:  # compilers, and what they call, share no base class of errors
             reason = _reason(error)
@@ -108,6 +112,26 @@ def open_engine(network: VideoCNN, model: Model, height: int, options: EngineOpt
                 raise EngineError(f"engine {name}: {reason}") from error
             problem = problem or cut(reason, 400)
     raise AssertionError("there is no candidate")
+
+
+def _options_of_onnx(options: EngineOptions, device: torch.device) -> EngineOptions:
+    """Return the options that an ONNX file's graph is run with: OpenVINO runs it inside of the host.
+
+    Raises:
+        ValueError: If something else is asked for.
+    """
+    for name, value, choices in (
+        ("engine", options.engine, ("auto", "torch")),
+        ("precision", options.precision, ("auto", "float32")),
+        ("compile", options.compile, ("none",)),
+        ("device", device.type, ("cpu",)),
+    ):
+        if value not in choices:
+            raise EngineError(
+                f"{name} is {value!r}, but the model is an ONNX file, which engine torch lets OpenVINO run on the CPU "
+                f"in float32: choose {' or '.join(choices)}"
+            )
+    return replace(options, engine="torch", precision="float32")
 
 
 def _reason(error: Exception) -> str:
@@ -156,7 +180,7 @@ def _make(
 
         return OnnxRuntimeEngine(network, normalisation, precision, options.threads, options.engine_cache)
     if name != "tensorrt":  # it folds them itself
-        _fold(network.host)
+        _fold(network.host, model.spec.input_size.example)
     network.host.to(dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
     if name == "tensorrt":
         from netwarp_ros.engines.onnx import TensorRTEngine
@@ -170,26 +194,26 @@ def _make(
     return engine
 
 
-def _fold(host: nn.Module) -> None:
-    """Fold the batch norms of a host that is in float32. One that cannot run on a small frame stays as it is."""
+def _fold(host: nn.Module, size: Size) -> None:
+    """Fold the batch norms of a host that is in float32, seen on a frame of this size."""
     weight = next(host.parameters(), None)
     if weight is None or weight.dtype != torch.float32:
         return
-    noise = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    noise = example_frame(host, size)
     with suppress(Exception):  # of a network of any kind
         fold_batch_norms(host, lambda: host(noise))
 
 
 @torch.inference_mode()
-def _verify(engine: Engine, network: VideoCNN, height: int) -> None:
-    """Compare an engine with PyTorch on a few frames of smooth noise that moves.
+def _verify(engine: Engine, network: VideoCNN, size: Size) -> None:
+    """Compare an engine with PyTorch on a few frames of this size: smooth noise that moves.
 
     Raises:
         EngineError: If too many pixels have another class.
     """
     reference = TorchEngine(network, engine.normalisation, engine.device)
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    image = cv2.resize(noise, (height * 4 // 3, height), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(noise, size[::-1], interpolation=cv2.INTER_CUBIC)
     flow = torch.zeros(1, 2, *image.shape[:2], device=engine.device)
     flow[:, 0] = -2
     differing = 0.0

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from netwarp_ros.models.spec import ModelSpec
 from netwarp_ros.models.video_cnn import Flow, Memory
-from netwarp_ros.models.weights import ModelSpec
 
 
 class EngineError(ValueError):

@@ -18,8 +18,10 @@ from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graphs import FrameGraph, FrameGraphs
 from netwarp_ros.engines.onnx import to_onnx
 from netwarp_ros.engines.openvino import convert, import_openvino
+from netwarp_ros.models.others.onnx_host import refuse_onnx
+from netwarp_ros.models.spec import MAX_INPUT_HEIGHT
 from netwarp_ros.models.video_cnn import Size, VideoCNN
-from netwarp_ros.models.weights import MAX_INPUT_HEIGHT, Model
+from netwarp_ros.models.weights import Model
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 """Formats of the graphs, and the endings of their files. An ``.xml`` has its weights in a ``.bin`` beside it."""
@@ -106,11 +108,16 @@ class Exporter:
     ) -> None:
         if format not in FORMATS:
             raise ValueError(f"format is {format!r}: choose one of {', '.join(FORMATS)}")
-        height = height or model.spec.input_height
-        width = width or round(height * 4 / 3)
+        refuse_onnx(model.spec, model.name, "it cannot be exported")
+        taken = model.spec.input_size
+        default = taken.padded_frame(height or model.spec.input_height)
+        height, width = height or default[0], width or default[1]
         for name, value, most in (("height", height, MAX_INPUT_HEIGHT), ("width", width, MAX_WIDTH)):
             if not MIN_SIDE <= value <= most:
                 raise ValueError(f"{name} is {value}: give {MIN_SIDE} to {most} pixels, or 0 for the default")
+        if taken.fixed not in (None, (height, width)) or taken.padded((height, width)) != (height, width):
+            sides = f"{taken.fixed[1]}x{taken.fixed[0]}" if taken.fixed else f"sides that {taken.multiple} divides"
+            raise ValueError(f"the size is {width}x{height}, and {model.name} takes {sides} only")
         self.model, self.format, self.size, self.host_only = model, format, (height, width), host_only
 
     def write(self, folder: Path) -> dict[str, Any]:

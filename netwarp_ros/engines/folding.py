@@ -103,7 +103,7 @@ def _run(network: nn.Module, run: Callable[[], Any]) -> tuple[list[Tensor], list
 
     handles = []
     for module in network.modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             handles.append(module.register_forward_hook(note_hooked))
         elif isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not is_parametrized(module):
             handles.append(module.register_forward_hook(note))

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.netwarp import EPSILON
+from netwarp_ros.models.outputs import class_scores
 from netwarp_ros.models.video_cnn import Size, VideoCNN
 
 
@@ -117,9 +118,9 @@ class StepGraph(FrameGraph):
         planes = self.normalisation(to_planes(frame))
         weight = next(self.network.host.parameters(), planes)
         maps = dict(zip(self.layers, map(to_planes, warped), strict=True)) if warped else None
-        scores, representations = self.network.step(planes.to(weight.dtype), maps)
+        output, representations = self.network.step(planes.to(weight.dtype), maps)
         self.layers = tuple(representations)
-        return to_pixels(scores, *representations.values())
+        return to_pixels(class_scores(output), *representations.values())
 
 
 class FrameGraphs:

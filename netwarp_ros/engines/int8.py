@@ -23,11 +23,10 @@ from torch import Tensor
 
 from netwarp_ros.engines.engine import EngineError
 from netwarp_ros.engines.graphs import StepGraph
+from netwarp_ros.models.spec import Name, WeightsError
 from netwarp_ros.models.weights import (
     INT8_HEADER,
     Model,
-    Name,
-    WeightsError,
     int8_file,
     load_model,
     open_safetensors,

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -19,6 +17,8 @@ from netwarp_ros.engines.engine import EngineError, Normalisation
 from netwarp_ros.engines.graph_engine import CPUGraphEngine, RunGraph
 from netwarp_ros.engines.graphs import FlowCNNGraph, StepGraph, export, forgetting_sources
 from netwarp_ros.engines.int8 import Int8Graphs, StepIR, open_step_graph
+from netwarp_ros.models import openvino_runtime
+from netwarp_ros.models.openvino_runtime import core
 from netwarp_ros.models.video_cnn import VideoCNN
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
@@ -26,31 +26,15 @@ _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO without its telemetry.
-
-    With it, importing OpenVINO would send an event to Google Analytics, and write an identifier to ~/intel. OpenVINO
-    and NNCF do without the package ``openvino_telemetry`` if it cannot be imported.
+    """Import OpenVINO without its telemetry, see `netwarp_ros.models.openvino_runtime`.
 
     Raises:
         EngineError: If OpenVINO cannot be imported.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # importing it is now an ImportError
     try:
-        import openvino
+        return openvino_runtime.import_openvino()
     except ImportError as error:
-        raise EngineError(f"engine openvino: it cannot be imported ({error}): pip install openvino") from error
-    return openvino
-
-
-@functools.cache
-def core() -> Any:
-    """Return the process's only `openvino.Core`, which lives as long as the process.
-
-    A core gives the thread that first uses it a stack for signal handlers, and puts back the one from before when it
-    ends. If two cores end in the order in which they were made, the second one puts back the first one's, whose memory
-    is gone: the next signal, such as that of a child that ended, overwrites other memory or ends the process.
-    """
-    return import_openvino().Core()
+        raise EngineError(f"engine openvino: {error}") from error
 
 
 @forgetting_sources()

@@ -12,6 +12,7 @@ from netwarp_ros.engines.engine import Normalisation
 from netwarp_ros.engines.graph_engine import GraphEngine, RunGraph
 from netwarp_ros.engines.graphs import export
 from netwarp_ros.models.float32 import full_float32
+from netwarp_ros.models.outputs import class_scores
 from netwarp_ros.models.video_cnn import Flow, Memory, VideoCNN
 
 CUDA_GRAPHS = "reduce-overhead"
@@ -38,7 +39,8 @@ class TorchEngine:
     @full_float32()
     def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         normalised = self.normalisation(frame).to(self._dtype, memory_format=torch.channels_last)
-        return self.network(normalised, flow, memory)
+        output, memory = self.network(normalised, flow, memory)
+        return class_scores(output), memory
 
     def constants(self, frame: Tensor) -> object:
         """Return what frames of this shape read besides inputs and weights: nothing."""

@@ -260,7 +260,7 @@ def _host_segmenter(segmenter: Segmenter) -> Segmenter:
         segmenter.model,
         flow=segmenter.flow,
         input_height=segmenter.input_height,
-        max_input_width=segmenter.max_input_width,
+        max_input_width=segmenter.frames.max_width,
         host_only=True,
         inference=segmenter.inference,
         **vars(segmenter.engine_options),

@@ -12,17 +12,18 @@ Words with one meaning each:
 
 from __future__ import annotations
 
+from netwarp_ros.models.build import build
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.inference import WHOLE_FRAME, Inference, InferenceMemory
+from netwarp_ros.models.insertion import augment
+from netwarp_ros.models.layer_outputs import LayerOutput
 from netwarp_ros.models.netwarp import NetWarp, resize_flow
-from netwarp_ros.models.video_cnn import Memory, VideoCNN, augment
+from netwarp_ros.models.outputs import class_scores
+from netwarp_ros.models.spec import InputSize, ModelSpec, NetWarpSpec, WeightsError
+from netwarp_ros.models.video_cnn import Memory, VideoCNN
 from netwarp_ros.models.weights import (
     DEFAULT_MODEL,
     Model,
-    ModelSpec,
-    NetWarpSpec,
-    WeightsError,
-    build,
     load_model,
     read_spec,
     save_model,
@@ -35,6 +36,8 @@ __all__ = [
     "FlowCNN",
     "Inference",
     "InferenceMemory",
+    "InputSize",
+    "LayerOutput",
     "Memory",
     "Model",
     "ModelSpec",
@@ -44,6 +47,7 @@ __all__ = [
     "WeightsError",
     "augment",
     "build",
+    "class_scores",
     "load_model",
     "read_spec",
     "resize_flow",

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,41 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
         OSError: The file cannot be opened.
     """
     with path.open("rb") as file:
+        _check_archive(path)
         try:
-            return torch.load(file, map_location=device, weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file that is refused, the error says enough
+                return torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # torch.load raises errors of many types, OSError for a cut file among them
-            # The first sentence has the reason. After it, PyTorch advises to load the file without weights_only.
-            reason = cut(str(error).partition(". ")[0]) or type(error).__name__
-            raise DamagedFileError(f"{path} holds more than weights, or is damaged ({reason})") from error
+            raise DamagedFileError(f"{path} holds more than weights, or is damaged ({_reason(error)})") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Check that a zip file has its records as they are: torch.save does not compress them.
+
+    Raises:
+        DamagedFileError: They could be larger in memory than the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # not a zip file, or a damaged one: torch.load will tell
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise DamagedFileError(f"{path} is a zip archive with compressed records, which torch.save does not write")
+
+
+def _reason(error: Exception) -> str:
+    """Return why PyTorch does not load a file: without its colors, and its advice to load it without weights_only."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if refused := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it holds {cut(refused[1], 100)}, which could run code"
+    if "TorchScript" in text:
+        return "it is a TorchScript archive"
+    if "Weights only load failed" in text:
+        return "it is not a file of torch.save with tensors and plain values only"
+    sentence = re.sub(r"\[enforce fail at [^\]]*\][. ]*", "", text).partition(". ")[0]
+    return cut(sentence) if re.search("[a-z]{3}", sentence) else type(error).__name__
 
 
 def load_checkpoint(

@@ -7,16 +7,17 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from netwarp_ros.models.netwarp import resize_flow, scale_flow
+from netwarp_ros.models.outputs import class_scores
 from netwarp_ros.models.video_cnn import Memory, Size
 
-Network = Callable[[Tensor, Tensor | None, Memory | None], tuple[Tensor, Memory]]
+Network = Callable[[Tensor, Tensor | None, Memory | None], tuple[Any, Memory]]
 """A `VideoCNN`, or a function that calls one."""
 
 Window = tuple[slice, slice]
@@ -57,6 +58,7 @@ class Inference:
         scales: Factors that the frame is resized by.
         flip: Whether each window is also seen mirrored left to right.
         windows_per_pass: How many views go through the network in one batch.
+        multiple: Height and width of the resized frames are multiples of this.
 
     Raises:
         ValueError: If a value is out of its range, or the stride is larger than the window.
@@ -67,6 +69,7 @@ class Inference:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     windows_per_pass: int = 8
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.window < 0:
@@ -80,11 +83,14 @@ class Inference:
 
     def windows(self, height: int, width: int) -> list[tuple[Size, list[Window]]]:
         """For each scale, return the size ``(h, w)`` of the resized frame and its windows, row by row."""
-        sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
+        sizes = [(self._scaled(height, scale), self._scaled(width, scale)) for scale in self.scales]
         return [
             (size, [(y, x) for y in self._windows_along(size[0]) for x in self._windows_along(size[1])])
             for size in sizes
         ]
+
+    def _scaled(self, length: int, scale: float) -> int:
+        return max(1, round(length * scale / self.multiple)) * self.multiple
 
     def _windows_along(self, length: int) -> list[slice]:
         """Return the windows along one side of a frame."""
@@ -104,8 +110,8 @@ class Inference:
         """Run a network on all views of one frame of each stream of the batch.
 
         Args:
-            video_cnn: A `VideoCNN`, or a function that calls one. Its output must be logits ``(b, K, h, w)``; they are
-                resized to the window.
+            video_cnn: A `VideoCNN`, or a function that calls one. The class scores in its output are resized to the
+                window.
             frame: ``(B, 3, H, W)``, normalised as the host expects.
             flow: ``(B, 2, H, W)`` float32, reverse flow in pixels of the frame, or a function that returns it. Not used
                 when ``memory`` is None.
@@ -171,9 +177,9 @@ class Inference:
             frames, flows = torch.cat([_view(frame, *view) for view in group]), None
             if flow is not None:
                 flows = torch.cat([_view_flow(flow, *view) for view in group])
-            logits, memory = video_cnn(frames, flows, next(memories))
+            output, memory = video_cnn(frames, flows, next(memories))
             passes.append(memory)
-            probabilities = _resize(logits.float(), (frames.shape[-2], frames.shape[-1])).softmax(dim=1)
+            probabilities = _resize(class_scores(output).float(), (frames.shape[-2], frames.shape[-1])).softmax(dim=1)
             if total is None:
                 total = probabilities.new_zeros(batch, probabilities.shape[1], *count.shape)
             for (window, mirrored), in_view in zip(group, probabilities.split(batch), strict=True):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn an image CNN into a video CNN by inserting NetWarp modules behind chosen layers of any `torch.nn.Module`.
+"""The video CNN: an image CNN with NetWarp modules behind chosen layers. `netwarp_ros.models.augment` makes one.
 
-`augment` looks at the layers and makes a `VideoCNN`. The `VideoCNN` registers a forward hook on each of them,
-`VideoCNN._netwarp_hook`: this is where NetWarp is inserted. `VideoCNN.forward` is a whole frame, and what training
-differentiates. Engines compute the same in parts: `VideoCNN.frames_for_flow`, `transform_flow` and `step`.
+A `VideoCNN` replaces the ``forward`` of each insertion layer by `VideoCNN._insertion_forward`: this is where NetWarp is
+inserted. `VideoCNN.forward` is a whole frame, and what training differentiates. Engines compute the same in parts:
+`VideoCNN.frames_for_flow`, `transform_flow` and `step`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from netwarp_ros.models.flow_cnn import FlowCNN
+from netwarp_ros.models.layer_outputs import MapPlace
 from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
 from netwarp_ros.models.resampling import Size, average
 
@@ -36,13 +37,15 @@ class InsertionLayer(NamedTuple):
     """A layer of the host that NetWarp is inserted behind.
 
     Attributes:
-        channels: Number of channels of its output.
-        modified_in_place: Whether the host, in evaluation mode, modifies that output in place afterwards, such as by
+        channels: Number of channels of its map.
+        modified_in_place: Whether the host, in evaluation mode, modifies that map in place afterwards, such as by
             ``ReLU(inplace=True)``.
+        place: Where in the layer's output the map is.
     """
 
     channels: int
     modified_in_place: bool
+    place: MapPlace = MapPlace()
 
 
 class Memory(NamedTuple):
@@ -70,8 +73,15 @@ Blended = Callable[[int, Tensor], Tensor]
 
 @dataclass
 class _HostPass:
-    """One pass of the host: how to blend (None for a first frame), and the representations to remember."""
+    """One pass of the host.
 
+    Attributes:
+        frame: Size of the frame.
+        blend: How to blend; None for a first frame.
+        representations: What to remember.
+    """
+
+    frame: Size
     blend: Blended | None
     representations: dict[str, Tensor] = field(default_factory=dict)
 
@@ -84,8 +94,9 @@ class VideoCNN(nn.Module):
     """A host with NetWarp modules behind some of its layers. Use `augment` to make one.
 
     ``output, memory = video_cnn(frame, flow, memory)``. Memory is a value: each camera has its own, and ``None`` resets
-    it. Gradients go through it, so the paper's two-frame training is two calls. The host is hooked, not changed: its
-    parameters keep their names, and called by itself it still is the image CNN.
+    it. Gradients go through it, so the paper's two-frame training is two calls. Of the host, only the
+    ``forward`` of its insertion layers is replaced: its modules and parameters keep their names, whatever hooks are
+    registered on a layer see the blend, and called by itself it still is the image CNN.
 
     Threads may share a network, each with memories of its own: the state of a forward pass belongs to the thread that
     made the call, and the host must run its insertion layers in that thread.
@@ -132,9 +143,10 @@ class VideoCNN(nn.Module):
         self.remember = remember
         blend_module = NetWarp if blend == "netwarp" else Concatenation
         self.netwarps = nn.ModuleList(blend_module(layer.channels) for layer in layers.values())
-        self._modified_in_place = [layer.modified_in_place for layer in layers.values()]
+        self._insertions = tuple(layers.values())
         for index, name in enumerate(layers):
-            find_layer(host, name).register_forward_hook(partial(VideoCNN._netwarp_hook, self, index))
+            layer = find_layer(host, name)
+            layer.forward = partial(VideoCNN._insertion_forward, self, index, layer.forward)
 
     def forward(
         self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None, **host_arguments: Any
@@ -159,7 +171,7 @@ class VideoCNN(nn.Module):
         """
         self.check(frame, flow, memory)
         if memory is None:
-            output, representations = self._run_host(frame, None, host_arguments)
+            output, representations = self.run_host(frame, None, host_arguments)
             frames = self.frames_for_flow(frame, map_sizes(representations))
             return output, Memory(tuple(frame.shape), frames, representations)
 
@@ -173,7 +185,7 @@ class VideoCNN(nn.Module):
             name = self.layers[index]
             return self.netwarps[index](z, memory.representations[name], flows[name])
 
-        output, representations = self._run_host(frame, blend, host_arguments)
+        output, representations = self.run_host(frame, blend, host_arguments)
         return output, Memory(tuple(frame.shape), frames, representations)
 
     def step(self, frame: Tensor, warped: Mapping[str, Tensor] | None) -> tuple[Any, dict[str, Tensor]]:
@@ -196,7 +208,7 @@ class VideoCNN(nn.Module):
             assert warped is not None and isinstance(module, NetWarp | Concatenation)
             return module.blend(z, warped[self.layers[index]])
 
-        return self._run_host(frame, None if warped is None else blend, {})
+        return self.run_host(frame, None if warped is None else blend)
 
     def frames_for_flow(self, frame: Tensor, sizes: Mapping[str, Size]) -> dict[Size, Tensor]:
         """Return the frame, float32, on each grid that Λ works on: what `Memory.frames` is.
@@ -296,11 +308,11 @@ class VideoCNN(nn.Module):
                 "reset it with memory=None"
             )
 
-    def _run_host(
-        self, frame: Tensor, blend: Blended | None, host_arguments: Mapping[str, Any]
+    def run_host(
+        self, frame: Tensor, blend: Blended | None = None, host_arguments: Mapping[str, Any] = MappingProxyType({})
     ) -> tuple[Any, dict[str, Tensor]]:
         """Run the host; return its output and the representations for the memory, in the order the layers ran in."""
-        run = _HostPass(blend)
+        run = _HostPass(map_size(frame), blend)
         token = _HOST_PASSES.set({**_HOST_PASSES.get(), self: run})
         try:
             output = self.host(frame, **host_arguments)
@@ -311,19 +323,34 @@ class VideoCNN(nn.Module):
             raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
         return output, run.representations
 
-    def _netwarp_hook(self, index: int, _module: nn.Module, _inputs: Any, z: Tensor) -> Tensor | None:
-        """Replace the output z_t of an insertion layer by its blend with the memory; remember z_t or the blend."""
+    def _insertion_forward(self, index: int, forward: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Any:
+        """Run an insertion layer; blend its output z_t with the memory, and remember z_t or the blend."""
+        output = forward(*inputs, **named_inputs)
         run, name = _HOST_PASSES.get().get(self), self.layers[index]
         if run is None:  # the host was called by itself
-            return None
+            return output
         if name in run.representations:
             raise RuntimeError(f"layer {name!r} ran twice in one pass of the host: choose one that runs once")
+        layer = self._insertions[index]
+        z = layer.place.take(output, run.frame)
         blend = z if run.blend is None else run.blend(index, z)
         remembered = z if self.remember == "before" else blend
         run.representations[name] = remembered
         # The host may modify this tensor in place later (in training, dropout may too), so pass it a copy.
-        shared = remembered is blend and (self._modified_in_place[index] or self.training)
-        return blend.clone() if shared else blend
+        if remembered is blend and (layer.modified_in_place or self.training):
+            blend = blend.clone()
+        return output if blend is z else layer.place.put(output, blend)
+
+    def remove(self) -> None:
+        """Give the host's layers the ``forward`` back that they had: the host is as it was before `augment`."""
+        for name in self.layers:
+            layer = find_layer(self.host, name)
+            insertion: Any = layer.forward
+            original = insertion.args[-1]
+            if getattr(original, "__func__", None) is type(layer).forward:
+                del layer.forward
+            else:
+                layer.forward = original
 
     def _flow_cnn_grid(self, frame: Size, sizes: Mapping[str, Size]) -> dict[str, Size]:
         """Return the size of the grid that Λ works on for each insertion layer."""
@@ -393,82 +420,3 @@ def find_layer(host: nn.Module, name: str) -> nn.Module:
         near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or [key for key in modules if key][:5]
         raise ValueError(f"{type(host).__name__} has no layer {name!r}: did you mean {', '.join(map(repr, near))}?")
     return modules[name]
-
-
-def augment(
-    host: nn.Module,
-    layers: Sequence[str],
-    *,
-    flow_cnn: bool = True,
-    flow_grid: FlowGrid = "image",
-    remember: Remember = "before",
-    blend: Blend = "netwarp",
-    example: Tensor | None = None,
-) -> VideoCNN:
-    """Turn an image CNN into a video CNN by inserting NetWarp behind some of its layers.
-
-    The host is run once on ``example``, in evaluation mode and without gradients, to find the number of channels of
-    each layer and whether its output is modified in place. Initially the video CNN equals its host bit for bit (w1 = 1,
-    w2 = 0).
-
-    Args:
-        host: Any module that takes a frame ``(B, 3, H, W)``. It is not copied.
-        layers: Names of submodules, as in ``host.named_modules()``, whose output is a tensor ``(B, C, h, w)``.
-        flow_cnn: See `VideoCNN`.
-        flow_grid: See `VideoCNN`.
-        remember: See `VideoCNN`.
-        blend: See `VideoCNN`.
-        example: A frame the host can be run on; by default zeros ``(1, 3, 128, 128)`` of the host's type and device.
-
-    Raises:
-        ValueError: If a layer is unknown, named twice, not run exactly once, or has another output.
-
-    Example:
-        >>> host = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 11, 1))
-        >>> video_cnn = augment(host, ["0"])
-        >>> frame, flow = torch.rand(1, 3, 24, 32), torch.zeros(1, 2, 24, 32)
-        >>> logits, memory = video_cnn(frame)
-        >>> logits, memory = video_cnn(frame, flow, memory)
-        >>> logits.shape
-        torch.Size([1, 11, 24, 32])
-    """
-    if isinstance(layers, str):
-        raise ValueError(f"layers is the string {layers!r}: give a list of names, such as [{layers!r}]")
-    if not layers or len(set(layers)) != len(layers):
-        raise ValueError(f"layers is {list(layers)}: name at least one layer, and each once")
-    if example is None:
-        weight = next(host.parameters(), torch.empty(0))
-        example = torch.zeros(1, 3, 128, 128, dtype=weight.dtype, device=weight.device)
-    insertion_layers = _inspect_layers(host, layers, example)
-    options: dict[str, Any] = {"flow_cnn": flow_cnn, "flow_grid": flow_grid, "remember": remember, "blend": blend}
-    return VideoCNN(host, insertion_layers, **options).to(example.device)
-
-
-def _inspect_layers(host: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, InsertionLayer]:
-    """Run the host once and look at the outputs of the layers."""
-    outputs: dict[str, list[tuple[Any, int]]] = {name: [] for name in layers}
-
-    def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs[name].append((output, getattr(output, "_version", 0)))
-
-    handles = [find_layer(host, name).register_forward_hook(partial(record, name)) for name in layers]
-    modes = {module: module.training for module in host.modules()}
-    try:
-        host.eval()
-        with torch.inference_mode(False), torch.no_grad():
-            host(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-
-    for name, runs in outputs.items():
-        if len(runs) != 1:
-            raise ValueError(f"layer {name!r} ran {len(runs)} times in one pass of the host: choose one that runs once")
-        output, _ = runs[0]
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"layer {name!r} gives {kind}: choose one that gives a tensor (B, C, h, w)")
-    # For autograd, PyTorch counts the in-place modifications of a tensor in its _version.
-    return {name: InsertionLayer(z.shape[1], z._version > version) for name, ((z, version),) in outputs.items()}

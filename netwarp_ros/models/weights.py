@@ -8,31 +8,27 @@ insert NetWarp into the host. Nothing is unpickled.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt
-from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from netwarp_ros.classes import ClassSet, load_classes
+from netwarp_ros.models.build import build_host, build_on_meta, insert_netwarp
 from netwarp_ros.models.hosts import HOSTS
-from netwarp_ros.models.video_cnn import Blend, FlowGrid, Remember, VideoCNN, augment
-from netwarp_ros.resources import MAX_JSON, Checked, cut, parse_json, quote
+from netwarp_ros.models.limits import at_most
+from netwarp_ros.models.spec import MODEL_NAME, ModelSpec, WeightsError
+from netwarp_ros.models.video_cnn import VideoCNN
+from netwarp_ros.resources import MAX_JSON, cut, parse_json, quote
 
 DEFAULT_MODEL = "swiftnet-lite0-netwarp-camvid"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
-
-MAX_INPUT_HEIGHT = 4320
-"""Greatest height in pixels that images are scaled to for the network: that of 8K video."""
 
 MAX_HEADER_BYTES = 2**20
 """Largest header of a weights file that is read: 10,000 tensors, a second's work. PSPNet-101 has 75 kB."""
@@ -42,72 +38,9 @@ INT8_HEADER = "netwarp_ros_int8"
 """The entry in the header of a file of int8 graphs (`netwarp_ros.engines.int8`)."""
 
 _INT8 = "-int8"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-Name = Annotated[str, Field(max_length=200)]
-HostArgument = Annotated[StrictInt, Field(ge=0, le=4096)] | StrictBool
-Mean = Annotated[StrictFloat, Field(ge=0, le=1)]
-Deviation = Annotated[StrictFloat, Field(ge=0.001, le=10)]
-
-
-class WeightsError(ValueError):
-    """A weights file is missing, is not valid, or does not fit the network that its header names."""
 
 
 @dataclass(frozen=True)
-class NetWarpSpec(Checked):
-    """Where and how NetWarp is inserted: the arguments of `netwarp_ros.models.augment`."""
-
-    layers: Annotated[tuple[Name, ...], Field(max_length=100)]
-    flow_cnn: StrictBool = True
-    flow_grid: FlowGrid = "image"
-    remember: Remember = "before"
-    blend: Blend = "netwarp"
-
-
-def _load_named(classes: Any) -> Any:
-    """Load a class set that is given by name, not by path: a header from elsewhere must not choose a file to read."""
-    if not isinstance(classes, str):
-        return classes
-    if not _NAME.fullmatch(classes):
-        raise ValueError(f"{quote(classes)} is not the name of a class set of this package")
-    try:
-        return load_classes(classes)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class ModelSpec(Checked):
-    """All that is needed to build a network and to prepare its input.
-
-    Attributes:
-        host: A key of `netwarp_ros.models.hosts.HOSTS`.
-        classes: The class set that the network was trained on.
-        host_arguments: Keyword arguments of the host, including ``num_classes``.
-        netwarp: Where NetWarp is inserted; None for an image CNN.
-        mean: Mean of the RGB values, in [0, 1], that frames are normalised with.
-        std: Standard deviation of the RGB values.
-        input_height: Height in pixels that the network was trained at; by default, images are scaled to it.
-        notes: For the model card: data, recipe, scores. At most 32 texts of 2000 characters.
-    """
-
-    host: Name
-    classes: Annotated[ClassSet, BeforeValidator(_load_named)]
-    host_arguments: Annotated[Mapping[Name, HostArgument], Field(max_length=32)]
-    netwarp: NetWarpSpec | None = None
-    mean: tuple[Mean, Mean, Mean] = _IMAGENET_MEAN
-    std: tuple[Deviation, Deviation, Deviation] = _IMAGENET_STD
-    input_height: Annotated[StrictInt, Field(ge=1, le=MAX_INPUT_HEIGHT)] = 360
-    notes: Annotated[Mapping[Name, Annotated[str, Field(max_length=2000)]], Field(max_length=32)] = dataclasses.field(
-        default_factory=dict
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Model:
     """A network, its spec, its name, and the file that it was loaded from, if it was."""
 
@@ -115,34 +48,6 @@ class Model:
     spec: ModelSpec
     name: str
     file: Path | None = None
-
-
-def build(spec: ModelSpec) -> VideoCNN:
-    """Build the network of a spec, with random weights, on the current default device.
-
-    Raises:
-        WeightsError: The spec names an unknown host, or its arguments do not fit.
-    """
-    return _insert_netwarp(_build_host(spec), spec)
-
-
-def _build_host(spec: ModelSpec) -> nn.Module:
-    if spec.host not in HOSTS:
-        raise WeightsError(f"unknown host {quote(spec.host)}: this package has {', '.join(sorted(HOSTS))}")
-    try:
-        return HOSTS[spec.host](**spec.host_arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"cannot build {spec.host}: {cut(str(error), 400)}") from error
-
-
-def _insert_netwarp(host: nn.Module, spec: ModelSpec) -> VideoCNN:
-    if spec.netwarp is None:
-        return VideoCNN(host, {})
-    arguments = dataclasses.asdict(spec.netwarp)
-    try:
-        return augment(host, arguments.pop("layers"), **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"cannot insert NetWarp into {spec.host}: {cut(str(error), 400)}") from error
 
 
 MODEL_MARK = '"__metadata__":{"netwarp_ros":'
@@ -169,11 +74,11 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path} does not end in .safetensors, the only format of weights files")
     tensors = {
-        name: (value.to(dtype) if value.ndim > 1 else value).detach().cpu().contiguous()
+        name: value.detach().to("cpu", dtype if value.ndim > 1 and value.is_floating_point() else value.dtype)
         for name, value in network.state_dict().items()
     }
     _check_finite("the network", tensors)
-    header = json.dumps(dataclasses.asdict(spec))
+    header = json.dumps(asdict(spec))
     if len(header) > MAX_JSON:
         raise WeightsError(f"the spec has {len(header)} characters of JSON, at most {MAX_JSON} are read: shorten notes")
     return write_safetensors(path, tensors, {_HEADER: header})
@@ -182,7 +87,10 @@ def save_model(path: str | Path, network: VideoCNN, spec: ModelSpec, *, dtype: t
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor | bytes], metadata: Mapping[str, str]) -> Path:
     """Write a safetensors file; bytes become a tensor of uint8. The file is renamed into place when it is complete."""
     maps = {
-        name: torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
+        # A copy of what is not dense, and of tied weights, which share memory: safetensors would refuse them.
+        name: torch.frombuffer(bytearray(value), dtype=torch.uint8)
+        if isinstance(value, bytes)
+        else value.clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
     }
     with tempfile.TemporaryDirectory(prefix=f"{path.name[:100]}.part-", dir=path.parent) as folder:
@@ -202,11 +110,13 @@ def load_model(name_or_file: str | Path) -> Model:
     """
     path = find_weights(name_or_file)
     spec = read_spec(path)
-    with torch.device("meta"):
-        host = _build_host(spec)
     with open_safetensors(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _check_shapes(path, VideoCNN(host, {}), {name: shapes[name] for name in shapes if name.startswith("host.")})
+        host_shapes = {name: shape for name, shape in shapes.items() if name.startswith("host.")}
+        # A header can describe a network of any size. On the meta device it takes no memory, but each layer takes time.
+        with at_most(parameters=2 * len(shapes) + 100, modules=20 * len(shapes) + 1000):
+            host = build_on_meta(spec)
+        _check_shapes(path, VideoCNN(host, {}), host_shapes)
         tensors = {name: file.get_tensor(name) for name in shapes}
     count = spec.host_arguments.get("num_classes", len(spec.classes))
     if count != len(spec.classes):
@@ -217,12 +127,12 @@ def load_model(name_or_file: str | Path) -> Model:
         for name, value in tensors.items()
     }
     _check_values(path, VideoCNN(host, {}), weights)
-    host.load_state_dict(
-        {name.removeprefix("host."): value for name, value in weights.items() if name.startswith("host.")}, assign=True
-    )
-    # With NetWarp the host is run once. On the meta device that would import torch._dynamo, which takes seconds.
-    with torch.random.fork_rng(devices=()):  # the random weights of NetWarp are replaced: draw no numbers for them
-        network = _insert_netwarp(host, spec)
+    with torch.random.fork_rng(devices=()):  # all random weights are replaced: draw no numbers for them
+        if spec.host not in HOSTS:  # a host by others may hold tensors that are not in its state dict
+            host = build_host(spec)
+        host.load_state_dict({name.removeprefix("host."): weights[name] for name in host_shapes}, assign=True)
+        # With NetWarp the host is run. On the meta device that would import torch._dynamo, which takes seconds.
+        network = insert_netwarp(host, spec)
     _check_shapes(path, network, shapes)
     _check_values(path, network, weights)
     network.load_state_dict(weights, assign=True)
@@ -265,7 +175,7 @@ def find_weights(name_or_file: str | Path) -> Path:
     path = Path(name_or_file)
     if path.suffix != ".safetensors":
         name = str(name_or_file)
-        if _NAME.fullmatch(name) and (shipped := WEIGHTS_FOLDER / f"{name}.safetensors").is_file():
+        if MODEL_NAME.fullmatch(name) and (shipped := WEIGHTS_FOLDER / f"{name}.safetensors").is_file():
             return shipped
         raise WeightsError(
             f"no model named {quote(name)}: give one of {', '.join(shipped_models()) or '(none shipped)'}, or the path "
@@ -276,6 +186,14 @@ def find_weights(name_or_file: str | Path) -> Path:
             f"no weights file {path}: give an existing .safetensors file, or a name from `netwarp models`"
         )
     return path
+
+
+def stored_type(path: Path) -> torch.dtype:
+    """Return the type that a weights file stores convolution kernels and matrices in: what `save_model` calls dtype."""
+    with open_safetensors(path) as file:
+        tensors = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+    types = {tensor.get_dtype() for tensor in tensors if len(tensor.get_shape()) > 1}
+    return torch.float16 if "F16" in types else torch.float32
 
 
 def shipped_models() -> list[str]:

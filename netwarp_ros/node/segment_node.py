@@ -33,7 +33,7 @@ from netwarp_ros.engines import COMPILE_MODES, ENGINES, INT8, PRECISIONS, Engine
 from netwarp_ros.flow.dis import PRESETS, DisFlow
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.models import DEFAULT_MODEL
-from netwarp_ros.models.weights import MAX_INPUT_HEIGHT
+from netwarp_ros.models.spec import MAX_INPUT_HEIGHT
 from netwarp_ros.node import parameters
 from netwarp_ros.node.camera import Camera, ReceivedImage
 from netwarp_ros.node.diagnostics import PERIOD_S, RATE_PERIODS, Thresholds, camera_status, node_status

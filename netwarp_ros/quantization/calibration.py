@@ -14,6 +14,7 @@ from netwarp_ros.engines.graph_engine import RunGraph
 from netwarp_ros.engines.graphs import StepGraph
 from netwarp_ros.engines.openvino import OpenVINOEngine
 from netwarp_ros.models import Model, VideoCNN
+from netwarp_ros.models.others.onnx_host import refuse_onnx
 from netwarp_ros.recordings.frames import FrameSource, read_ahead
 from netwarp_ros.segmenter import Segmenter, Stream
 
@@ -90,8 +91,9 @@ def record_samples(model: Model, frames: FrameSource, count: int, threads: int =
         threads: Number of threads; 0 for one on each core.
 
     Raises:
-        ValueError: If there is no frame.
+        ValueError: If there is no frame, or the model is an ONNX file.
     """
+    refuse_onnx(model.spec, model.name, "it cannot be quantized")
     segmenter = segmenter_with(model, partial(Recorder, threads=threads), threads)
     recorder, streams = segmenter.engine, dict[str, Stream]()
     assert isinstance(recorder, Recorder)

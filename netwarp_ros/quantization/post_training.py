@@ -65,8 +65,8 @@ def quantize(model: Model, samples: Sequence[Sample]) -> Int8Graphs:
         return [sample[0] * scale + shift, *sample[1:]]
 
     # Sizes > 1 that differ, and a batch > 1: the export takes others as constants.
-    height = model.spec.input_height
-    frame = torch.zeros(2, height, height * 4 // 3 + 1, 3)
+    height, width = model.spec.input_size.padded_frame(model.spec.input_height)
+    frame = torch.zeros(2, height, width + model.spec.input_size.multiple, 3)
     first = StepGraph(model.network, normalisation)
     with torch.inference_mode():
         _, *warped = first(frame)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from netwarp_ros.engines import PRECISIONS
-from netwarp_ros.models import Memory, ModelSpec, VideoCNN
+from netwarp_ros.models import Memory, ModelSpec, VideoCNN, class_scores
 from netwarp_ros.training.config import LossConfig, TrainingConfig
 
 
@@ -194,8 +194,8 @@ class ClipLoss(nn.Module):
         if scored and self.with_auxiliary:
             (logits, auxiliary), memory = self.network(frame, flow, memory, auxiliary=True)
             return logits, auxiliary, memory
-        logits, memory = self.network(frame, flow, memory)
-        return logits, None, memory
+        output, memory = self.network(frame, flow, memory)
+        return class_scores(output), None, memory
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, sa
 from netwarp_ros.models.checkpoints import load_checkpoint
 from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.hosts import HOSTS
+from netwarp_ros.models.others.onnx_host import refuse_onnx
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import Segmenter
@@ -154,6 +155,7 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
     model = config.model
     initial = load_model(model.initial) if model.initial else None
     if initial:
+        refuse_onnx(initial.spec, f"model.initial {model.initial}", "it cannot be trained")
         spec = dataclasses.replace(initial.spec, input_height=input_height, notes={})
         classes.check_names(spec.classes, f"model.initial {model.initial}")
         if spec.netwarp and model.netwarp:
@@ -338,8 +340,7 @@ def validate(model: Model, data: Sequence[Samples], config: TrainingConfig) -> f
 
 def export(network: VideoCNN, spec: ModelSpec, path: Path) -> Path:
     """Write the weights that a network of this spec has; an auxiliary head used only for training is left out."""
-    with torch.device("meta"):
-        model = build(spec)
+    model = build(spec)
     weights = network.state_dict()
     model.load_state_dict({name: weights[name] for name in model.state_dict()}, assign=True)
     return save_model(path, model, spec)

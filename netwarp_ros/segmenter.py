@@ -9,6 +9,7 @@ its size in two steps: `_mask_at_input_size`, then `_mask_at_image_size`.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -209,12 +210,12 @@ class Segmenter:
         return stream
 
     def is_warm(self, width: int, height: int) -> bool:
-        """Tell whether `warm_up` was called for images that are scaled to the same input size."""
-        return self.frames.scaled((height, width)) in self._warm
+        """Tell whether `warm_up` was called for images that become frames of the same size."""
+        return self.frames.padded((height, width)) in self._warm
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
         """Segment two black frames, so that the engine's one-off work for their size is done before real ones come."""
-        self._warm.add(self.frames.scaled((height, width)))
+        self._warm.add(self.frames.padded((height, width)))
         stream = self.stream()
         image = np.zeros((height, width, 3), np.uint8)
         for stamp_ns in (1, 2):
@@ -345,10 +346,12 @@ class Stream:
         segmenter, stages = self.segmenter, dict.fromkeys(("prepare", "flow", "network"), 0.0)
         reason = self._reset_reason(stamp_ns, image.shape, encoding, frame_id)
         previous = None if reason else self._previous
+        size = (image.shape[0], image.shape[1])
 
         with timed(stages, "prepare"):
-            frame = segmenter.frames.frame(image)
-            grey = segmenter.grey(frame) if segmenter.uses_netwarp else None
+            scaled = segmenter.frames.scale(image)
+            frame = segmenter.frames.pad(scaled)
+            grey = segmenter.grey(scaled) if segmenter.uses_netwarp else None
         estimated, wait = None, None
         if previous is not None and grey is not None and flow is None:
             wait = segmenter.begin_flow(partial(self._estimate_flow, grey, previous))
@@ -356,15 +359,15 @@ class Stream:
         def flow_to_previous() -> np.ndarray:
             nonlocal estimated
             if flow is not None:
-                return segmenter.frames.flow(flow)
+                return segmenter.frames.pad_flow(flow, size)
             assert wait is not None
             with timed(stages, "flow"):
                 estimated = wait()
-            return estimated
+            return segmenter.frames.pad_flow(estimated, size)
 
         with timed(stages, "network"):
             mask, memory = segmenter.infer(frame, flow_to_previous, previous.memory if previous else None)
-            mask = _mask_at_image_size(segmenter.frames.cropped(mask, image.shape[:2]), image)
+            mask = _mask_at_image_size(segmenter.frames.cropped(mask, size), image)
         stages["network"] -= stages["flow"]
 
         if grey is not None and memory is not None:
@@ -409,12 +412,10 @@ def _fitted(inference: Inference, taken: InputSize) -> Inference:
     if inference == WHOLE_FRAME:
         return inference
     if taken.fixed and (inference.scales != (1.0,) or inference.window):
-        raise ValueError(
-            f"the network takes {taken.fixed[1]}x{taken.fixed[0]} only: give no windows, and no scales other than 1"
-        )
+        raise ValueError(f"the network takes {taken}: give no windows, and no scales other than 1")
     if inference.window % taken.multiple:
-        raise ValueError(f"window is {inference.window}: give a multiple of {taken.multiple}, which the network takes")
-    return replace(inference, multiple=taken.multiple)
+        raise ValueError(f"window is {inference.window}, and the network takes {taken}: give a multiple")
+    return replace(inference, multiple=math.lcm(inference.multiple, taken.multiple))
 
 
 def _mask_at_input_size(scores: Tensor, size: tuple[int, int]) -> np.ndarray:

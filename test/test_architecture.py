@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "classes", "engines", "flow", "mailbox", "metrics", "offline", "ops", "recordings", "resources", "segmenter",
         "timing",
     },
-    "quantization": {"classes", "engines", "evaluation", "models", "recordings", "segmenter"},
+    "quantization": {"classes", "engines", "evaluation", "models", "recordings", "resources", "segmenter"},
     "benchmarks": {"engines", "evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
     "node": {
         "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "ops", "recordings", "resources",

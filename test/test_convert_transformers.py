@@ -69,7 +69,10 @@ def test_a_converted_network_scores_as_before(name: str, tmp_path: Path, capsys:
     printed = capsys.readouterr()
     kind = type(network).__name__
     count = len(network.state_dict())
-    assert f"transformers:{kind}\n{count} of the network's {count} tensors loaded\n5 classes, net: " in printed.out
+    assert (
+        f"transformers:{kind}\n{count} of the network's {count} tensors loaded\n{NUM_CLASSES} classes, net: "
+        in printed.out
+    )
     model = load_model(out)
     assert model.spec.host == f"transformers:{kind}" and model.spec.host_arguments == {"num_classes": NUM_CLASSES}
     frame = torch.rand(1, 3, *model.spec.input_size.fixed or (64, 96))
@@ -152,7 +155,7 @@ def test_the_users_word_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str
     options = ("--classes", classes, "--input-height", 300, "--mean", 0.1, 0.2, 0.3, "--std", 0.4, 0.5, 0.6)
     assert convert(folder, out, *options) == 0
     spec = load_model(out).spec
-    assert spec.classes.names == ("c0", "c1", "c2", "c3", "c4") and spec.input_height == 300
+    assert spec.classes.names == tuple(f"c{n}" for n in range(NUM_CLASSES)) and spec.input_height == 300
     assert spec.mean == (0.1, 0.2, 0.3) and spec.std == (0.4, 0.5, 0.6)
     assert "input height 300; the network takes images of any size" in capsys.readouterr().out
 
@@ -169,6 +172,8 @@ def test_the_users_word_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str
          (0.3, 0.2, 0.1), (3, 2, 1), None),
         ({"image_processor_type": "MobileViTImageProcessor", "image_mean": [0.5] * 3}, (0, 0, 0), (1, 1, 1), None),
         ({"size": {"shortest_edge": 640, "longest_edge": 800}}, None, None, 640),
+        ({"do_resize": True, "size": 640}, None, None, 640),
+        ({"do_resize": False, "size": {"height": 3, "width": 4}}, None, None, None),
     ],
 )  # fmt: skip
 def test_preprocessing_is_read(file: dict[str, Any], mean: Any, std: Any, height: int | None) -> None:
@@ -260,7 +265,7 @@ HOSTILE: list[tuple[Change, str]] = [
     (config(id2label={"0": "a", "7": "b"}), "id2label has the keys 0, 7: number the classes from 0"),
     (config(id2label={"0": 3}), "number the classes from 0"),
     (config(id2label=[1]), "id2label is a list"),
-    (config(id2label={"0": "a", "1": "b"}), r"decode_head.classifier.weight \(2, 16, 1, 1\), in the file \(5, 16, 1"),
+    (config(id2label={"0": "a", "1": "b"}), r"decode_head.classifier.weight \(2, 16, 1, 1\), in the file \(11, 16, 1"),
     (config(architectures=["SegformerForImageClassification"]), "is not one for semantic segmentation: give Beit"),
     (config(architectures=["BeitForSemanticSegmentation"]), "is of model_type 'segformer', but Beit"),
     (config(architectures=None), "architectures is None: give a list"),
@@ -276,6 +281,7 @@ HOSTILE: list[tuple[Change, str]] = [
     (text("preprocessor_config.json", '{"rescale_factor": 0}'), "rescale_factor is 0"),
     (text("preprocessor_config.json", '{"rescale_offset": true}'), "rescale_offset, which is not supported"),
     (text("preprocessor_config.json", '{"do_normalize": false}'), "does not say which size.*give --input-height"),
+    (text("preprocessor_config.json", '{"do_normalize": false, "do_resize": false, "size": 64}'), "not say which size"),
     (text("preprocessor_config.json", '{"do_normalize": false, "size": 99999}'), "input_height is 99999, must be less"),
     (text("preprocessor_config.json", json.dumps(PREPROCESSOR | {"image_std": [0, 1, 1]})), r"std\[0\] is 0.0, must"),
     (without("preprocessor_config.json"), "does not say how images are normalised .*give --mean and --std"),
@@ -292,8 +298,8 @@ HOSTILE: list[tuple[Change, str]] = [
     (linked("model.safetensors"), "model.safetensors is a link out of the directory"),
     (linked("preprocessor_config.json"), "preprocessor_config.json is a link out of the directory"),
     (tensors(decode_head__classifier__bias=None), "1 missing in it: decode_head.classifier.bias"),
-    (tensors(decode_head__classifier__bias=torch.full((5,), float("nan"))), "bias has values that are not finite"),
-    (tensors(decode_head__classifier__bias=torch.ones(9)), r"decode_head.classifier.bias \(5,\), in the file \(9,\)"),
+    (tensors(decode_head__classifier__bias=torch.full((11,), float("nan"))), "bias has values that are not finite"),
+    (tensors(decode_head__classifier__bias=torch.ones(9)), r"decode_head.classifier.bias \(11,\), in the file \(9,\)"),
 ]  # fmt: skip
 
 
@@ -369,6 +375,55 @@ def test_a_hostile_header_is_refused(values: dict[str, Any], message: str, conve
         load_model(path)
 
 
+def test_a_small_file_with_a_large_window_is_refused(tmp_path: Path) -> None:
+    """Swin computes a table of 90 ** 4 integers for each layer, which is not in the file."""
+    window, out = 90, tmp_path / "model.safetensors"
+    assert convert(save(make("upernet-swin"), tmp_path / "net"), out) == 0
+    with safe_open(out, framework="pt") as file:
+        header = json.loads(file.metadata()["netwarp_ros"])
+    header["host_config"]["backbone_config"]["window_size"] = window
+    state = {
+        key: torch.zeros((2 * window - 1) ** 2, *value.shape[1:], dtype=value.dtype)
+        if key.endswith("relative_position_bias_table")
+        else value
+        for key, value in load_file(out).items()
+    }
+    save_file(state, path := tmp_path / "hostile.safetensors", metadata={"netwarp_ros": json.dumps(header)})
+    assert path.stat().st_size < 10**7
+    with Cost(), pytest.raises(WeightsError, match="describes buffers that are not among the weights"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        (lambda host: setattr(host, "forward", None), "cannot be run at 128x128, which the directory's network takes"),
+        (lambda host: host.decode_head.classifier.bias.data.add_(1), "gives other scores than the directory's network"),
+    ],
+)
+def test_a_network_that_is_not_the_same_when_it_is_built_again_is_refused(
+    replaced: Callable[[Any], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from netwarp_ros.models.others import transformers_files
+
+    built = transformers_files.build_transformers_host
+
+    def build(*arguments: Any) -> Any:
+        host = built(*arguments)
+        load = host.load_state_dict
+
+        def load_and_replace(state: Any) -> None:
+            load(state)
+            replaced(host)
+
+        host.load_state_dict = load_and_replace
+        return host
+
+    monkeypatch.setattr(transformers_files, "build_transformers_host", build)
+    with pytest.raises(WeightsError, match=message):
+        convert_directory(save(make("segformer"), tmp_path / "net"), Overrides())
+
+
 def test_a_header_cannot_name_a_class_that_is_no_network(converted: Path, tmp_path: Path) -> None:
     with safe_open(converted, framework="pt") as file:
         header = json.loads(file.metadata()["netwarp_ros"])
@@ -390,7 +445,7 @@ def test_a_header_cannot_name_a_class_that_is_no_network(converted: Path, tmp_pa
             "is described by its config.json: give the directory net",
         ),
         ("net", ["--host", "pspnet50"], "net says itself which network it holds: leave out --host"),
-        ("net", ["--classes", "camvid"], "the weights do not fit config.json: 2 of another shape in the file"),
+        ("net", ["--classes", "cityscapes"], "the weights do not fit config.json: 2 of another shape in the file"),
         ("net", ["--input-height", "5000"], "input_height is 5000, must be less than or equal to 4320"),
     ],
 )

@@ -29,6 +29,13 @@ class Tiny(nn.Module):
             raise ValueError("multiples of 16, please")
         return {"out": self.head(self.model(frame).relu())}
 
+class Careless:
+    def __new__(cls, num_classes, *, kind=0):
+        raise (KeyError, AttributeError, AssertionError, TypeError)[kind]("careless")
+
+def text(num_classes):
+    return "no network"
+
 number = 3
 """
 
@@ -50,6 +57,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     install(folder, "tiny-hosts", {
         "tiny": "tiny_hosts_of_a_test:Tiny", "pspnet50": "tiny_hosts_of_a_test:Tiny", "broken": "tiny_hosts_broken:Net",
         "absent": "tiny_hosts_of_a_test:Absent", "number": "tiny_hosts_of_a_test:number",
+        "careless": "tiny_hosts_of_a_test:Careless", "text": "tiny_hosts_of_a_test:text",
     })  # fmt: skip
     (folder / "tiny_hosts_of_a_test.py").write_text(MODULE)
     (folder / "tiny_hosts_broken.py").write_text("raise OSError('no licence')")
@@ -89,6 +97,27 @@ def test_a_host_that_cannot_be_used_names_its_package(packages: Path, name: str,
         find_entry_point(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("careless", {}, "cannot be made: KeyError: 'careless'"),
+        ("careless", {"kind": 1}, "cannot be made: AttributeError: careless"),
+        ("careless", {"kind": 2}, "cannot be made: AssertionError: careless"),
+        ("careless", {"kind": 3}, "cannot be made: TypeError: careless"),
+        ("tiny", {"depth": 3}, "cannot be made: TypeError: .* unexpected keyword argument 'depth'"),
+        ("text", {}, "makes a str: let it return a torch.nn.Module"),
+    ],
+)
+def test_a_host_that_cannot_be_made_names_its_package(
+    packages: Path, name: str, arguments: dict[str, int], message: str
+) -> None:
+    content = {"host": name, "classes": "camvid", "host_arguments": {"num_classes": CAMVID, **arguments}}
+    with pytest.raises(
+        WeightsError, match=rf"cannot build {name}: host '{name}' of the package tiny-hosts .* {message}"
+    ):
+        build(parse(ModelSpec, content, "spec"))
+
+
 def test_two_packages_with_one_name_are_refused(packages: Path) -> None:
     install(packages, "other-hosts", {"tiny": "elsewhere:Tiny"})
     with pytest.raises(
@@ -116,7 +145,10 @@ def test_its_own_weights_are_converted(
     )
     assert run("convert", tmp_path / "a.pth", "--host", "tiny", "--classes", "camvid", "-o", out) == 0
     text = capsys.readouterr().out
-    assert "4 of the network's 4 tensors loaded" in text and "sides that are multiples of 16" in text
+    assert (
+        "4 of the network's 4 tensors loaded" in text
+        and "the network takes images whose sides are multiples of 16" in text
+    )
     model = load_model(out)
     assert model.spec.input_size == InputSize(16)
     frame = torch.rand(1, 3, 32, 48)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -251,3 +252,35 @@ def test_shipped_models(name: str, folded: int) -> None:
             scores, memory = one(second, flow, memory)
             results.append((scores, memory.representations))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
+def test_a_host_that_returns_a_dataclass_is_compared_too() -> None:
+    """Its convolution standardises its weights, which is no longer true of folded ones."""
+
+    @dataclass
+    class Output:
+        logits: Tensor
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return nn.functional.conv2d(x, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = Standardised(3, 8, 3), nn.BatchNorm2d(8)
+            nn.init.uniform_(self.norm.weight, 1, 3)
+
+        def forward(self, frame: Tensor) -> Output:
+            return Output(self.norm(self.conv(frame)))
+
+    host, frame = Host().eval(), torch.randn(1, 3, 16, 16)
+    expected = host(frame).logits
+    assert fold_batch_norms(host, lambda: host(frame)) == 0
+    assert torch.equal(host(frame).logits, expected)
+
+
+def test_nothing_is_folded_if_there_is_no_output_to_compare() -> None:
+    host, frame = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval(), torch.randn(1, 3, 16, 16)
+    assert fold_batch_norms(host, lambda: (host(frame), None)[1]) == 0

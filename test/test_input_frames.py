@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -84,12 +85,12 @@ def test_the_network_sees_sizes_that_it_takes_and_masks_are_those_of_the_images(
     assert host.seen == {frame}
 
 
-def test_padding_has_the_mean_color() -> None:
-    spec = replace(SPEC, mean=(0.2, 0.4, 0.6), input_size=InputSize(multiple=16))
-    padded = InputFrames(spec, 24, 4096).frame(np.zeros((24, 33, 3), np.uint8))
+def test_padding_repeats_the_edge() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (24, 33, 3), np.uint8)
+    padded = InputFrames(replace(SPEC, input_size=InputSize(multiple=16)), 24, 4096).frame(picture)
     assert padded.shape == (32, 48, 3)
-    assert not padded[:24, :33].any()
-    assert (padded[24:] == (153, 102, 51)).all() and (padded[:, 33:] == (153, 102, 51)).all()
+    np.testing.assert_array_equal(padded[:24, :33], picture)
+    assert (padded[24:, :33] == picture[-1]).all() and (padded[:24, 33:] == picture[:, -1:]).all()
 
 
 def test_an_image_that_needs_nothing_is_not_copied() -> None:
@@ -98,14 +99,44 @@ def test_an_image_that_needs_nothing_is_not_copied() -> None:
     assert frames.frame(picture) is picture
 
 
-def test_a_flow_is_scaled_and_padded_with_its_image() -> None:
+def test_a_flow_of_any_grid_is_padded_with_its_image() -> None:
     frames = InputFrames(replace(SPEC, input_size=InputSize(multiple=16)), 24, 4096)
-    flow = np.full((48, 60, 2), (4.0, 2.0), np.float32)
-    scaled = frames.flow(flow)
-    assert scaled.shape == (32, 32, 2)
-    np.testing.assert_allclose(scaled[:24, :30], np.full((24, 30, 2), (2.0, 1.0)))
-    assert not scaled[24:].any() and not scaled[:, 30:].any()
-    assert InputFrames(SPEC, 24, 4096).flow(flow) is flow
+    flow = np.random.default_rng(0).random((12, 15, 2), np.float32)  # of an image that is scaled to 24x30
+    padded = frames.pad_flow(flow, (48, 60))
+    assert padded.shape == (16, 16, 2)
+    np.testing.assert_array_equal(padded[:12, :15], flow)
+    assert (padded[12:, :15] == flow[-1]).all() and (padded[:12, 15:] == flow[:, -1:]).all()
+    assert InputFrames(SPEC, 24, 4096).pad_flow(flow, (48, 60)) is flow
+
+
+@pytest.mark.parametrize("multiple", [1, 32])
+def test_padding_changes_nothing_at_the_edge_that_memory_comes_in_from(multiple: int) -> None:
+    """The image is of one class; the memory moves in from beyond its right edge."""
+    stream = segmenter(InputSize(multiple=multiple)).stream()
+    netwarp = stream.segmenter.network.netwarps[0]
+    nn.init.constant_(netwarp.w1, 0.5)
+    nn.init.constant_(netwarp.w2, 0.5)
+    picture = np.zeros((24, 40, 3), np.uint8)
+    picture[..., 2] = round(5 * 25.5)
+    flow = np.full((24, 40, 2), (8.0, 8.0), np.float32)
+    stream.segment(picture, 1)
+    np.testing.assert_array_equal(stream.segment(picture, 2, flow=flow).mask, np.full((24, 40), 5))
+
+
+def test_padding_does_not_hold_back_the_estimated_flow() -> None:
+    """A texture moves by 8 pixels: the flow that the network gets is 8 pixels up to the edge."""
+    texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 200, 3), np.uint8), (0, 0), 3)
+    stream = segmenter(InputSize(multiple=64), input_height=96).stream()
+    given: list[Tensor] = []
+    network = stream.segmenter.network
+    transform = network.transform_flow
+    network.transform_flow = lambda flows, *rest: (given.extend(flows.values()), transform(flows, *rest))[1]  # type: ignore[method-assign]
+    for step in range(2):
+        stream.segment(np.ascontiguousarray(texture[:, 8 * step : 8 * step + 120]), step + 1)
+    (flow,) = given
+    assert flow.shape == (1, 2, 128, 128)
+    assert (flow[0, 0, 8:88, 8:110] - 8).abs().median() < 0.3
+    assert (flow[0, 0, 8:88, 100:128] - 8).abs().median() < 1
 
 
 def test_a_known_flow_moves_the_memory_by_as_much_as_the_image() -> None:
@@ -139,11 +170,19 @@ def test_several_scales_give_sizes_that_the_network_takes() -> None:
         (
             InputSize(fixed=(40, 48)),
             {"input_height": 24},
-            "input_height is 24, and the network takes 48x40 only: give 0",
+            "input_height is 24, and the network takes images of 48x40 only: give 0",
         ),
-        (InputSize(fixed=(40, 48)), {"inference": Inference(scales=(0.5,))}, "takes 48x40 only: give no windows"),
-        (InputSize(fixed=(40, 48)), {"inference": Inference(window=24)}, "takes 48x40 only: give no windows"),
-        (InputSize(multiple=16), {"inference": Inference(window=24)}, "window is 24: give a multiple of 16"),
+        (
+            InputSize(fixed=(40, 48)),
+            {"inference": Inference(scales=(0.5,))},
+            "takes images of 48x40 only: give no windows",
+        ),
+        (InputSize(fixed=(40, 48)), {"inference": Inference(window=24)}, "takes images of 48x40 only: give no windows"),
+        (
+            InputSize(multiple=16),
+            {"inference": Inference(window=24)},
+            "window is 24, and .* sides are multiples of 16",
+        ),
     ],
 )
 def test_what_the_network_does_not_take_is_refused(taken: InputSize, options: dict[str, Any], message: str) -> None:

@@ -9,23 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, LRASPP, DeepLab, Tokens, block, convnext, segformer, swin, upernet
+from architectures import ARCHITECTURES, LRASPP, DeepLab, Tokens, block
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from netwarp_ros.models import LayerOutput, VideoCNN, augment, class_scores
 from netwarp_ros.models.insertion import example_frame
+from netwarp_ros.models.video_cnn import InsertionLayer
 
 LAYERS: dict[str, tuple[list[str], tuple[int, int]]] = {
     "segformer": (["segformer.stages.0", "segformer.stages.1", "segformer.stages.2", "segformer.stages.3"], (96, 128)),
-    "upernet-convnext": ([f"backbone.encoder.stages.{index}" for index in range(4)], (96, 128)),
+    "upernet": ([f"backbone.encoder.stages.{index}" for index in range(4)], (96, 128)),
     "upernet-swin": (["backbone.swin.embeddings", "backbone.hidden_states_norms.stage3"], (96, 128)),
-    "mask2former-swin": (
+    "mask2former": (
         ["model.pixel_level_module.decoder", "model.transformer_module.input_projections.0"],
         (96, 128),
     ),
-    "dpt": (["dpt.encoder.layer.1", "neck.convs.2"], (64, 64)),
-    "mobilevit-deeplab": (["mobilevit.encoder.layer.3", "segmentation_head.aspp.project"], (96, 128)),
+    "dpt": (["dpt.encoder.layer.1", "neck.convs.2"], (32, 32)),
+    "mobilevit": (["mobilevit.encoder.layer.3", "segmentation_head.aspp.project"], (96, 128)),
     "beit": (["beit.layers.1", "fpn.fpn2"], (64, 64)),
     "eomt": (["layers.0", "layers.1.mlp"], (64, 64)),
     "unet": (["down.1", "merge.0"], (48, 64)),
@@ -160,7 +161,7 @@ def test_names_and_weights_stay_as_they_are(name: str) -> None:
 def test_segformers_head_gets_the_blend(index: int, later: bool) -> None:
     """Transformers records hidden states by hooks of its own, which it registers when the network first runs."""
     torch.manual_seed(0)
-    host = segformer().eval()
+    host = ARCHITECTURES["segformer"]()
     layer = f"segformer.stages.{index}"
     video_cnn = with_blend(augment(host, [layer], remember="after", flow_cnn=False, flow_grid="features"))
     recorded: list[Tensor] = []
@@ -181,7 +182,7 @@ def test_segformers_head_gets_the_blend(index: int, later: bool) -> None:
 @pytest.mark.parametrize("index", range(4))
 def test_upernets_head_gets_the_blend(index: int) -> None:
     torch.manual_seed(0)
-    host = upernet(convnext()).eval()
+    host = ARCHITECTURES["upernet"]()
     layer = f"backbone.encoder.stages.{index}"
     video_cnn = with_blend(augment(host, [layer], remember="after", flow_cnn=False, flow_grid="features"))
     taken: list[Tensor] = []
@@ -253,7 +254,7 @@ def test_an_identity_is_taken_although_its_input_is_read_elsewhere() -> None:
 
 def test_a_swin_stage_gives_two_maps_and_the_head_reads_the_second() -> None:
     torch.manual_seed(0)
-    host = upernet(swin()).eval()
+    host = ARCHITECTURES["upernet-swin"]()
     layer = "backbone.swin.encoder.layers.1"
     with pytest.raises(ValueError, match=r"'backbone.swin.encoder.layers.1' gives a tuple .*\{NAME: \{member: 0\}\}"):
         augment(host, [layer])
@@ -361,13 +362,153 @@ def test_ddp_finds_the_gradients(tmp_path: Any) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("make", [segformer, LRASPP], ids=["segformer", "lraspp"])
-def test_removal_gives_the_host_back(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("make", [ARCHITECTURES["segformer"], LRASPP], ids=["segformer", "lraspp"])
+@pytest.mark.parametrize("first", [0, 1], ids=["the inner one first", "the outer one first"])
+def test_removal_gives_the_host_back(make: Callable[[], nn.Module], first: int) -> None:
     host = make().eval()
-    layer = "segformer.stages.1" if hasattr(host, "segformer") else "cbr"
-    one = augment(host, [layer])
-    two = augment(host, [layer])
-    two.remove()
-    assert host.get_submodule(layer).forward.args[0] is one  # type: ignore[union-attr]
-    one.remove()
-    assert "forward" not in vars(host.get_submodule(layer))
+    name = "segformer.stages.1" if hasattr(host, "segformer") else "cbr"
+    layer = host.get_submodule(name)
+    networks = [augment(host, [name]), augment(host, [name])]
+    networks.pop(first).remove()
+    (left,) = networks
+    frame = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        _, memory = left(frame)
+    assert name in memory.representations
+    left.remove()
+    assert "forward" not in vars(layer)
+    with pytest.raises(ValueError, match=f"layer '{name}' has another forward than NetWarp gave it"):
+        left.remove()
+
+
+def test_insertion_again_behind_modules_that_were_replaced() -> None:
+    host = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1))
+    video_cnn = augment(host, ["1"])
+    nn.SyncBatchNorm.convert_sync_batchnorm(video_cnn)
+    assert isinstance(host[1], nn.SyncBatchNorm)
+    for _ in range(2):
+        video_cnn.insert()
+    with torch.no_grad():
+        _, memory = video_cnn.eval()(torch.randn(1, 3, 16, 16))
+    assert memory.representations["1"].shape == (1, 8, 16, 16)
+    video_cnn.remove()
+    assert "forward" not in vars(host[1])
+
+
+def test_an_unknown_layer_leaves_the_host_as_it_was() -> None:
+    host = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1))
+    layer = InsertionLayer(8, False)
+    with pytest.raises(ValueError, match="no layer '9'"):
+        VideoCNN(host, {"0": layer, "9": layer})
+    assert "forward" not in vars(host[0])
+
+
+def test_a_host_that_fails_under_the_probe_is_left_as_it_was() -> None:
+    class Fragile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head, self.seen = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), list[Tensor]()
+
+        def forward(self, frame: Tensor) -> Tensor:
+            self.seen.append(self.stem(frame))
+            if not torch.equal(self.seen[0], self.seen[-1]):
+                raise RuntimeError("the values are not as they were")
+            return self.head(self.seen[-1])
+
+    host = Fragile()
+    with pytest.raises(RuntimeError, match="the values are not as they were"):
+        augment(host, ["stem"])
+    assert "forward" not in vars(host.stem)
+
+
+class Writing(nn.Module):
+    """Writes what it recorded of a part of a layer into a map."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.head, self.how = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.GELU()), nn.Conv2d(16, 5, 1), how
+        self.recorded = torch.empty(0)
+        self.stem[1].register_forward_hook(self.record)
+
+    def record(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.recorded = output
+
+    def forward(self, frame: Tensor) -> Tensor:
+        z = self.stem(frame)
+        canvas = z.new_zeros(z.shape[0], 16, *z.shape[2:])
+        canvas[:, :8] = z
+        if self.how == "item":
+            canvas[:, 8:] = self.recorded
+        else:
+            canvas[:, 8:] = torch.from_numpy(self.recorded.numpy().copy())
+        return self.head(canvas)
+
+
+@pytest.mark.parametrize("how", ["item", "numpy"])
+def test_what_reads_without_giving_a_tensor_is_seen(how: str) -> None:
+    with pytest.raises(ValueError, match="layer 'stem': the host also reads its output from before the blend"):
+        augment(Writing(how), ["stem"])
+
+
+def test_a_neighbour_in_the_same_memory_is_no_reader() -> None:
+    """The two halves of a tensor alternate in memory."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.split, self.head = Split(), nn.Linear(8, 5)
+
+        def forward(self, frame: Tensor) -> Tensor:
+            one, two = self.split(frame.permute(0, 2, 3, 1))
+            return self.head(one * two.sigmoid()).permute(0, 3, 1, 2)
+
+    class Split(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 16)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(x).chunk(2, dim=-1)
+
+    video_cnn = augment(Halves(), {"split": LayerOutput(member=0)})
+    assert video_cnn.layers == ("split",)
+
+
+def test_tokens_of_stride_32_are_not_taken_for_28() -> None:
+    class Coarse(Tokens):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 32, 32, 32)
+
+    video_cnn = augment(Coarse().eval(), ["blocks.0"])
+    with torch.no_grad():
+        _, memory = video_cnn(torch.randn(1, 3, 384, 512))
+    assert memory.representations["blocks.0"].shape == (1, 32, 12, 16)
+
+
+def test_a_map_that_may_be_either_way_round_has_to_be_told() -> None:
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage, self.head = nn.Conv2d(3, 32, 4, 4), nn.Conv2d(32, 5, 1)
+
+        def forward(self, frame: Tensor) -> Tensor:
+            return self.head(self.stage(frame))
+
+    example = torch.randn(1, 3, 128, 128)
+    with pytest.raises(ValueError, match=r"gives \(1, 32, 32, 32\), which may be .* \{layout: pixels\}"):
+        augment(Square(), ["stage"], example=example)
+    assert augment(Square(), {"stage": LayerOutput(layout="map")}, example=example).layers == ("stage",)
+    assert augment(Square(), ["stage"]).layers == ("stage",)  # on a frame that is no square
+
+
+def test_a_layer_may_be_named_by_its_second_name() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+            self.body = self.stem
+
+        def forward(self, frame: Tensor) -> Tensor:
+            return self.head(self.body(frame))
+
+    assert augment(Shared(), ["body"]).layers == ("body",)

@@ -242,7 +242,7 @@ def test_the_command_makes_a_model_that_segments(
     arguments = ["--classes", class_file, "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
     assert run("convert", onnx_path, *arguments, "-o", model) == 0
     printed = capsys.readouterr().out
-    assert "without layers to train" in printed and "the network takes 64x48 only" in printed
+    assert "without layers to train" in printed and "the network takes images of 64x48 only" in printed
     spec = load_model(model).spec
     assert (spec.mean, spec.std, spec.input_height) == ((0.5,) * 3, (0.25,) * 3, 48)
     (tmp_path / "images").mkdir()

@@ -179,6 +179,20 @@ def test_a_result_whose_size_depends_on_the_image_is_refused() -> None:
         OnnxGraph(file.SerializeToString(), NUM_CLASSES).compile((48, 64), 1)
 
 
+def test_a_map_may_have_a_gigabyte_whatever_the_frame() -> None:
+    frame = (1, 3, 1024, 1024)
+    nodes = [
+        helper.make_node("Conv", ["frame", "w"], ["a"]),
+        helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[1, 1], strides=[512, 512]),
+        helper.make_node("Conv", ["b", "v"], ["scores"]),
+    ]
+    weights = {"w": np.ones((257, 3, 1, 1), np.float32), "v": np.ones((5, 257, 1, 1), np.float32)}
+    file = onnx_file(nodes, weights, frame)
+    message = "has the operation .*, whose result has 269484032 values for a frame of 1024x1024; at most 268435456 are"
+    with pytest.raises(OnnxError, match=message):
+        OnnxGraph(file.SerializeToString(), NUM_CLASSES).compile((1024, 1024), 1)
+
+
 def test_the_field_numbers_are_those_of_onnx() -> None:
     from netwarp_ros.models.others.onnx_file import _PARTS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, FRAMES
 from torch import Tensor, nn
 
 from netwarp_ros.models import augment, load_model
@@ -29,7 +29,7 @@ def test_proposals_for_the_shipped_hosts(model: str, layers: list[str]) -> None:
 def test_a_proposal_is_accepted_by_augment(name: str) -> None:
     torch.manual_seed(0)
     host = ARCHITECTURES[name]().eval()
-    size = (64, 64) if name in ("beit", "dpt", "eomt") else (128, 128)
+    size = FRAMES.get(name, (128, 128))
     example = example_frame(host, size)
     candidates = propose(host, example)
     assert not any("forward" in vars(module) for module in host.modules())  # the host is as it was

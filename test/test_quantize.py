@@ -32,6 +32,7 @@ from netwarp_ros.engines.openvino import import_openvino, serialise
 from netwarp_ros.models import (
     DEFAULT_MODEL,
     Inference,
+    InputSize,
     NetWarpSpec,
     WeightsError,
     build,
@@ -320,6 +321,14 @@ def test_image_cnn_has_the_graph_of_a_first_frame_alone(tmp_path: Path, model: P
     described = read_int8_spec(int8_file(model))
     assert described is not None
     assert set(described.tensors) == {"first.xml", "first.bin"} and "miou_int8" not in described.report
+    int8 = Segmenter(model, precision="int8", threads=1)
+    assert differing(Segmenter(model, engine="torch", precision="float32"), int8, noise(48, 64)) < 0.2
+
+
+def test_network_of_one_size_has_graphs_for_this_size(tmp_path: Path, model: Path) -> None:
+    spec = replace(SPEC, netwarp=None, input_size=InputSize(fixed=(48, 80)))
+    save_model(model, build(spec), spec)
+    assert quantized(model, write_images(tmp_path / "images"), "--max-drop", 100) == 0
     int8 = Segmenter(model, precision="int8", threads=1)
     assert differing(Segmenter(model, engine="torch", precision="float32"), int8, noise(48, 64)) < 0.2
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -92,12 +94,16 @@ def test_a_header_keeps_what_builds_the_network_and_no_more() -> None:
     header = header_config(type(network).__name__, content)
     assert not {"_name_or_path", "transformers_version", "dtype", "architectures"} & header.keys()
     assert not any("id2label" in part for part in (header, header["backbone_config"]))
-    assert header["backbone_config"]["embed_dim"] == 8 and header["num_queries"] == 6
+    assert (
+        header["backbone_config"]["embed_dim"] == network.config.backbone_config.embed_dim
+        and header["num_queries"] == 6
+    )
 
 
 ACCEPTED: list[dict[str, Any]] = [
     {},
     {"id2label": {str(number): "a/b: c" for number in range(3)}, "_name_or_path": "nvidia/segformer"},
+    {"pool_scales": [1, 2, 3, 6, 64], "depths": [100_000]},
     {"use_pretrained_backbone": False, "backbone": None, "auto_map": None},
     {"_attn_implementation": "sdpa", "attn_implementation": {"backbone_config": "eager"}},
     {"backbone_config": {"model_type": "timm_backbone", "backbone": "tf_efficientnet_b0.ns_jft_in1k"}},
@@ -133,6 +139,8 @@ def test_usual_configurations_are_accepted(content: dict[str, Any]) -> None:
         ({"hidden_sizes": [32, 10**9]}, r"hidden_sizes\[1\] is 1000000000: at most 100000"),
         ({"image_size": -(10**9)}, "image_size is -1000000000: at most"),
         ({"text_config": {"vocab_size": 10**8}}, "text_config.vocab_size is 100000000: at most 10000000"),
+        ({"pool_scales": [1, 65]}, r"pool_scales\[1\] is 65: at most 64"),
+        ({"backbone_config": {"depths": [100_000, 100_000]}}, "backbone_config.depths has more than 131072 layers"),
         ({"dropout": float("nan")}, "dropout is nan: it must be finite"),
         ({"dropout": float("inf")}, "dropout is inf: it must be finite"),
         ({"hidden_act": "C:x"}, "may be a path or an address"),
@@ -180,6 +188,26 @@ def test_a_network_of_100000_layers_is_stopped_while_it_is_built() -> None:
     message = "the network has more than 300 parameters"
     with torch.device("meta"), at_most(parameters=300, modules=10_000), pytest.raises(ValueError, match=message):
         build_transformers_host(SEGFORMER, NUM_CLASSES, header)
+
+
+@pytest.mark.parametrize(("window", "message"), [
+    (64, r"buffers that are not among the weights and have more than [0-9]+ bytes, such as .*relative_position_index"),
+    (1000, "buffers that are not among the weights"),
+    (100_000, "buffers that are not among the weights|cannot build"),
+])  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_table_that_no_weights_bound_is_refused_before_it_takes_memory(
+    window: int, message: str, device: str
+) -> None:
+    network = make("upernet-swin")
+    kind = type(network).__name__
+    header = header_config(kind, config_of(network))
+    header["backbone_config"]["window_size"] = window
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with torch.device(device), pytest.raises(ValueError, match=message):
+        build_transformers_host(kind, NUM_CLASSES, header)
+    assert time.process_time() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**5  # kB
 
 
 @pytest.mark.parametrize(("missing", "message"), [

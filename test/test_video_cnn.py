@@ -462,7 +462,7 @@ def test_wrong_layers_are_named(layers: Any, message: str) -> None:
 
 def test_layer_without_a_feature_map_is_refused() -> None:
     host = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())
-    with pytest.raises(ValueError, match=r"layer '1' gives \(1, 65536\)"):
+    with pytest.raises(ValueError, match=r"layer '1' gives \(1, 61440\)"):
         augment(host, ["1"])
 
 

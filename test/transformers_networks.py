@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
+transformers: Any = pytest.importorskip(
+    "transformers", reason="no transformers, which has the networks of others: pip install transformers"
+)
+
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-NUM_CLASSES = 5
+NUM_CLASSES = 11
 
 
 def segformer(num_labels: int = NUM_CLASSES) -> Any:
@@ -27,16 +31,29 @@ def segformer(num_labels: int = NUM_CLASSES) -> Any:
     return transformers.SegformerForSemanticSegmentation(config)
 
 
-def upernet() -> Any:
-    backbone = transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], out_features=STAGES)
+def upernet(backbone: Any = None) -> Any:
+    """Return UperNet with a backbone, by default ConvNeXt."""
+    convnext = transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], out_features=STAGES)
     config = transformers.UperNetConfig(
-        backbone_config=backbone,
+        backbone_config=backbone or convnext,
         hidden_size=16,
-        auxiliary_in_channels=24,
+        pool_scales=[1, 2],
+        auxiliary_in_channels=4 * backbone.embed_dim if backbone else 24,
         auxiliary_channels=8,
         num_labels=NUM_CLASSES,
     )
     return transformers.UperNetForSemanticSegmentation(config)
+
+
+def swin() -> Any:
+    """Return the configuration of a backbone.
+
+    Its widths are multiples of 16: OpenVINO 2026.4 normalises others by AVX-512 instructions and crashes, if
+    ONEDNN_MAX_CPU_ISA holds it to AVX2 on a CPU that has them. CPUs without them are not affected.
+    """
+    return transformers.SwinConfig(
+        embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4, out_features=STAGES, image_size=64
+    )
 
 
 def dpt() -> Any:
@@ -85,11 +102,8 @@ def mobilevit() -> Any:
 
 
 def mask2former() -> Any:
-    backbone = transformers.SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4, out_features=STAGES, image_size=64
-    )
     config = transformers.Mask2FormerConfig(
-        backbone_config=backbone,
+        backbone_config=swin(),
         feature_size=32,
         mask_feature_size=32,
         hidden_dim=32,
@@ -106,9 +120,6 @@ def mask2former() -> Any:
 
 def maskformer() -> Any:
     """Return a network whose decoder's configuration names a backbone of timm, which is not built."""
-    backbone = transformers.SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4, out_features=STAGES, image_size=64
-    )
     decoder = transformers.DetrConfig(
         d_model=32,
         encoder_layers=1,
@@ -118,7 +129,7 @@ def maskformer() -> Any:
         num_queries=6,
     )
     config = transformers.MaskFormerConfig(
-        backbone_config=backbone,
+        backbone_config=swin(),
         decoder_config=decoder,
         fpn_feature_size=32,
         mask_feature_size=32,
@@ -145,6 +156,7 @@ def eomt() -> Any:
 NETWORKS: dict[str, Callable[[], Any]] = {
     "segformer": segformer,
     "upernet": upernet,
+    "upernet-swin": lambda: upernet(swin()),
     "dpt": dpt,
     "beit": beit,
     "mobilevit": mobilevit,

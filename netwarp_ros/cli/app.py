@@ -9,12 +9,14 @@ from __future__ import annotations
 import typer
 
 from netwarp_ros.cli import (
+    adapt,
     bag,
     benchmark,
     compare,
     convert,
     evaluate,
     export,
+    insert,
     models,
     plot,
     quantize,
@@ -33,7 +35,7 @@ app = typer.Typer(
 )
 for command in (
     segment.segment, evaluate.evaluate, compare.compare, table.table, bag.bag, train.train, convert.convert,
-    quantize.quantize, export.export, view.view, models.models,
+    insert.insert, adapt.adapt, quantize.quantize, export.export, view.view, models.models,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(benchmark.app, name="benchmark")

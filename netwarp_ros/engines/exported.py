@@ -116,8 +116,8 @@ class Exporter:
             if not MIN_SIDE <= value <= most:
                 raise ValueError(f"{name} is {value}: give {MIN_SIDE} to {most} pixels, or 0 for the default")
         if taken.fixed not in (None, (height, width)) or taken.padded((height, width)) != (height, width):
-            sides = f"{taken.fixed[1]}x{taken.fixed[0]}" if taken.fixed else f"sides that {taken.multiple} divides"
-            raise ValueError(f"the size is {width}x{height}, and {model.name} takes {sides} only")
+            near = taken.padded_frame(height)
+            raise ValueError(f"the size is {width}x{height}, and {model.name} takes {taken}: give {near[1]}x{near[0]}")
         self.model, self.format, self.size, self.host_only = model, format, (height, width), host_only
 
     def write(self, folder: Path) -> dict[str, Any]:

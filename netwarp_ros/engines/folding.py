@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from netwarp_ros.models.float32 import full_float32
+from netwarp_ros.models.insertion import tensors_in
 
 TOLERANCE = 1e-3
 """How much the output may change by rounding, as a fraction of its greatest value."""
@@ -44,6 +44,8 @@ def fold_batch_norms(network: nn.Module, run: Callable[[], Any]) -> int:
         How many were folded.
     """
     expected, pairs = _run(network, run)
+    if not expected:  # nothing to compare
+        return 0
     weights = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
     norms = [
         (parent, name, norm)
@@ -61,7 +63,7 @@ def fold_batch_norms(network: nn.Module, run: Callable[[], Any]) -> int:
         setattr(parent, name, nn.Identity())
     equal = False
     try:
-        equal = all(map(_is_close, _tensors(run()), expected))
+        equal = all(map(_is_close, tensors_in(run()), expected))
     finally:
         if not equal:
             for convolution, weight, bias in weights:
@@ -109,7 +111,7 @@ def _run(network: nn.Module, run: Callable[[], Any]) -> tuple[list[Tensor], list
             handles.append(module.register_forward_hook(note))
     try:
         with uses:
-            output = _tensors(run())
+            output = tensors_in(run())
     finally:
         for handle in handles:
             handle.remove()
@@ -141,7 +143,7 @@ class _CountUses(TorchFunctionMode):
 
     def add(self, values: Any) -> None:
         """Count a use of each output among some values."""
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             if (convolved := self.outputs.get(tensor)) is not None:
                 convolved.uses += 1
 
@@ -149,10 +151,6 @@ class _CountUses(TorchFunctionMode):
         self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if _tensors(result):  # else it is a question for the shape or the like
+        if tensors_in(result):  # else it is a question for the shape or the like
             self.add((args, kwargs))
         return result
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

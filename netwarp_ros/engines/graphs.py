@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frame of a video CNN as plain graphs, without hooks, for compilers and inference runtimes.
+"""A frame of a video CNN as plain graphs, without Python, for compilers and inference runtimes.
 
 All warps depend on the memory and the flow, none on the present features. So a frame is: the flow graph, which
 transforms the flow; our warp operator on each representation of the memory; and the step graph, the host with a blend

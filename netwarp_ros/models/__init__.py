@@ -12,7 +12,7 @@ Words with one meaning each:
 
 from __future__ import annotations
 
-from netwarp_ros.models.build import build
+from netwarp_ros.models.building import build
 from netwarp_ros.models.flow_cnn import FlowCNN
 from netwarp_ros.models.inference import WHOLE_FRAME, Inference, InferenceMemory
 from netwarp_ros.models.insertion import augment

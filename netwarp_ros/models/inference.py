@@ -78,6 +78,8 @@ class Inference:
             raise ValueError(f"stride is {self.stride}: give 1 to window ({self.window}), or 0 for two thirds of it")
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales is {self.scales}: give one or more factors > 0, such as (0.5, 1.0, 1.5)")
+        if self.multiple < 1:
+            raise ValueError(f"multiple is {self.multiple}: give 1 or more")
         if self.windows_per_pass < 1:
             raise ValueError(f"windows_per_pass is {self.windows_per_pass}: give 1 or more")
 

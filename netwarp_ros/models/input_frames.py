@@ -14,13 +14,16 @@ from netwarp_ros.models.spec import MAX_INPUT_HEIGHT, ModelSpec
 
 @dataclass(frozen=True)
 class InputFrames:
-    """Frames of a model. Their padding, on the right and below, has the mean color, which the network sees as zeros.
+    """Frames of a model. Their padding, on the right and below, repeats the last row and column.
+
+    So an image goes on beyond its edge as maps do for the warp, which takes what is outside from the border. The flow
+    is estimated on the scaled image without padding, and padded likewise.
 
     Args:
         spec: The model's spec.
         height: Images are scaled to this height in pixels; the aspect ratio is kept. 0: that of the spec.
         max_width: An image that would then be wider keeps its own size; if it is wider itself, it is scaled to this
-            width.
+            width. Padding comes on top.
 
     Raises:
         ValueError: If a value is out of its range, or the network takes another height only.
@@ -39,7 +42,7 @@ class InputFrames:
         if self.max_width < 1:
             raise ValueError(f"max_input_width is {self.max_width}: give pixels > 0")
         if fixed and height not in (0, fixed[0]):
-            raise ValueError(f"input_height is {height}, and the network takes {fixed[1]}x{fixed[0]} only: give 0")
+            raise ValueError(f"input_height is {height}, and the network takes {self.spec.input_size}: give 0")
         object.__setattr__(self, "height", fixed[0] if fixed else height or self.spec.input_height)
 
     def scaled(self, image: Size) -> Size:
@@ -54,37 +57,53 @@ class InputFrames:
         own_width = min(width, self.max_width)
         return max(1, round(height * own_width / width)), own_width
 
+    def padded(self, image: Size) -> Size:
+        """Return the size ``(height, width)`` of the frame that an image of a size becomes."""
+        return self.spec.input_size.padded(self.scaled(image))
+
+    def scale(self, image: np.ndarray) -> np.ndarray:
+        """Scale an image ``(H, W, 3)``, BGR uint8. One that has the size already is returned itself."""
+        height, width = self.scaled((image.shape[0], image.shape[1]))
+        if (height, width) == image.shape[:2]:
+            return image
+        method = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_LINEAR
+        return cv2.resize(image, (width, height), interpolation=method)
+
+    def pad(self, scaled: np.ndarray) -> np.ndarray:
+        """Pad a scaled image to a size that the network takes. One that has such a size already is returned itself."""
+        height, width = self.spec.input_size.padded((scaled.shape[0], scaled.shape[1]))
+        return _padded(scaled, height, width)
+
     def frame(self, image: np.ndarray) -> np.ndarray:
-        """Scale and pad an image ``(H, W, 3)``, BGR uint8. One that needs neither is returned itself."""
-        mean = [round(255 * value) for value in reversed(self.spec.mean)]
-        return self._padded(self._resized(image), mean)
+        """Scale and pad an image."""
+        return self.pad(self.scale(image))
 
-    def flow(self, flow: np.ndarray) -> np.ndarray:
-        """Scale and pad the flow ``(H, W, 2)`` of an image as the image; the padding does not move.
+    def pad_flow(self, flow: np.ndarray, image: Size) -> np.ndarray:
+        """Pad the flow ``(h, w, 2)`` of an image, in pixels of any grid, so that it covers the padded frame.
 
-        A flow that needs no padding is returned itself: the network takes one of any size.
+        One that needs no padding is returned itself.
+
+        Args:
+            flow: The flow.
+            image: Size of the image.
         """
-        scaled = self.scaled(flow.shape[:2])
-        if self.spec.input_size.padded(scaled) == scaled:
+        scaled = self.scaled(image)
+        padded = self.spec.input_size.padded(scaled)
+        if padded == scaled:
             return flow
-        factors = np.array([scaled[1] / flow.shape[1], scaled[0] / flow.shape[0]], np.float32)
-        return self._padded(self._resized(flow) * factors, [0])
+        height, width = (
+            round(cells * whole / part) for cells, whole, part in zip(flow.shape[:2], padded, scaled, strict=True)
+        )
+        return _padded(flow, height, width)
 
     def cropped(self, mask: np.ndarray, image: Size) -> np.ndarray:
         """Return the mask ``(H, W)`` of a frame without its padding; dense, and the mask itself if there is none."""
         height, width = self.scaled(image)
         return np.ascontiguousarray(mask[:height, :width])
 
-    def _resized(self, array: np.ndarray) -> np.ndarray:
-        height, width = self.scaled(array.shape[:2])
-        if (height, width) == array.shape[:2]:
-            return array
-        method = cv2.INTER_AREA if array.shape[0] > height else cv2.INTER_LINEAR
-        return cv2.resize(array, (width, height), interpolation=method)
 
-    def _padded(self, array: np.ndarray, value: list[int]) -> np.ndarray:
-        size: Size = array.shape[:2]
-        height, width = self.spec.input_size.padded(size)
-        if (height, width) == size:
-            return array
-        return cv2.copyMakeBorder(array, 0, height - size[0], 0, width - size[1], cv2.BORDER_CONSTANT, value=value)
+def _padded(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    below, right = height - array.shape[0], width - array.shape[1]
+    if not (below or right):
+        return array
+    return cv2.copyMakeBorder(array, 0, below, 0, right, cv2.BORDER_REPLICATE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def augment(
         flow_grid: See `VideoCNN`.
         remember: See `VideoCNN`.
         blend: See `VideoCNN`.
-        example: A frame that the host can be run on; by default noise ``(1, 3, 128, 128)``, see `example_frame`.
+        example: A frame that the host can be run on; by default noise of the size `EXAMPLE`, see `example_frame`.
 
     Raises:
         ValueError: If a layer is unknown, named twice, not run exactly once, or has another output; or if the class
@@ -75,19 +75,23 @@ def augment(
         example = example_frame(host)
     told = layers if isinstance(layers, Mapping) else dict.fromkeys(layers, LayerOutput())
     with evaluating(host):
-        insertion_layers = _inspect_layers(host, told, example)
+        insertion_layers, output = _inspect_layers(host, told, example)
         options: dict[str, Any] = {"flow_cnn": flow_cnn, "flow_grid": flow_grid, "remember": remember, "blend": blend}
         video_cnn = VideoCNN(host, insertion_layers, **options).to(example.device)
         if example.device.type != "meta":
             try:
-                _probe(video_cnn, example)
-            except ValueError:
+                _probe(video_cnn, example, _scores(output))
+            except BaseException:
                 video_cnn.remove()
                 raise
     return video_cnn
 
 
-def example_frame(host: nn.Module, size: Size = (128, 128)) -> Tensor:
+EXAMPLE: Size = (96, 160)
+"""A size that most networks take. It is no square, so that height and width cannot be mixed up unseen."""
+
+
+def example_frame(host: nn.Module, size: Size = EXAMPLE) -> Tensor:
     """Return smooth noise ``(1, 3, *size)`` of the host's type and device, always the same.
 
     It has large and small parts, as an image has: of noise alone, deep layers see little.
@@ -137,8 +141,10 @@ def watching(module: nn.Module, watch: Callable[[Any, Any], None]) -> Iterator[N
             module.forward = replaced
 
 
-def _inspect_layers(host: nn.Module, layers: Mapping[str, LayerOutput], example: Tensor) -> dict[str, InsertionLayer]:
-    """Run the host once and look at the outputs of the layers."""
+def _inspect_layers(
+    host: nn.Module, layers: Mapping[str, LayerOutput], example: Tensor
+) -> tuple[dict[str, InsertionLayer], Any]:
+    """Run the host once and look at the outputs of the layers; return the host's output, too."""
     outputs: dict[str, list[tuple[Any, list[int]]]] = {name: [] for name in layers}
     with ExitStack() as stack:
         for name, runs in outputs.items():
@@ -148,7 +154,7 @@ def _inspect_layers(host: nn.Module, layers: Mapping[str, LayerOutput], example:
                 runs.append((output, [tensor._version for tensor in tensors_in(output)]))
 
             stack.enter_context(watching(find_layer(host, name), record))
-        host(example)
+        result = host(example)
 
     found = {}
     for name, runs in outputs.items():
@@ -161,17 +167,20 @@ def _inspect_layers(host: nn.Module, layers: Mapping[str, LayerOutput], example:
             raise ValueError(f"layer {name!r} {error}") from None
         modified = any(tensor._version > version for tensor, version in zip(tensors_in(output), versions, strict=True))
         found[name] = InsertionLayer(place.take(output, map_size(example)).shape[1], modified, place)
-    return found
+    return found, result
 
 
-def _probe(video_cnn: VideoCNN, example: Tensor) -> None:
+def _probe(video_cnn: VideoCNN, example: Tensor, scores: list[Tensor]) -> None:
     """Disturb the map of each layer, and check that the class scores follow and nothing reads the map from before.
+
+    Args:
+        video_cnn: The network.
+        example: A frame.
+        scores: What `_scores` returns for the host's output for that frame.
 
     Raises:
         ValueError: It is not so. The message names the layer.
     """
-    output, _ = video_cnn.run_host(example)
-    scores = _scores(output)
     noise = torch.Generator().manual_seed(1)
     for index, name in enumerate(video_cnn.layers):
         spy = _Spy()
@@ -198,24 +207,6 @@ def _probe(video_cnn: VideoCNN, example: Tensor) -> None:
             )
 
 
-@dataclass
-class _Reading:
-    """A tensor, and where its values are in memory."""
-
-    storage: int
-    first: int
-    last: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Reading:
-        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        first = int(tensor.storage_offset())
-        return cls(tensor.untyped_storage().data_ptr(), first, first + int(extent))
-
-    def overlaps(self, other: _Reading) -> bool:
-        return self.storage == other.storage and self.first <= other.last and other.first <= self.last
-
-
 class _Spy(TorchFunctionMode):
     """Sees which functions of PyTorch read a layer's map from before the blend, or a copy of it, after the layer ran.
 
@@ -228,24 +219,31 @@ class _Spy(TorchFunctionMode):
         super().__init__()
         self.before: Tensor | None = None
         self.readers: list[str] = []
-        self._place: _Reading | None = None
+        self._armed = False
+        self._marks: Tensor | None = None
         self._sorted: Tensor | None = None
 
     def arm(self, inputs: Any, _output: Any) -> None:
-        """Begin to look, once the layer has run. A layer that returns its input is no reason to: that may be read."""
-        assert self.before is not None
-        place = _Reading.of(self.before)
-        if not any(place.overlaps(_Reading.of(tensor)) or self._is_copy(tensor) for tensor in tensors_in(inputs)):
-            self._place = place
+        """Begin to watch, once the layer has run. If it returns its input, nothing is watched: others may read that."""
+        self._armed = not any(map(self._is_before, tensors_in(inputs)))
 
     def check(self, values: Any, reader: str = "its output") -> None:
         """Note the reader if the map is among some values."""
-        place, self._place = self._place, None  # what is called here is not the host's
-        if place is not None and self.before is not None:
-            for tensor in tensors_in(values):
-                if place.overlaps(_Reading.of(tensor)) or self._is_copy(tensor):
-                    self.readers.append(reader)
-        self._place = place
+        if self._armed:
+            self._armed = False  # what is called here is not the host's
+            self.readers += [reader for tensor in tensors_in(values) if self._is_before(tensor)]
+            self._armed = True
+
+    def _is_before(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor has values of the map in memory, or is a copy of it."""
+        before = self.before
+        assert before is not None
+        if tensor.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
+            return self._is_copy(tensor)
+        if self._marks is None:
+            self._marks = torch.zeros(before.untyped_storage().nbytes() // before.element_size(), dtype=torch.bool)
+            _elements(self._marks, before).fill_(True)
+        return tensor.dtype != before.dtype or bool(_elements(self._marks, tensor).any())
 
     def _is_copy(self, tensor: Tensor) -> bool:
         """Tell whether a tensor has the same values, in any order."""
@@ -262,9 +260,16 @@ class _Spy(TorchFunctionMode):
         self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if self._place is not None and tensors_in(result):  # else it is a question for the shape or the like
+        # What gives no tensor is a question for the shape or the like, unless it writes or hands out the values.
+        reads = tensors_in(result) or function in (Tensor.__setitem__, Tensor.numpy, Tensor.__array__, Tensor.tolist)
+        if reads:
             self.check((args, kwargs), getattr(function, "__name__", str(function)))
         return result
+
+
+def _elements(marks: Tensor, tensor: Tensor) -> Tensor:
+    """Return the marks of a tensor's elements, given those of all elements of its storage."""
+    return marks.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def tensors_in(values: Any) -> list[Tensor]:

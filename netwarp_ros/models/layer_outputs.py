@@ -21,21 +21,23 @@ Member = Annotated[StrictInt, Field(ge=0, le=1000)] | Annotated[str, Field(max_l
 Layout = Literal["map", "pixels", "tokens"]
 """``(B, C, h, w)``, ``(B, h, w, C)`` or ``(B, N, C)``."""
 
-_STRIDES = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64)
+_STRIDES = (1, 2, 4, 8, 16, 32, 64, 7, 14, 28)  # of two that fit, the former is meant: patches of 14 are rare
 _CLASS_TOKENS = (0, 1, 5)  # before those of the grid: none, a class token, or one and the four registers of DINOv2
 
 
 @dataclass(frozen=True)
 class LayerOutput(Checked):
-    """What of a layer's output has to be told, because it cannot be seen.
+    """What the user says about a layer's output, where it cannot be seen.
 
     Attributes:
         member: Index in a tuple, or key in a dict, of the tensor to blend.
+        layout: ``"map"`` for ``(B, C, h, w)``, ``"pixels"`` for ``(B, h, w, C)``.
         tokens: The grid ``(h, w)`` that tokens ``(B, N, C)`` are of, row by row. Tokens before those of the grid, such
             as a class token, are not blended.
     """
 
     member: Member | None = None
+    layout: Literal["map", "pixels"] | None = None
     tokens: tuple[Cells, Cells] | None = None
 
 
@@ -132,8 +134,15 @@ def find_map(output: Any, frame: Size, told: LayerOutput | None = None) -> MapPl
 
 def _place(tensor: Tensor, member: int | str | None, frame: Size, told: LayerOutput) -> MapPlace:
     if tensor.ndim == 4:
-        last_is_channels = _is_grid(tensor.shape[1:3], frame) and not _is_grid(tensor.shape[2:], frame)
-        return MapPlace(member, "pixels" if last_is_channels else "map")
+        if told.layout is not None:
+            return MapPlace(member, told.layout)
+        as_map, as_pixels = _is_grid(tensor.shape[2:], frame), _is_grid(tensor.shape[1:3], frame)
+        if as_map and as_pixels:
+            raise ValueError(
+                f"gives {tuple(tensor.shape)}, which may be (B, C, h, w) or (B, h, w, C): tell it, as in layers: "
+                "{NAME: {layout: map}} or {layout: pixels}"
+            )
+        return MapPlace(member, "pixels" if as_pixels else "map")
     shape = tuple(tensor.shape)
     if tensor.ndim != 3:
         raise ValueError(f"gives {shape}: choose one that gives a map (B, C, h, w), or tokens (B, N, C)")

@@ -66,10 +66,12 @@ def propose(host: nn.Module, example: Tensor) -> list[Candidate]:
     Raises:
         ValueError: If there is no layer to propose.
     """
+    with evaluating(host):
+        scores, others = (class_scores(host(frame)).float() for frame in (example, _other(example)))
     candidates = [
         Candidate(name, stride, channels, tokens, share)
         for name, stride, channels, tokens in _layers(host, example)
-        if (share := _share(host, name, example)) is not None
+        if (share := _share(host, name, example, scores, others)) is not None
     ]
     later = candidates[len(candidates) // 2 :]
     greatest = max((one.share for one in later), default=0.0)
@@ -130,21 +132,21 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def _share(host: nn.Module, layer: str, example: Tensor) -> float | None:
-    """Return `Candidate.share` of a layer; None if `augment` does not take it."""
+def _other(example: Tensor) -> Tensor:
+    return example.flip(-1, -2)
+
+
+def _share(host: nn.Module, layer: str, example: Tensor, scores: Tensor, others: Tensor) -> float | None:
+    """Return `Candidate.share` of a layer, given the scores of both frames; None if `augment` does not take it."""
     try:
         video_cnn = augment(host, [layer], flow_cnn=False, example=example)
-    except ValueError:
+    except Exception:  # a host may raise any error for disturbed values
         return None
     try:
         with evaluating(host):
-            other = example.flip(-1, -2)
-            output, representations = video_cnn.run_host(example)
-            fixed, _ = video_cnn.run_host(other, lambda _index, _z: representations[layer])
-            scores, changed, usual = (
-                class_scores(one).float() for one in (output, fixed, video_cnn.run_host(other)[0])
-            )
-            whole = (usual - scores).norm()
-            return max(0.0, 1 - ((changed - scores).norm() / whole).item()) if whole > 0 else 0.0
+            _, representations = video_cnn.run_host(example)
+            output, _ = video_cnn.run_host(_other(example), lambda _index, _z: representations[layer])
     finally:
         video_cnn.remove()
+    whole = (others - scores).norm()
+    return max(0.0, 1 - ((class_scores(output).float() - scores).norm() / whole).item()) if whole > 0 else 0.0

@@ -23,6 +23,9 @@ from netwarp_ros.resources import Checked, quote
 MAX_INPUT_HEIGHT = 4320
 """Greatest height in pixels that images are scaled to for the network: that of 8K video."""
 
+MAX_FIXED_PIXELS = 2**22
+"""Most pixels of the frames of a network that takes one size only: it is tried on such frames when it is loaded."""
+
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """A name of a model or a class set of this package; no path matches."""
 
@@ -53,12 +56,22 @@ class InputSize(Checked):
     """Which sizes a network takes. Images are scaled to fit, and padded on the right and below.
 
     Attributes:
-        multiple: Height and width must be multiples of this.
+        multiple: Height and width must be multiples of this, at most 128.
         fixed: ``(height, width)``, if the network takes no other size.
     """
 
-    multiple: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
+    multiple: Annotated[StrictInt, Field(ge=1, le=128)] = 1
     fixed: tuple[Side, Side] | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed is not None and self.fixed[0] * self.fixed[1] > MAX_FIXED_PIXELS:
+            size = f"{self.fixed[1]}x{self.fixed[0]}"
+            raise ValueError(f"fixed is {size}: a network of one size may take {MAX_FIXED_PIXELS} pixels at most")
+
+    def __str__(self) -> str:
+        if self.fixed is not None:
+            return f"images of {self.fixed[1]}x{self.fixed[0]} only"
+        return "images of any size" if self.multiple == 1 else f"images whose sides are multiples of {self.multiple}"
 
     def padded(self, size: Size) -> Size:
         """Return the size ``(height, width)`` that a frame is padded to.
@@ -80,8 +93,8 @@ class InputSize(Checked):
 
     @property
     def example(self) -> Size:
-        """A size that the network takes, small unless it is fixed: what networks are tried on."""
-        return self.fixed or self.padded((128, 128))
+        """A small size that the network takes, or its fixed size: networks are tried on it."""
+        return self.fixed or self.padded((96, 160))
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class ModelSpec(Checked):
     """All that is needed to build a network and to prepare its input.
 
     Attributes:
-        host: The image CNN: a name that `netwarp_ros.models.build.build_host` knows.
+        host: The image CNN: a name that `netwarp_ros.models.building.build_host` knows.
         classes: The class set that the network was trained on.
         host_arguments: Keyword arguments of the host, including ``num_classes``.
         host_config: Configuration of a host by transformers, as its ``config.json`` has it.

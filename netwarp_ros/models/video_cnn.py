@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The video CNN: an image CNN with NetWarp modules behind chosen layers. `netwarp_ros.models.augment` makes one.
 
-A `VideoCNN` replaces the ``forward`` of each insertion layer by `VideoCNN._insertion_forward`: this is where NetWarp is
-inserted. `VideoCNN.forward` is a whole frame, and what training differentiates. Engines compute the same in parts:
+A `VideoCNN` replaces the ``forward`` of each insertion layer by an `_Insertion`: this is where NetWarp is inserted.
+`VideoCNN.forward` is a whole frame, and what training differentiates. Engines compute the same in parts:
 `VideoCNN.frames_for_flow`, `transform_flow` and `step`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -90,6 +89,30 @@ _HOST_PASSES: ContextVar[Mapping[VideoCNN, _HostPass]] = ContextVar("_HOST_PASSE
 """The passes that are running in this thread, by their network: a host may contain another video CNN."""
 
 
+class _Insertion:
+    """The ``forward`` of an insertion layer, which runs its own forward and blends the output.
+
+    Args:
+        network: The video CNN.
+        index: Index of the layer.
+        forward: The layer's own forward, or the insertion of another video CNN on the same host.
+    """
+
+    def __init__(self, network: VideoCNN, index: int, forward: Callable[..., Any]) -> None:
+        self.network, self.index, self.forward = network, index, forward
+
+    def __call__(self, *inputs: Any, **named_inputs: Any) -> Any:
+        return self.network._blended(self.index, self.forward(*inputs, **named_inputs))
+
+
+def _insertions(layer: nn.Module) -> Iterator[_Insertion]:
+    """Yield the insertions at a layer, the outermost first."""
+    forward = layer.__dict__.get("forward")
+    while isinstance(forward, _Insertion):
+        yield forward
+        forward = forward.forward
+
+
 class VideoCNN(nn.Module):
     """A host with NetWarp modules behind some of its layers. Use `augment` to make one.
 
@@ -97,6 +120,9 @@ class VideoCNN(nn.Module):
     it. Gradients go through it, so the paper's two-frame training is two calls. Of the host, only the
     ``forward`` of its insertion layers is replaced: its modules and parameters keep their names, whatever hooks are
     registered on a layer see the blend, and called by itself it still is the image CNN.
+
+    A host that recomputes layers in the backward pass (gradient checkpointing) must not do so with insertion layers: in
+    the backward pass they would not be blended. `netwarp_ros.training` recomputes whole frames, which is fine.
 
     Threads may share a network, each with memories of its own: the state of a forward pass belongs to the thread that
     made the call, and the host must run its insertion layers in that thread.
@@ -144,9 +170,7 @@ class VideoCNN(nn.Module):
         blend_module = NetWarp if blend == "netwarp" else Concatenation
         self.netwarps = nn.ModuleList(blend_module(layer.channels) for layer in layers.values())
         self._insertions = tuple(layers.values())
-        for index, name in enumerate(layers):
-            layer = find_layer(host, name)
-            layer.forward = partial(VideoCNN._insertion_forward, self, index, layer.forward)
+        self.insert()
 
     def forward(
         self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None, **host_arguments: Any
@@ -323,9 +347,8 @@ class VideoCNN(nn.Module):
             raise RuntimeError(f"the host did not run its layers {missing} in this pass: choose others to insert at")
         return output, run.representations
 
-    def _insertion_forward(self, index: int, forward: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Any:
-        """Run an insertion layer; blend its output z_t with the memory, and remember z_t or the blend."""
-        output = forward(*inputs, **named_inputs)
+    def _blended(self, index: int, output: Any) -> Any:
+        """Return the output of an insertion layer with z_t blended with the memory; remember z_t or the blend."""
         run, name = _HOST_PASSES.get().get(self), self.layers[index]
         if run is None:  # the host was called by itself
             return output
@@ -341,16 +364,36 @@ class VideoCNN(nn.Module):
             blend = blend.clone()
         return output if blend is z else layer.place.put(output, blend)
 
+    def insert(self) -> None:
+        """Replace the ``forward`` of each insertion layer, unless this network has done so already.
+
+        To be called again if modules of the host were replaced since, as by ``convert_sync_batchnorm``.
+        """
+        layers = [find_layer(self.host, name) for name in self.layers]
+        for index, layer in enumerate(layers):
+            if not any(insertion.network is self for insertion in _insertions(layer)):
+                layer.forward = _Insertion(self, index, layer.forward)
+
     def remove(self) -> None:
-        """Give the host's layers the ``forward`` back that they had: the host is as it was before `augment`."""
+        """Undo `insert`: the host is as it was before `augment`. Other video CNNs on the same host stay.
+
+        Raises:
+            ValueError: If a layer has been given another ``forward`` since.
+        """
         for name in self.layers:
-            layer = find_layer(self.host, name)
-            insertion: Any = layer.forward
-            original = insertion.args[-1]
-            if getattr(original, "__func__", None) is type(layer).forward:
+            layer, outer = find_layer(self.host, name), None
+            for insertion in _insertions(layer):
+                if insertion.network is self:
+                    break
+                outer = insertion
+            else:
+                raise ValueError(f"layer {name!r} has another forward than NetWarp gave it: undo that first")
+            if outer is not None:
+                outer.forward = insertion.forward
+            elif getattr(insertion.forward, "__func__", None) is type(layer).forward:
                 del layer.forward
             else:
-                layer.forward = original
+                layer.forward = insertion.forward
 
     def _flow_cnn_grid(self, frame: Size, sizes: Mapping[str, Size]) -> dict[str, Size]:
         """Return the size of the grid that Λ works on for each insertion layer."""
@@ -415,8 +458,11 @@ def find_layer(host: nn.Module, name: str) -> nn.Module:
     Raises:
         ValueError: If the host has no submodule of this name. The message suggests similar names.
     """
-    modules = dict(host.named_modules())
-    if not name or name not in modules:
-        near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or [key for key in modules if key][:5]
-        raise ValueError(f"{type(host).__name__} has no layer {name!r}: did you mean {', '.join(map(repr, near))}?")
-    return modules[name]
+    try:
+        if name:
+            return host.get_submodule(name)
+    except AttributeError:
+        pass
+    names = [key for key, _ in host.named_modules() if key]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
+    raise ValueError(f"{type(host).__name__} has no layer {name!r}: did you mean {', '.join(map(repr, near))}?")

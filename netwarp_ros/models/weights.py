@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from netwarp_ros.models.build import build_host, build_on_meta, insert_netwarp
+from netwarp_ros.models.building import build_host, build_on_meta, insert_netwarp
 from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.models.limits import at_most
 from netwarp_ros.models.spec import MODEL_NAME, ModelSpec, WeightsError

@@ -295,7 +295,7 @@ class SegmentNode(LifecycleNode):
     def _free(self) -> None:
         """Free the segmenter, in the thread that made it."""
         self._segmenter = None
-        gc.collect()  # hooks refer to the network, and graphs to the engine: else both would stay for a while
+        gc.collect()  # a network and its layers refer to each other, as do an engine and its graphs
 
     def _segment_images(self) -> None:
         """Segment the images in the mailbox until it is closed."""

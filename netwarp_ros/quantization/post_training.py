@@ -19,6 +19,7 @@ from netwarp_ros.engines.int8 import Int8Graphs, StepIR
 from netwarp_ros.engines.openvino import convert, import_openvino, serialise
 from netwarp_ros.models import Model
 from netwarp_ros.quantization.calibration import Sample
+from netwarp_ros.resources import cut
 
 
 def import_nncf() -> Any:
@@ -64,9 +65,10 @@ def quantize(model: Model, samples: Sequence[Sample]) -> Int8Graphs:
     def normalised(sample: Sample) -> list[np.ndarray]:
         return [sample[0] * scale + shift, *sample[1:]]
 
-    # Sizes > 1 that differ, and a batch > 1: the export takes others as constants.
-    height, width = model.spec.input_size.padded_frame(model.spec.input_height)
-    frame = torch.zeros(2, height, width + model.spec.input_size.multiple, 3)
+    taken = model.spec.input_size
+    height, width = taken.padded_frame(model.spec.input_height)
+    # For frames of any size: sizes > 1 that differ, and a batch > 1, for the export takes others as constants.
+    frame = torch.zeros(1, height, width, 3) if taken.fixed else torch.zeros(2, height, width + taken.multiple, 3)
     first = StepGraph(model.network, normalisation)
     with torch.inference_mode():
         _, *warped = first(frame)
@@ -76,22 +78,37 @@ def quantize(model: Model, samples: Sequence[Sample]) -> Int8Graphs:
     quantized = []
     for graph, inputs in graphs:
         fitting = [sample[: len(inputs)] for sample in samples if len(sample) >= len(inputs)]
-        quantized.append(_quantize(nncf, graph, inputs, nncf.Dataset(fitting, normalised), len(fitting)))
+        exported = _exported(graph, inputs, model, dynamic=taken.fixed is None)
+        quantized.append(_quantize(nncf, exported, nncf.Dataset(fitting, normalised), len(fitting)))
     return Int8Graphs(quantized[0], quantized[1] if layers else None, layers, f"{model.name} in int8")
 
 
-def _quantize(nncf: Any, graph: StepGraph, inputs: Sequence[torch.Tensor], calibration: Any, count: int) -> StepIR:
-    """Quantize a graph, given examples of its inputs, and a dataset of as many samples."""
+def _exported(graph: StepGraph, inputs: Sequence[torch.Tensor], model: Model, *, dynamic: bool) -> Any:
+    """Return a graph as OpenVINO's model; ``dynamic``: for frames of any size.
+
+    Raises:
+        ValueError: If it cannot be exported.
+    """
+    try:
+        return convert(graph, inputs, dynamic=dynamic)
+    except Exception as error:  # compilers, and what they call, share no base class of errors
+        sizes = "of any size" if dynamic else "of its size"
+        raise ValueError(
+            f"{model.name} cannot be quantized: its graph cannot be exported for frames {sizes} ({cut(str(error))})"
+        ) from error
+
+
+def _quantize(nncf: Any, exported: Any, calibration: Any, count: int) -> StepIR:
+    """Quantize OpenVINO's model of a graph, given a dataset of as many samples."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # NNCF shows its progress
         warnings.simplefilter("ignore")
-        model = convert(graph, inputs, dynamic=True)
         quantized = nncf.quantize(
-            model,
+            exported,
             calibration,
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=count,
             fast_bias_correction=False,
-            ignored_scope=nncf.IgnoredScope(names=_blends(model)),
+            ignored_scope=nncf.IgnoredScope(names=_blends(exported)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
     for path in (["conversion_parameters"], ["nncf"]):  # settings, which may name files of this machine

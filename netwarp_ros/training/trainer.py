@@ -167,6 +167,9 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
         spec = ModelSpec(str(model.host), classes, {"num_classes": len(classes)}, input_height=input_height)
     if model.netwarp:
         spec = dataclasses.replace(spec, netwarp=model.netwarp)
+    crop = (config.augment.height, config.augment.width)
+    if spec.input_size.padded(crop) != crop:
+        raise ValueError(f"augment is {crop[1]}x{crop[0]}, and the network takes {spec.input_size}: give such a size")
     if spec.netwarp and config.clip.length == 1:
         raise ValueError("clip.length is 1, but the model has NetWarp, which needs a previous frame: give at least 2")
     if not spec.netwarp and not model.train_host:
@@ -202,6 +205,7 @@ class TrainingState:
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         if distributed.is_initialized() and config.device == "cuda" and config.model.train_host:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+            self.network.insert()  # the new modules have a forward of their own
         self.loss: nn.Module = ClipLoss(self.network, spec, weights, config).to(config.device).train()
         if distributed.is_initialized():
             self.loss = DistributedDataParallel(self.loss)

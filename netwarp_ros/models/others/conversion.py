@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from netwarp_ros.classes import ClassSet, classes_from_labels
-from netwarp_ros.models.build import TRANSFORMERS, build_host
+from netwarp_ros.models.building import TRANSFORMERS, build_host
 from netwarp_ros.models.hosts import HOSTS
 from netwarp_ros.models.insertion import evaluating, example_frame
 from netwarp_ros.models.others.entry_points import entry_point_names
@@ -56,15 +56,11 @@ class Conversion:
 
     def __str__(self) -> str:
         names = cut(", ".join(self.spec.classes.names))
-        size = self.spec.input_size
-        takes = "images of any size" if size.multiple == 1 else f"sides that are multiples of {size.multiple}"
-        if size.fixed is not None:
-            takes = f"{size.fixed[1]}x{size.fixed[0]} only"
         lines = [
             f"{self.spec.host}",
             str(self.result),
             f"{len(self.spec.classes)} classes, {self.spec.classes.name}: {names}",
-            f"input height {self.spec.input_height}; the network takes {takes}",
+            f"input height {self.spec.input_height}; the network takes {self.spec.input_size}",
         ]
         if self.result.missing or self.result.mismatched:
             lines.append("what was not loaded has random values: train the network before you use it")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from torch import nn
 
@@ -31,7 +32,8 @@ def entry_point_names() -> list[str]:
 def find_entry_point(name: str) -> Callable[..., nn.Module] | None:
     """Return what makes a host, ``(num_classes: int, **arguments) -> nn.Module``; None if no package declares it.
 
-    Names of this package's own hosts are never looked up.
+    Names of this package's own hosts are never looked up. What is returned raises ValueError if the host cannot be
+    made, whatever the package's code raises, or if it is no ``nn.Module``.
 
     Raises:
         ValueError: Two packages declare the name; or what it stands for cannot be imported, or called.
@@ -50,8 +52,17 @@ def find_entry_point(name: str) -> Callable[..., nn.Module] | None:
         raise ValueError(f"{where} cannot be imported: {type(error).__name__}: {cut(str(error))}") from error
     if not callable(host):
         raise ValueError(f"{where} is a {type(host).__name__}: give a class or function that returns a torch.nn.Module")
-    made: Callable[..., nn.Module] = host
-    return made
+
+    def make(*values: Any, **arguments: Any) -> nn.Module:
+        try:
+            made = host(*values, **arguments)
+        except Exception as error:  # the package's own code
+            raise ValueError(f"{where} cannot be made: {type(error).__name__}: {cut(str(error))}") from error
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"{where} makes a {type(made).__name__}: let it return a torch.nn.Module")
+        return made
+
+    return make
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -10,15 +10,12 @@ from torch import nn
 
 from netwarp_ros.models.insertion import evaluating, example_frame
 from netwarp_ros.models.outputs import class_scores
-from netwarp_ros.models.spec import InputSize
+from netwarp_ros.models.spec import MAX_FIXED_PIXELS, InputSize
 from netwarp_ros.models.video_cnn import Size, map_size
 from netwarp_ros.resources import cut
 
 MULTIPLES = (1, 2, 4, 8, 14, 16, 28, 32, 64)
 """Multiples that are tried in turn. 14 is the patch of DINOv2."""
-
-MAX_FIXED_PIXELS = 2**22
-"""Most pixels of a fixed size that is tried."""
 
 _STRIDES = (0.25, 0.5, 1, 1.75, 2, 3.5, 4, 7, 8, 14, 16, 28, 32, 64)
 

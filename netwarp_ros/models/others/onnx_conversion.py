@@ -25,14 +25,11 @@ class OnnxConversion:
     spec: ModelSpec
 
     def __str__(self) -> str:
-        size, classes = self.spec.input_size, self.spec.classes
-        takes = (
-            f"{size.fixed[1]}x{size.fixed[0]} only" if size.fixed else f"sides that are multiples of {size.multiple}"
-        )
+        classes = self.spec.classes
         return (
             f"an ONNX file of {self.spec.host_config['bytes'] / 1e6:.1f} MB, without layers to train or to insert at\n"
             f"{len(classes)} classes, {classes.name}: {cut(', '.join(classes.names))}\n"
-            f"input height {self.spec.input_height}; the network takes {takes}"
+            f"input height {self.spec.input_height}; the network takes {self.spec.input_size}"
         )
 
 

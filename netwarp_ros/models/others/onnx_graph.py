@@ -22,6 +22,9 @@ MAX_VALUES_PER_PIXEL = 1024
 
 _FEWEST_PIXELS = 2**16
 
+MAX_VALUES = 2**28
+"""Most values of a map, for any frame: 1 GB of float32."""
+
 _PLACES = re.compile(
     r"Exception from .*|(While validating node .*: )?Check .* failed at .*|FrontEnd API failed .*|Summary:|"
     r"Model wasn't fully converted.*|To facilitate the conversion .*|While validating (ONNX )?node .*"
@@ -153,7 +156,7 @@ class OnnxGraph:
     def _find_output(self, model: Any) -> _Output:
         """Return the output that has the classes: the first with scores, else the first with ids.
 
-        If both axes of an output could be the classes, they are where the input has the colors.
+        If both axes of an output could be the classes, the axis of the input's colors is taken.
         """
         axes = (1, 3) if self._channels == 1 else (3, 1)
         for ids, elements in ((False, self._num_classes), (True, 1)):
@@ -197,7 +200,7 @@ def _check_maps(model: Any, size: Size) -> None:
     Raises:
         OnnxError: One is too large, or its size depends on what a frame shows.
     """
-    most = MAX_VALUES_PER_PIXEL * max(size[0] * size[1], _FEWEST_PIXELS)
+    most = min(MAX_VALUES_PER_PIXEL * max(size[0] * size[1], _FEWEST_PIXELS), MAX_VALUES)
     for operation in model.get_ops():
         if operation.get_type_name() == "Constant":
             continue

@@ -61,7 +61,7 @@ def parse_preprocessing(content: Mapping[str, Any]) -> Preprocessing:
             )
         scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * float(factor)
     bgr = content.get("do_flip_channel_order", mobile) is True
-    height, size = _size(content.get("size"))
+    height, size = _size(content.get("size") if content.get("do_resize", True) is not False else None)
     return Preprocessing(_rgb(mean, scale, bgr=bgr), _rgb(std, scale, bgr=bgr), height, size, bgr)
 
 

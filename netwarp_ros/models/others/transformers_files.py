@@ -23,7 +23,6 @@ from netwarp_ros.classes import MAX_CLASSES
 from netwarp_ros.models.checkpoints import DamagedFileError, load_tensors
 from netwarp_ros.models.insertion import evaluating, example_frame
 from netwarp_ros.models.limits import at_most
-from netwarp_ros.models.others.input_sizes import MAX_FIXED_PIXELS
 from netwarp_ros.models.others.load_result import LoadResult, listed
 from netwarp_ros.models.others.preprocessing import Preprocessing, parse_preprocessing
 from netwarp_ros.models.others.transformers_hosts import (
@@ -34,7 +33,7 @@ from netwarp_ros.models.others.transformers_hosts import (
     network_from_tensors,
 )
 from netwarp_ros.models.outputs import class_scores
-from netwarp_ros.models.spec import WeightsError
+from netwarp_ros.models.spec import MAX_FIXED_PIXELS, WeightsError
 from netwarp_ros.models.video_cnn import Size
 from netwarp_ros.models.weights import open_safetensors
 from netwarp_ros.resources import MAX_JSON, cut, parse_json, quote
@@ -313,14 +312,22 @@ def _check_same(host: nn.Module, trained: nn.Module, directory: TransformersDire
             continue
         frame = example_frame(host, size)
         try:
-            with evaluating(host), evaluating(trained):
-                scores, expected = (class_scores(host(frame)), class_scores(trained(frame.flip(1) if swap else frame)))
+            with evaluating(trained):
+                expected = class_scores(trained(frame.flip(1) if swap else frame))
         except Exception:  # noqa: S112 - networks raise errors of any type for sizes that they do not take
             continue
-        if not torch.allclose(scores, expected, rtol=1e-3, atol=1e-4):
+        what = f"{directory.path}: {directory.architecture}, built from what a model file holds,"
+        try:
+            with evaluating(host):
+                scores = class_scores(host(frame))
+        except Exception as error:
             raise WeightsError(
-                f"{directory.path}: {directory.architecture}, built from what a model file holds, gives other scores "
-                "than the directory's network: this network cannot be converted"
+                f"{what} cannot be run at {size[1]}x{size[0]}, which the directory's network takes: "
+                f"{type(error).__name__}: {cut(str(error))}"
+            ) from error
+        if scores.shape != expected.shape or not torch.allclose(scores, expected, rtol=1e-3, atol=1e-4):
+            raise WeightsError(
+                f"{what} gives other scores than the directory's network: this network cannot be converted"
             )
         return
 

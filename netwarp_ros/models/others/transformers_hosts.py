@@ -9,6 +9,7 @@ transformers.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from netwarp_ros.resources import cut, quote
@@ -27,6 +29,15 @@ MAX_CONFIG_INT = 100_000
 
 MAX_VOCABULARY = 10**7
 """The same for sizes of vocabularies and ids of tokens, which networks that also read text have."""
+
+MAX_POOL_SCALE = 64
+"""The same for ``pool_scales``: the sides of maps that no weight bounds. Usual are 1, 2, 3 and 6."""
+
+MAX_LAYERS = 2**17
+"""Greatest sum of ``depths``: transformers makes a list of as many numbers before the first layer."""
+
+MAX_UNSTORED = 2**26
+"""Most bytes, beside as many as the parameters have, of buffers that a network computes and that no file holds."""
 
 MAX_ENTRIES, MAX_DEPTH = 10_000, 8
 """Most values in a configuration, and its deepest nesting."""
@@ -45,7 +56,7 @@ _DECODER = "decoder_config"
 _NOT_OF_A_DECODER = frozenset(
     {"backbone", "backbone_config", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone"}
 )
-"""Keys of a decoder's configuration that nothing is built from: MaskFormer's is that of DETR, which has a backbone."""
+"""Keys of a decoder's configuration that transformers does not use."""
 
 _ATTENTION = ("eager", "sdpa")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,99}")
@@ -116,6 +127,8 @@ def check_config(config: Any, source: str = "the configuration") -> None:
         elif isinstance(value, list | tuple):
             for index, item in enumerate(value):
                 check(item, f"{key}[{index}]", name, parent, depth + 1)
+            if name == "depths" and sum(abs(count) for count in value if isinstance(count, int)) > MAX_LAYERS:
+                raise ValueError(f"{source}: {cut(key, 120)} has more than {MAX_LAYERS} layers")
         elif not isinstance(value, bool | None) and (reason := _wrong_scalar(value, name)):
             raise ValueError(f"{source}: {cut(key, 120)} is {quote(value, 80)}: {reason}")
 
@@ -152,7 +165,8 @@ def build_transformers_host(architecture: str, num_classes: int, config: Mapping
 
     Raises:
         ValueError: transformers is not installed; the architecture is none for segmentation; the configuration is
-            refused (see `check_config`), belongs to another architecture, or has keys that it does not know.
+            refused (see `check_config`), belongs to another architecture, has keys that it does not know, or describes
+            large buffers that the network computes.
     """
     check_config(config, f"the configuration of {cut(str(architecture), 80)}")
     kind = _network_class(architecture)
@@ -162,7 +176,10 @@ def build_transformers_host(architecture: str, num_classes: int, config: Mapping
     with quiet():
         settings = _settings(kind, {**config, "num_labels": num_classes}, source)
         _check_keys(config, settings, source)
-        return _construct(kind, settings)
+        with torch.device("meta"):  # where nothing takes memory
+            blueprint = _construct(kind, copy.deepcopy(settings))
+        _check_unstored(blueprint, source)
+        return blueprint if torch.get_default_device().type == "meta" else _construct(kind, settings)
 
 
 def uses_timm(config: Any) -> bool:
@@ -207,8 +224,6 @@ def network_from_tensors(
     Raises:
         ValueError: transformers refuses the configuration or the weights.
     """
-    import torch
-
     kind = _network_class(architecture)
     with quiet():
         settings = _settings(kind, {**config, "num_labels": num_classes}, "config.json")
@@ -286,6 +301,22 @@ def _construct(kind: Any, settings: Any) -> nn.Module:
     return network
 
 
+def _check_unstored(network: nn.Module, source: str) -> None:
+    """Check the size of buffers that are not in the state dict, such as Swin's with ``window_size ** 4`` integers.
+
+    Those that are in it are as large as what a file holds, which whoever loads one checks.
+    """
+    stored = network.state_dict().keys()
+    unstored = {name: buffer for name, buffer in network.named_buffers() if name not in stored}
+    most = MAX_UNSTORED + sum(parameter.nbytes for parameter in network.parameters())
+    if sum(buffer.nbytes for buffer in unstored.values()) > most:
+        name, largest = max(unstored.items(), key=lambda item: item[1].nbytes)
+        raise ValueError(
+            f"{source} describes buffers that are not among the weights and have more than {most} bytes, such as "
+            f"{cut(name, 120)} {tuple(largest.shape)}"
+        )
+
+
 def _backbone_types() -> list[str]:
     return sorted(dict(_modeling_auto().MODEL_FOR_BACKBONE_MAPPING_NAMES))
 
@@ -356,7 +387,7 @@ def _refused(key: str, value: Any, parent: Mapping[str, Any]) -> str:
 def _wrong_scalar(value: Any, key: str) -> str:
     """Return why a scalar must not be in a configuration; empty if it may."""
     if isinstance(value, int):
-        limit = MAX_VOCABULARY if key.endswith(_LARGE) else MAX_CONFIG_INT
+        limit = MAX_VOCABULARY if key.endswith(_LARGE) else MAX_POOL_SCALE if key == "pool_scales" else MAX_CONFIG_INT
         return "" if abs(value) <= limit else f"at most {limit} is possible"
     if isinstance(value, float):
         return "" if math.isfinite(value) else "it must be finite"

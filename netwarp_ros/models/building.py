@@ -21,6 +21,9 @@ from netwarp_ros.resources import cut, quote
 TRANSFORMERS = "transformers:"
 """What the name of a host begins with if transformers builds it; the architecture follows."""
 
+MAX_PROBED = 2**24
+"""Most pixels that the host of a file is tried on for its insertion layers, in all."""
+
 
 def build(spec: ModelSpec) -> VideoCNN:
     """Build the network of a spec, with random weights, on the current default device.
@@ -87,7 +90,13 @@ def insert_netwarp(host: nn.Module, spec: ModelSpec) -> VideoCNN:
     Raises:
         WeightsError: NetWarp cannot be inserted at the layers of the spec, or the numbers of classes differ.
     """
-    example = example_frame(host, spec.input_size.example)
+    size = spec.input_size.example
+    if spec.netwarp and size[0] * size[1] * len(spec.netwarp.layers) > MAX_PROBED:
+        raise WeightsError(
+            f"NetWarp is behind {len(spec.netwarp.layers)} layers of a network that takes {spec.input_size}: give "
+            "fewer, as each is tried when the network is built"
+        )
+    example = example_frame(host, size)
     try:
         _check_scores(host, spec, example)
         if spec.netwarp is None:
@@ -95,7 +104,7 @@ def insert_netwarp(host: nn.Module, spec: ModelSpec) -> VideoCNN:
         refuse_onnx(spec, "the host", "NetWarp cannot be inserted")
         arguments = {field.name: getattr(spec.netwarp, field.name) for field in dataclasses.fields(spec.netwarp)}
         return augment(host, arguments.pop("layers"), **arguments, example=example)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the code of others may raise errors of any type
         action = "run" if spec.netwarp is None else "insert NetWarp into"
         raise WeightsError(f"cannot {action} {spec.host}: {cut(str(error), 400)}") from error
 

@@ -35,7 +35,7 @@ test-oldest: $(OLDEST)/.installed  ## tests without ROS, with the least OpenCV a
 	@$(IN_ENV) export PYTHONPATH="$(CURDIR)/$(OLDEST):$$PYTHONPATH" && \
 	    python -c "import cv2, numpy; print('OpenCV', cv2.__version__, 'and NumPy', numpy.__version__)" && \
 	    $(PYTEST) -m "not ros" $(call IGNORE,test_engines test_quantize test_csrc test_cuda_emulated test_convert test_convert_transformers \
-	    test_transformers_hosts test_insertion test_proposals test_class_scores test_own_network)
+	    test_transformers_hosts test_insertion test_probe test_proposals test_class_scores test_own_network)
 
 $(OLDEST)/.installed: requirements/oldest.txt | setup
 	@rm -rf $(OLDEST)

@@ -248,7 +248,8 @@ class _Spy(TorchFunctionMode):
     def _is_copy(self, tensor: Tensor) -> bool:
         """Tell whether a tensor has the same values, in any order."""
         before = self.before
-        if before is None or tensor.numel() != before.numel() or tensor.dtype != before.dtype or before.numel() < 16:
+        assert before is not None
+        if tensor.numel() != before.numel() or tensor.dtype != before.dtype or before.numel() < 16:
             return False
         if not torch.equal(tensor.amax(), before.amax()) or not torch.equal(tensor.amin(), before.amin()):
             return False

@@ -13,6 +13,7 @@ from pydantic import Field, StrictInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from netwarp_ros.models.outputs import named_members
 from netwarp_ros.models.resampling import Size
 from netwarp_ros.resources import Checked, quote
 
@@ -170,13 +171,11 @@ def _is_grid(size: tuple[int, ...], frame: Size) -> bool:
     return any(tuple(size) == grid for stride in _STRIDES for grid in _grids(frame, stride))
 
 
-def _members(output: Any) -> dict[int | str, Any]:
-    if isinstance(output, Mapping):
-        return dict(output)
+def _members(output: Any) -> Mapping[Any, Any]:
     if isinstance(output, tuple | list):
         return dict(enumerate(output))
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if (members := named_members(output)) is not None:
+        return members
     raise ValueError(f"gives a {type(output).__name__}: choose one that gives a map (B, C, h, w), or tokens (B, N, C)")
 
 

@@ -34,11 +34,13 @@ def class_scores(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return _checked(output, "output")
-    if isinstance(output, tuple | list) and not hasattr(output, "_fields"):
+    members = named_members(output)
+    if members is None and isinstance(output, tuple | list):
         if output and isinstance(output[0], Tensor):
             return _checked(output[0], "output[0]")
         raise ValueError(f"the host gives a {type(output).__name__} that does not begin with class scores (B, K, h, w)")
-    members = _members(output)
+    if members is None:
+        raise ValueError(f"the host gives a {type(output).__name__}, not class scores (B, K, h, w)")
     if all(isinstance(members.get(name), Tensor) for name in QUERIES):
         return query_scores(*(members[name] for name in QUERIES))
     for name in SCORES:
@@ -81,15 +83,13 @@ def query_scores(classes: Tensor, masks: Tensor) -> Tensor:
     return scores.clamp(min=torch.finfo(torch.float32).tiny).log().to(masks.dtype)
 
 
-def _members(output: Any) -> Mapping[str, Any]:
+def named_members(output: Any) -> Mapping[str, Any] | None:
+    """Return the members of a mapping, dataclass or named tuple by name; None for anything else."""
     if isinstance(output, Mapping):
         return output
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
         return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    if hasattr(output, "_asdict"):
-        members: Mapping[str, Any] = output._asdict()
-        return members
-    raise ValueError(f"the host gives a {type(output).__name__}, not class scores (B, K, h, w)")
+    return output._asdict() if hasattr(output, "_asdict") else None
 
 
 def _checked(scores: Tensor, name: str) -> Tensor:

@@ -55,16 +55,18 @@ class Conversion:
     result: LoadResult
 
     def __str__(self) -> str:
-        names = cut(", ".join(self.spec.classes.names))
-        lines = [
-            f"{self.spec.host}",
-            str(self.result),
-            f"{len(self.spec.classes)} classes, {self.spec.classes.name}: {names}",
-            f"input height {self.spec.input_height}; the network takes {self.spec.input_size}",
-        ]
+        lines = [self.spec.host, str(self.result), classes_and_sizes(self.spec)]
         if self.result.missing or self.result.mismatched:
             lines.append("what was not loaded has random values: train the network before you use it")
         return "\n".join(lines)
+
+
+def classes_and_sizes(spec: ModelSpec) -> str:
+    """Return two lines for a user."""
+    return (
+        f"{len(spec.classes)} classes, {spec.classes.name}: {cut(', '.join(spec.classes.names))}\n"
+        f"input height {spec.input_height}; the network takes {spec.input_size}"
+    )
 
 
 def convert_directory(path: Path, overrides: Overrides) -> Conversion:

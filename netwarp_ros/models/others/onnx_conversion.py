@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netwarp_ros.models.others.conversion import MODEL_FILE, Overrides
+from netwarp_ros.models.others.conversion import MODEL_FILE, Overrides, classes_and_sizes
 from netwarp_ros.models.others.input_sizes import find_input_size
 from netwarp_ros.models.others.onnx_file import MAX_BYTES
 from netwarp_ros.models.others.onnx_graph import OnnxGraph
@@ -25,12 +25,8 @@ class OnnxConversion:
     spec: ModelSpec
 
     def __str__(self) -> str:
-        classes = self.spec.classes
-        return (
-            f"an ONNX file of {self.spec.host_config['bytes'] / 1e6:.1f} MB, without layers to train or to insert at\n"
-            f"{len(classes)} classes, {classes.name}: {cut(', '.join(classes.names))}\n"
-            f"input height {self.spec.input_height}; the network takes {self.spec.input_size}"
-        )
+        size = f"{self.spec.host_config['bytes'] / 1e6:.1f} MB"
+        return f"an ONNX file of {size}, without layers to train or to insert at\n{classes_and_sizes(self.spec)}"
 
 
 def convert_onnx(path: Path, overrides: Overrides, *, bgr: bool = False) -> OnnxConversion:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from enum import IntEnum, StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from netwarp_ros.models import (
 from netwarp_ros.models.input_frames import InputFrames
 from netwarp_ros.models.spec import InputSize
 from netwarp_ros.models.video_cnn import map_size, to_device
+from netwarp_ros.segmenter.results import MemoryState, Reset, Result
 from netwarp_ros.timing import timed
 
 MAX_GAP = 0.5
@@ -48,47 +48,6 @@ MAX_GAP = 0.5
 
 MAX_INPUT_WIDTH = 4096
 """Default of ``max_input_width``, in pixels. At 512 rows, only images wider than 8:1 reach it."""
-
-
-class MemoryState(IntEnum):
-    """Whether a frame was segmented with the memory of the previous frame; values as in FrameTiming.msg."""
-
-    NEW = 0
-    KEPT = 1
-
-
-class Reset(StrEnum):
-    """Why a stream's memory was reset: the frame was segmented without it."""
-
-    FIRST = "first frame"
-    STAMP = "stamp not later than the last"
-    GAP = "gap over max_gap"
-    SIZE = "change of size"
-    ENCODING = "change of encoding"
-    FRAME_ID = "change of frame_id"
-    PUBLISHERS = "several publishers"
-    REQUEST = "request"
-    HOST_ONLY = "no NetWarp in use"
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result for one frame.
-
-    Attributes:
-        mask: ``(H, W)`` uint8 class ids at the image's size.
-        stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
-            normalisation, network, argmax, transfer back). The flow is estimated during the network's forward pass;
-            its time is not counted under ``network``. With a GPU, another thread estimates it meanwhile, and ``flow``
-            is how long the network waits for it.
-        memory: Whether the memory was kept.
-        reason: Why it was reset (a `Reset`); empty when it was kept.
-    """
-
-    mask: np.ndarray
-    stages_ms: dict[str, float]
-    memory: MemoryState
-    reason: str
 
 
 class Segmenter:

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streaming core: frames in, masks and timings out."""
+
+from netwarp_ros.segmenter.results import MemoryState, Reset, Result
+from netwarp_ros.segmenter.segmenter import MAX_GAP, MAX_INPUT_WIDTH, Segmenter, Stream
+
+__all__ = ["MAX_GAP", "MAX_INPUT_WIDTH", "MemoryState", "Reset", "Result", "Segmenter", "Stream"]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stream returns for a frame, and why its memory was reset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+import numpy as np
+
+
+class MemoryState(IntEnum):
+    """Whether a frame was segmented with the memory of the previous frame; values as in FrameTiming.msg."""
+
+    NEW = 0
+    KEPT = 1
+
+
+class Reset(StrEnum):
+    """Why a stream's memory was reset: the frame was segmented without it."""
+
+    FIRST = "first frame"
+    STAMP = "stamp not later than the last"
+    GAP = "gap over max_gap"
+    SIZE = "change of size"
+    ENCODING = "change of encoding"
+    FRAME_ID = "change of frame_id"
+    PUBLISHERS = "several publishers"
+    REQUEST = "request"
+    HOST_ONLY = "no NetWarp in use"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result for one frame.
+
+    Attributes:
+        mask: ``(H, W)`` uint8 class ids at the image's size.
+        stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
+            normalisation, network, argmax, transfer back). The flow is estimated during the network's forward pass;
+            its time is not counted under ``network``. With a GPU, another thread estimates it meanwhile, and ``flow``
+            is how long the network waits for it.
+        memory: Whether the memory was kept.
+        reason: Why it was reset (a `Reset`); empty when it was kept.
+    """
+
+    mask: np.ndarray
+    stages_ms: dict[str, float]
+    memory: MemoryState
+    reason: str

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.datasets.samples import Sample, Samples
+from netwarp_ros.recordings.bag_file import RecordedMessage
 from netwarp_ros.recordings.bag_messages import BagMessages
 from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
-from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
+from netwarp_ros.recordings.image_messages import to_label
 from netwarp_ros.recordings.messages import stamp_of
 from netwarp_ros.recordings.recorded_images import read_image
+from netwarp_ros.recordings.topic_images import TopicImages
 
 
 class BagDataset(Samples):
@@ -24,7 +27,8 @@ class BagDataset(Samples):
 
     Args:
         path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file. The bag must be intact.
-        image_topic: Topic of images, raw or compressed.
+        image_topic: Topic of images, raw or compressed, or of a video. To read a sample of a video, the images from the
+            key frame before it on are decoded.
         label_topic: Topic of label maps, of type ``sensor_msgs/Image``: class ids of 8 or 16 bits, or colors.
         classes: What the label maps hold.
         max_gap: Longest time between the stamps of two consecutive frames of a clip, in seconds.
@@ -47,6 +51,7 @@ class BagDataset(Samples):
                 f"{len(self._stamps)} images of {image_topic}"
             )
         self._messages = BagMessages(self.path, _refuse)
+        self._images = TopicImages(partial(self._messages.read, image_topic))
         self._frames_before = [0]
         for previous_ns, present_ns in pairwise(self._stamps):
             follows = 0 < present_ns - previous_ns <= max_gap * 1e9
@@ -68,21 +73,24 @@ class BagDataset(Samples):
         position, name = self._labelled[index] - before, self.name(index, before)
         stamp_ns = self._stamps[position]
         with named_in_errors(f"{self.path}: image {position} of {self.image_topic}"):
-            image = to_writable_bgr(self._message(self.image_topic, position, stamp_ns))
+            recorded = self._messages.read(self.image_topic, position)
+            message, image = self._images.decode(position, recorded)
+            _check_stamp(message, recorded, stamp_ns)
         if stamp_ns not in self._labels:
             return self.without_label(name, image)
         label_name = f"{self.path}: the label map of image {position}, on {self.label_topic},"
         with named_in_errors(label_name):
-            label = to_label(self._message(self.label_topic, self._labels[stamp_ns], stamp_ns), image.shape[:2])
+            recorded = self._messages.read(self.label_topic, self._labels[stamp_ns])
+            message = read_image(recorded)
+            _check_stamp(message, recorded, stamp_ns)
+            label = to_label(message, image.shape[:2])
         label = self.classes.read(label, label_name)
         return Sample(name, image, label)
 
-    def _message(self, topic: str, number: int, stamp_ns: int) -> Any:
-        recorded = self._messages.read(topic, number)
-        message = read_image(recorded)
-        if stamp_of(message, recorded.recorded_ns) != stamp_ns:
-            raise ValueError("the bag has changed since it was opened")
-        return message
+
+def _check_stamp(message: Any, recorded: RecordedMessage, stamp_ns: int) -> None:
+    if stamp_of(message, recorded.recorded_ns) != stamp_ns:
+        raise ValueError("the bag has changed since it was opened")
 
 
 def _stamps(path: Path, topic: str) -> list[int]:

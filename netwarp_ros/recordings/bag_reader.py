@@ -125,7 +125,7 @@ class BagReader:
         if not is_image(self.topics[name]):
             raise ValueError(
                 f"{self.path}: {name} has the type {_kind(self.topics[name])}, not sensor_msgs/Image or "
-                f"CompressedImage: choose one of {choices}"
+                f"CompressedImage, nor that of a video (CompressedVideo, FFMPEGPacket): choose one of {choices}"
             )
 
     def only_image_topic(self, leave_out: Collection[str] = ()) -> str:
@@ -138,8 +138,8 @@ class BagReader:
         if not names:
             others = _list(sorted(f"{name} ({_kind(topic)})" for name, topic in self.topics.items()))
             raise ValueError(
-                f"{self.path} has no topic of sensor_msgs/Image or CompressedImage to take; it has "
-                f"{others or 'no topic at all'}"
+                f"{self.path} has no topic of sensor_msgs/Image or CompressedImage, or of a video "
+                f"(CompressedVideo, FFMPEGPacket), to take; it has {others or 'no topic at all'}"
             )
         if len(names) > 1:
             raise ValueError(f"{self.path} has {len(names)} image topics, {_list(names)}: name the topic to take")

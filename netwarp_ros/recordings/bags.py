@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from netwarp_ros.classes import ClassSet
 from netwarp_ros.recordings.bag_messages import BagMessages
 from netwarp_ros.recordings.bag_reader import BagReader, named_in_errors
 from netwarp_ros.recordings.frames import DEFAULT_RATE, Frame, FrameSource, stamp
-from netwarp_ros.recordings.image_messages import to_label, to_writable_bgr
+from netwarp_ros.recordings.image_messages import to_label
 from netwarp_ros.recordings.messages import stamp_of
 from netwarp_ros.recordings.recorded_images import is_raw_image, read_image
+from netwarp_ros.recordings.topic_images import TopicImages
+from netwarp_ros.recordings.video_bitstream import MissingImageError
+from netwarp_ros.recordings.video_decoder import VideoOrderError
 
 _NAMED = 10
 """Most unreadable images of a topic that are reported one by one."""
@@ -24,18 +28,19 @@ _NAMED = 10
 class BagFrames(FrameSource):
     """The images of one or more topics of a bag, in the order of their recording.
 
-    Frames have the stamps of the message headers; if a stamp is 0, the frame has the time of recording. An
-    image that cannot be read is noted as damage and left out; the index still counts it.
+    Frames have the stamps of the message headers; if a stamp is 0, the frame has the time of recording. An image that
+    cannot be read is noted as damage and left out; the index still counts it. The images of a video that depend on it
+    are left out, too, and counted in one sentence.
 
     Args:
         path: The bag's folder, or a ``.mcap``, ``.db3`` or ``.bag`` file.
-        topics: Topics of images (`recorded_images`). May be left out if the bag has only one.
+        topics: Topics of images or of videos (`recorded_images`). May be left out if the bag has only one.
         rate: Frames per second. Each topic's frames are then stamped at this rate from 0, not by their headers.
         leave_out: Topics not to choose if no topics are given.
 
     Raises:
         ValueError: If the bag cannot be read, a topic is missing or has another type, or no topic is given and the bag
-            has several. While iterating: if none of the images can be read.
+            has several. While iterating: if none of the images can be read, or a video has B-frames.
     """
 
     def __init__(
@@ -67,7 +72,10 @@ class BagFrames(FrameSource):
         counts: Counter[str] = Counter()
         late_counts: Counter[str] = Counter()
         unreadable_counts: Counter[str] = Counter()
+        dependent_counts: Counter[str] = Counter()
         last_ns: dict[str, int] = {}
+        earlier = BagMessages(self.path, _ignore)  # opened if a video is not decoded in its order
+        images = {topic: TopicImages(partial(earlier.read, topic)) for topic in self.cameras}
         with BagReader(self.path, self.note_damage) as bag:
             for index, (number, recorded) in enumerate(bag.messages(self.cameras, begin), begin):
                 if index == end:
@@ -78,9 +86,13 @@ class BagFrames(FrameSource):
                 counts[topic] += 1
                 try:
                     with named_in_errors(f"{self.path}: image {number} of {topic}"):
-                        message = read_image(recorded)
-                        image = to_writable_bgr(message)
+                        message, image = images[topic].decode(number, recorded)
                 except ValueError as error:
+                    if isinstance(error.__cause__, VideoOrderError):
+                        raise
+                    if isinstance(error.__cause__, MissingImageError):
+                        dependent_counts[topic] += 1
+                        continue
                     unreadable_counts[topic] += 1
                     if unreadable_counts[topic] <= _NAMED:
                         self.note_damage(str(error))
@@ -98,6 +110,11 @@ class BagFrames(FrameSource):
                     getattr(message, "encoding", "") or message.format,
                     recorded_ns if self._keeps_stamps else stamp_ns,
                 )
+        for topic, count in dependent_counts.items():
+            self.note_damage(
+                f"{self.path}: {count} of the {counts[topic]} images of {topic} are left out: they depend on images of "
+                "the video that are missing or damaged"
+            )
         if not last_ns and begin == 0 and end is None:
             raise ValueError(f"none of the {self._count} images in {self.path} can be read. {self.damage[0]}")
         for topic, count in unreadable_counts.items():
@@ -194,4 +211,4 @@ class BagLabels:
 
 
 def _ignore(damage: str) -> None:
-    """Do not report the damage: `BagLabels.index` does."""
+    """Do not report the damage: `BagLabels.index` and `BagFrames.read` do."""

@@ -118,7 +118,7 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
 
 def _decode_jpeg(data: np.ndarray) -> np.ndarray:
     height, width, color, _ = _libjpeg(simplejpeg.decode_jpeg_header, data)
-    _check_size(width, height)
+    check_size(width, height)
     samples = _libjpeg(simplejpeg.decode_jpeg, data, "Gray" if color == "Gray" else "BGR")
     _check_zeros(data.tobytes())
     return samples[..., 0] if color == "Gray" else samples
@@ -178,7 +178,7 @@ def _first_codes(tables: bytes) -> dict[int, int]:
 def _check_png(data: np.ndarray) -> None:
     """Refuse too many pixels, or a chunk that is longer than the data: OpenCV would first allocate its length."""
     if len(data) >= 24:
-        _check_size(*struct.unpack_from(">II", data.data, 16))
+        check_size(*struct.unpack_from(">II", data.data, 16))
     offset, chunk_type = len(PNG), b""
     while offset + 12 <= len(data) and chunk_type != b"IEND":
         length, chunk_type = struct.unpack_from(">I4s", data.data, offset)
@@ -187,8 +187,13 @@ def _check_png(data: np.ndarray) -> None:
         raise ImageError(f"{chunk_type!r} claims {length} bytes")
 
 
-def _check_size(width: int, height: int) -> None:
+def most_pixels() -> int:
+    """Return the number of pixels above which no image is decoded (``OPENCV_IO_MAX_IMAGE_PIXELS``)."""
+    return int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", _MOST_PIXELS))
+
+
+def check_size(width: int, height: int) -> None:
     """Refuse an image whose header claims more pixels than a camera has."""
-    most = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", _MOST_PIXELS))
+    most = most_pixels()
     if width * height > most:
         raise ImageError(f"it claims {width}x{height} pixels: at most {most} are decoded (OPENCV_IO_MAX_IMAGE_PIXELS)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image messages of recordings: those of ROS 2, of ROS 1, and of Foxglove in protobuf."""
+"""The image messages of recordings: those of ROS 2, of ROS 1, and of Foxglove in protobuf; packets of video too."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from rosbags.typesys.store import Typestore
 from netwarp_ros.recordings.bag_file import RecordedMessage, Topic
 from netwarp_ros.recordings.image_messages import ImageError
 from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE, deserialize, header, typestore
+from netwarp_ros.recordings.video_messages import (
+    COMPRESSED_VIDEO,
+    FFMPEG_PACKET,
+    FOXGLOVE_COMPRESSED_VIDEO,
+    VIDEOS,
+    read_foxglove_packet,
+    read_ros_packet,
+)
 from netwarp_ros.resources import cut
 
 _FOXGLOVE_IMAGE, _FOXGLOVE_COMPRESSED_IMAGE = "foxglove.RawImage", "foxglove.CompressedImage"
@@ -30,15 +38,21 @@ def is_raw_image(topic: Topic) -> bool:
     return is_image(topic) and topic.message_type in (IMAGE, _FOXGLOVE_IMAGE)
 
 
+def is_video(message: RecordedMessage) -> bool:
+    """Return whether a message is a packet of a video, which only `TopicImages` decodes."""
+    return message.message_type in VIDEOS
+
+
 def read_image(message: RecordedMessage) -> Any:
     """Deserialize an image message.
 
     Args:
         message: A ``sensor_msgs/Image`` or ``CompressedImage`` of ROS 2 (``cdr``) or ROS 1 (``ros1``), or Foxglove's
-            ``RawImage`` or ``CompressedImage`` in ``protobuf``.
+            ``RawImage`` or ``CompressedImage`` in ``protobuf``; or a packet of a video (`video_messages`).
 
     Returns:
-        A message with the fields of ``sensor_msgs/Image`` or ``CompressedImage``. Its image data are read-only.
+        A message with the fields of ``sensor_msgs/Image`` or ``CompressedImage``. Its image data are read-only. Or a
+        `VideoPacket`.
 
     Raises:
         ValueError: If the message is lost, has another type, or its data are not such a message (`ImageError`).
@@ -92,5 +106,8 @@ _READERS: dict[tuple[str, str], Callable[[str, bytes | memoryview], Any]] = {
     ("ros1", COMPRESSED_IMAGE): _read_ros1,
     ("protobuf", _FOXGLOVE_IMAGE): _read_foxglove,
     ("protobuf", _FOXGLOVE_COMPRESSED_IMAGE): _read_foxglove,
+    ("cdr", COMPRESSED_VIDEO): read_ros_packet,
+    ("cdr", FFMPEG_PACKET): read_ros_packet,
+    ("protobuf", FOXGLOVE_COMPRESSED_VIDEO): read_foxglove_packet,
 }
 """By encoding and type."""

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"classes", "recordings", "street"},
     "models": {"classes", "ops", "resources"},
     "engines": {"models", "ops", "resources"},
-    "segmenter": {"engines", "flow", "models", "ops", "timing"},
+    "segmenter": {"classes", "engines", "flow", "models", "ops", "resources", "timing"},
     "offline": {"classes", "flow", "models", "recordings", "resources", "segmenter"},
     "training": {
         "classes", "datasets", "engines", "flow", "metrics", "models", "ops", "recordings", "resources", "segmenter",
@@ -61,8 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ROS = {"rclpy", "launch", "launch_ros", "ament_index_python", "cv_bridge", "diagnostic_updater"}
 
 SEGMENT_NODE_LOADS = {
-    "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "node", "ops", "recordings.image_codecs",
-    "recordings.image_messages", "recordings.messages", "resources", "segmenter", "timing",
+    "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "node", "ops", "recordings.ego_masks",
+    "recordings.image_codecs", "recordings.image_messages", "recordings.messages", "resources", "segmenter", "timing",
 }  # fmt: skip
 """What the robot's process consists of."""
 

@@ -305,6 +305,22 @@ def test_overlay_blends_as_worked_out_by_hand() -> None:
     np.testing.assert_array_equal(load_classes("camvid").overlay(image, mask, alpha=0), image)
 
 
+@pytest.mark.parametrize("shape", [(48, 64), (130, 7), (1, 1), (0, 5)])
+def test_pictures_are_those_of_plain_numpy(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (*shape, 3), np.uint8), rng.integers(0, 256, shape, np.uint8)
+    camvid = load_classes("camvid")
+    table = np.zeros((256, 3), np.uint8)
+    table[:11] = camvid.palette
+    for given in (mask, mask[::-1, ::-1], np.asfortranarray(mask)):
+        np.testing.assert_array_equal(camvid.colorize(given), table[given])
+        for alpha in (0.0, 0.3, 0.5, 1.0):
+            blended = camvid.overlay(image, given, alpha)
+            expected = (1 - alpha) * image + alpha * table[given][..., ::-1].astype(float)
+            assert np.abs(blended - expected).max(initial=0) <= 0.5 + 1e-4
+            np.testing.assert_array_equal(camvid.overlay(image, given, alpha, rgb=True), blended[..., ::-1])
+
+
 def test_overlay_refuses_a_mask_of_another_size_and_a_wrong_alpha() -> None:
     image, mask = np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8)
     with pytest.raises(ValueError, match=r"image is \(2, 3, 3\), mask is \(3, 2\)"):

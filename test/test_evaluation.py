@@ -336,7 +336,7 @@ def test_a_change_of_frame_id_or_encoding_resets_the_memory_as_in_the_node(segme
 class SlowSegmenter(Segmenter):
     """Reports 150 ms for every frame."""
 
-    def stream(self) -> Stream:
+    def stream(self, *arguments: Any, **options: Any) -> Stream:
         return SlowStream(self)
 
 

@@ -53,6 +53,13 @@ def test_false_positives_on_groups_count_but_not_those_on_void() -> None:
     np.testing.assert_allclose(score(prediction, label, instances).iou(), [np.nan, 200 / 3, np.nan])
 
 
+def test_pixels_without_a_predicted_class_count_neither_way() -> None:
+    """As if they were not there: the object has two pixels, and one of them is found."""
+    metric = score([1, 0, 255, 255], [1, 1, 1, 0], [1, 1, 1, 0], {1: 10.0})
+    np.testing.assert_array_equal(metric.totals, [[0, 1, 0], [0, 2, 0], [0, 0.5, 0]])
+    assert metric.matrix.counts.sum() == 2
+
+
 def test_the_sums_are_over_all_frames() -> None:
     metric = InstanceIoU(K, VOID)
     for found, size in ((1, 2), (0, 6)):

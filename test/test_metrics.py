@@ -155,6 +155,24 @@ def test_where_must_be_a_mask_of_the_same_size() -> None:
             ConfusionMatrix(K, VOID).update(ids, ids, where=where)
 
 
+@given(shapes.flatmap(lambda shape: st.tuples(masks(shape), label_maps(shape), masks(shape))))
+def test_pixels_without_a_predicted_class_do_not_count(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """They count as those that are left out by hand."""
+    prediction, label, choice = case
+    kept = choice > 0
+    partial = np.where(kept, prediction, 255)
+    left_out, by_hand = ConfusionMatrix(K, VOID), ConfusionMatrix(K, VOID)
+    np.testing.assert_array_equal(left_out.update(partial, label), by_hand.update(prediction, label, kept))
+    bands, distance = TrimapIoU(K, VOID, [1]), boundary_distance(label)
+    expected = ConfusionMatrix(K, VOID).update(prediction, label, kept & (distance <= 1))
+    np.testing.assert_array_equal(bands.update(partial, label)[1], expected)
+
+
+def test_255_may_be_the_id_of_a_class() -> None:
+    matrix = ConfusionMatrix(256, void=-1)
+    assert matrix.update(np.array([[255]]), np.array([[255]]))[255, 255] == 1
+
+
 def test_void_must_not_be_the_id_of_a_class() -> None:
     with pytest.raises(ValueError, match="void is 3, the id of a class: give an id that is not in 0 to 3"):
         ConfusionMatrix(4, 3)
@@ -300,6 +318,15 @@ def test_consistency_by_hand() -> None:
     np.testing.assert_array_equal(still.matrix.counts, [[2, 1], [1, 2]])
 
 
+def test_pixels_without_a_class_in_either_mask_do_not_count_in_consistency() -> None:
+    previous = np.array([[255, 0, 1, 1, 0]], np.uint8)
+    present = np.array([[0, 255, 1, 0, 0]], np.uint8)
+    consistency = TemporalConsistency(2)
+    assert consistency.update(present, previous, flow_of(0, 0, (1, 5))).tolist() == [[1, 1], [0, 1]]
+    moved = TemporalConsistency(2)  # the first pixel was at the second
+    assert moved.update(present, previous, flow_of(1, 0, (1, 5))).tolist() == [[2, 0], [0, 1]]
+
+
 def test_flicker_by_hand() -> None:
     previous = np.array([[0, 0, 0, 0, 1, 1]], np.uint8)
     present = np.array([[0, 0, 0, 1, 1, 1]], np.uint8)
@@ -369,6 +396,11 @@ def test_video_consistency_by_hand() -> None:
     assert consistency_of(predictions, labels, 3, 2) == pytest.approx(
         {2: 100 * (1 / 3 + 2 / 3 + 2 / 4) / 3, 3: 100 * (1 / 2 + 1 / 3) / 2}
     )
+
+
+def test_windows_of_a_pixel_without_a_predicted_class_do_not_count() -> None:
+    assert consistency_of([[255, 0], [1, 1], [1, 0]], [[1, 0]] * 3, 2) == pytest.approx({2: 100 * (0 + 1 / 2) / 2})
+    assert consistency_of([[255, 0], [1, 255]], [[1, 0]] * 2, 2) == pytest.approx({2: math.nan}, nan_ok=True)
 
 
 def test_steady_but_wrong_is_not_consistent_with_the_labels() -> None:

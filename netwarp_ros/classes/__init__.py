@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes: their names, colors and ids, in masks and in label maps."""
+"""Classes: their names, colors and ids, in masks and in label maps; and classes that become others."""
 
 from netwarp_ros.classes.class_set import (
     MAX_CLASSES,
@@ -11,6 +11,7 @@ from netwarp_ros.classes.class_set import (
     generated_color,
     load_classes,
 )
+from netwarp_ros.classes.label_map import LabelMap, label_map_file, load_label_map
 
 __all__ = [
     "MAX_CLASSES",
@@ -18,7 +19,10 @@ __all__ = [
     "VOID",
     "ClassEntry",
     "ClassSet",
+    "LabelMap",
     "classes_from_labels",
     "generated_color",
+    "label_map_file",
     "load_classes",
+    "load_label_map",
 ]

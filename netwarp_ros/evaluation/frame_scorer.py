@@ -52,7 +52,7 @@ class LabelledFrame(NamedTuple):
 
     Attributes:
         frame: The frame.
-        label: ``(H, W)`` class ids or void; None if the frame has no label.
+        label: ``(H, W)`` class ids or void; None if the frame has no label. What an ego mask leaves out is void.
         instances: ``(H, W)`` object numbers, as `InstanceIoU.update` takes them; None if there are none.
     """
 
@@ -89,7 +89,7 @@ class FrameScorer:
 
         Args:
             labelled: The frame. Temporal consistency compares it with the previous frame of its camera.
-            masks: ``(H, W)`` uint8 class ids by each network, the host last.
+            masks: ``(H, W)`` uint8 class ids, or 255 for no class, by each network, the host last.
             stills: Do not compare the frame with the next one.
 
         Returns:

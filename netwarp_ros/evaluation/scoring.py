@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from netwarp_ros.classes import ClassSet
+from netwarp_ros.classes import VOID, ClassSet
 from netwarp_ros.evaluation.frame_scorer import FrameScorer, LabelledFrame, NetworkCounters
 from netwarp_ros.evaluation.results import EvaluationResults, FrameCounts, FrameRecord, PartialResults, mean_iou
 from netwarp_ros.flow import FlowFolder
 from netwarp_ros.mailbox import SimulatedRealtime
 from netwarp_ros.offline import segment_frame
+from netwarp_ros.recordings.ego_masks import NO_EGO_MASKS, EgoMasks
 from netwarp_ros.recordings.frames import Frame, read_ahead
 from netwarp_ros.segmenter import Segmenter, Stream
+from netwarp_ros.segmenter.masks import at_size
 from netwarp_ros.timing import Stopwatch, percentiles
 
 TRIMAP_WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -36,8 +38,8 @@ class ScoredFrame:
         record: Scores and timings.
         counts: Pixel counts.
         frame: The frame.
-        mask: ``(H, W)`` uint8 class ids.
-        host_mask: The host's mask, ``(H, W)`` uint8 class ids; None if the host is not run.
+        mask: ``(H, W)`` uint8 class ids, or 255 for no class.
+        host_mask: The host's mask, of the same form; None if the host is not run.
         label: The label map, ``(H, W)`` class ids or void; None if the frame has no label.
     """
 
@@ -66,6 +68,7 @@ def evaluate(
     instances: Labels | None = None,
     sizes: Mapping[int, float] | None = None,
     flows: FlowFolder | None = None,
+    ego_masks: EgoMasks = NO_EGO_MASKS,
     on_frame: Callable[[ScoredFrame], None] = lambda scored: None,
 ) -> EvaluationResults:
     """Evaluate a model on a whole recording. The arguments are those of `score_frames`.
@@ -76,7 +79,7 @@ def evaluate(
     """
     results = score_frames(
         frames, labels, segmenter, classes, stills=stills, realtime=realtime, host=host, widths=widths,
-        instances=instances, sizes=sizes, flows=flows, on_frame=on_frame,
+        instances=instances, sizes=sizes, flows=flows, ego_masks=ego_masks, on_frame=on_frame,
     )  # fmt: skip
     return summarise([results], classes, labelled=labels is not None, widths=widths, sizes=sizes)
 
@@ -94,6 +97,7 @@ def score_frames(
     instances: Labels | None = None,
     sizes: Mapping[int, float] | None = None,
     flows: FlowFolder | None = None,
+    ego_masks: EgoMasks = NO_EGO_MASKS,
     on_frame: Callable[[ScoredFrame], None] = lambda scored: None,
     begin: int = 0,
 ) -> PartialResults:
@@ -113,6 +117,7 @@ def score_frames(
         instances: Returns the object numbers of a labelled frame, as `InstanceIoU.update` takes them.
         sizes: Average sizes of objects, as `InstanceIoU` takes them.
         flows: Precomputed flow; by default the segmenter estimates it.
+        ego_masks: What the cameras see of their own robot. It is left out of the masks and of all scores.
         on_frame: Called with each frame after it is scored; only it gets the pixel counts, masks and images.
         begin: Index of the first frame to score. Earlier frames are only segmented, to fill the memory.
 
@@ -121,7 +126,7 @@ def score_frames(
             ``host`` or ``flows``.
         FileNotFoundError: If a flow is missing.
     """
-    classes.check_names(segmenter.model.spec.classes, f"model {segmenter.model.name}")
+    classes.check_names(segmenter.classes, f"model {segmenter.model.name}")
     if realtime and host:
         raise ValueError("the host cannot be scored in real time, where it would slow the model down: leave out one")
     if realtime and flows:
@@ -134,7 +139,7 @@ def score_frames(
     records: list[FrameRecord] = []
     wall = Stopwatch()
 
-    source = read_ahead(_with_labels(frames, labels, instances))
+    source = read_ahead(_with_labels(frames, labels, instances, ego_masks, classes.void))
     clock = SimulatedRealtime(
         source, camera=lambda item: item.frame.camera, arrival_ns=lambda item: item.frame.arrival_ns
     )
@@ -147,7 +152,7 @@ def score_frames(
                 network.warm_up(width, height)
             wall.restart()
         if frame.camera not in streams:
-            streams[frame.camera] = [network.stream() for network in segmenters]
+            streams[frame.camera] = [network.stream(ego_mask=ego_masks.of(frame.camera)) for network in segmenters]
         results = []
         for stream in streams[frame.camera]:
             if stills:
@@ -171,7 +176,7 @@ def score_frames(
             reason=results[0].reason,
             wait_ms=wait_ms,
             age_ms=age_ms,
-            disagreement=100 * float(np.mean(masks[0] != masks[1])) if host else math.nan,
+            disagreement=_disagreement(*masks) if host else math.nan,
             labelled=labelled.label is not None,
             miou=mean_iou(counts[0].confusion),
             tc=mean_iou(counts[0].consistency),
@@ -229,7 +234,7 @@ def summarise(
         frames=len(records),
         labelled=count,
         host=scores[1] if len(scores) > 1 else None,
-        disagreement=float(np.mean([record.disagreement for record in records])),
+        disagreement=_mean(record.disagreement for record in records),
         stages_ms={stage: percentiles(values) for stage, values in durations.items()},
         fps=1e3 * len(records) / sum(durations["total"]),
         resets=_sum_by_name(partial.resets for partial in partial_results),
@@ -241,9 +246,28 @@ def summarise(
     )
 
 
-def _with_labels(frames: Iterable[Frame], labels: Labels | None, instances: Labels | None) -> Iterator[LabelledFrame]:
+def _with_labels(
+    frames: Iterable[Frame], labels: Labels | None, instances: Labels | None, ego_masks: EgoMasks, void: int
+) -> Iterator[LabelledFrame]:
+    """Yield the frames with their labels, which are void where the ego mask leaves pixels out."""
     for frame in frames:
-        yield LabelledFrame(frame, labels and labels(frame), instances and instances(frame))
+        label, ego_mask = labels and labels(frame), ego_masks.of(frame.camera)
+        if label is not None and ego_mask is not None:
+            left_out = at_size(ego_mask.astype(np.uint8), label.shape) != 0  # as the segmenter resizes it
+            label = np.where(left_out, label.dtype.type(void), label)
+        yield LabelledFrame(frame, label, instances and instances(frame))
+
+
+def _disagreement(mask: np.ndarray, other: np.ndarray) -> float:
+    """Return to how many of the pixels with a class two masks give different classes, in per cent; nan if none has."""
+    differing = (mask != other)[(mask != VOID) & (other != VOID)]
+    return 100 * float(np.mean(differing)) if differing.size else math.nan
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not nan; nan if there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _sum_by_name(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -263,5 +287,6 @@ def _host_segmenter(segmenter: Segmenter) -> Segmenter:
         max_input_width=segmenter.frames.max_width,
         host_only=True,
         inference=segmenter.inference,
+        label_map=segmenter.label_map,
         **vars(segmenter.engine_options),
     )

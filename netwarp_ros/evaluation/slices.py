@@ -26,6 +26,7 @@ from netwarp_ros.evaluation.results import FrameRecord, PartialResults
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, score_frames
 from netwarp_ros.flow import create_estimator
 from netwarp_ros.recordings.bags import BagLabels
+from netwarp_ros.recordings.ego_masks import NO_EGO_MASKS, EgoMasks
 from netwarp_ros.recordings.frames import FrameSource
 from netwarp_ros.recordings.open import open_frames, open_labels
 from netwarp_ros.segmenter import Segmenter
@@ -39,7 +40,8 @@ class SliceSettings:
     """How recordings are opened and evaluated; plain values, which can be sent to other processes.
 
     Attributes:
-        segmenter: Arguments of `Segmenter`. The model is a file, and the flow the name of an estimator.
+        segmenter: Arguments of `Segmenter`. The model is a file, the flow the name of an estimator, and the label map a
+            name or a file.
         classes: The classes of labels and masks.
         topics: Image topics of each recording.
         label_topics: Topics of the label maps, in the order of ``topics``.
@@ -47,6 +49,7 @@ class SliceSettings:
         stills: As in `score_frames`.
         host: As in `score_frames`.
         widths: As in `score_frames`.
+        ego_masks: As in `score_frames`.
     """
 
     segmenter: Mapping[str, Any]
@@ -57,10 +60,16 @@ class SliceSettings:
     stills: bool = False
     host: bool = False
     widths: Sequence[int] = TRIMAP_WIDTHS
+    ego_masks: EgoMasks = NO_EGO_MASKS
 
     def open(self, recording: Path) -> Opened:
-        """Open a recording and its label maps."""
+        """Open a recording and its label maps.
+
+        Raises:
+            ValueError: An ego mask is of a camera that the recording does not have.
+        """
         frames = open_frames(recording, rate=self.rate, topics=self.topics, leave_out=self.label_topics)
+        self.ego_masks.check_cameras(frames.cameras)
         return frames, open_labels(frames, recording, None, self.label_topics, self.classes)
 
 
@@ -166,6 +175,7 @@ def evaluate_slice(
         results = score_frames(
             frames.read(slice_.read_from, slice_.end), labels, segmenter, settings.classes,
             stills=settings.stills, host=settings.host, widths=settings.widths, begin=slice_.score_from,
+            ego_masks=settings.ego_masks,
             on_frame=lambda scored: add_frame(scored.to_json()),
         )  # fmt: skip
     damage = list(frames.damage)

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 
+NO_CLASS = 255
+"""In predictions, a pixel without a class, as a label map or an ego mask leaves it. No metric counts such pixels."""
+
 
 class ConfusionMatrix:
-    """Numbers of pixels by labelled and predicted class; void pixels are not counted.
+    """Numbers of pixels by labelled and predicted class; pixels without a label or without a prediction do not count.
 
     One matrix counts all frames, as in the protocols of CamVid, Cityscapes and Pascal VOC. So a score is computed over
     the pixels of the whole data set; it is not a mean over images.
@@ -46,7 +49,7 @@ class ConfusionMatrix:
         """Count the pixels of one frame.
 
         Args:
-            prediction: ``(H, W)`` integer class ids.
+            prediction: ``(H, W)`` integer class ids, or 255 for no class, unless this is the id of a class.
             label: ``(H, W)`` integer class ids or void.
             where: ``(H, W)`` bool; False excludes a pixel. By default all pixels count.
 
@@ -61,6 +64,8 @@ class ConfusionMatrix:
         if prediction.shape != label.shape:
             raise ValueError(f"prediction is {prediction.shape}, label is {label.shape}: give the same size")
         counted = label != self.void
+        if self.num_classes <= NO_CLASS:
+            counted &= prediction != NO_CLASS
         if where is not None:
             if where.shape != label.shape or where.dtype != np.bool_:
                 raise ValueError(f"where is {where.shape} {where.dtype}: give {label.shape} bool")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from netwarp_ros.metrics.confusion import ConfusionMatrix, check_ids
+from netwarp_ros.metrics.confusion import NO_CLASS, ConfusionMatrix, check_ids
 
 
 class TemporalConsistency:
@@ -17,8 +17,8 @@ class TemporalConsistency:
 
     From Liu, Shen, Yu, Wang, "Efficient Semantic Video Segmentation with Per-frame Inference", ECCV 2020. The warped
     prediction takes the role of the prediction, and the present one that of the label, in one confusion matrix over all
-    pairs of frames. Unlike in the paper, pixels whose flow leads out of the image do not count; ``where`` can exclude
-    more, such as those that fail `flows_agree`.
+    pairs of frames. Unlike in the paper, pixels whose flow leads out of the image do not count, nor those that have no
+    class (255) in either prediction; ``where`` can exclude more, such as those that fail `flows_agree`.
 
     The flow must not be the one that the network uses: along its own flow, a network would be consistent by design.
 
@@ -30,7 +30,7 @@ class TemporalConsistency:
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.matrix = ConfusionMatrix(num_classes, void=-1)
+        self.matrix = ConfusionMatrix(num_classes, void=NO_CLASS)
 
     def update(
         self, present: np.ndarray, previous: np.ndarray, flow: np.ndarray, where: np.ndarray | None = None
@@ -38,8 +38,8 @@ class TemporalConsistency:
         """Count the pixels of one pair of frames.
 
         Args:
-            present: ``(H, W)`` uint8 class ids predicted for frame t.
-            previous: ``(H, W)`` uint8 class ids predicted for frame t-1.
+            present: ``(H, W)`` uint8 class ids predicted for frame t, or 255 for no class.
+            previous: ``(H, W)`` uint8 class ids predicted for frame t-1, or 255.
             flow: ``(H, W, 2)`` float32, reverse flow in pixels: pixel (x, y) of frame t is at (x + u, y + v) in
                 frame t-1.
             where: ``(H, W)`` bool; False excludes a pixel. By default all pixels whose flow stays in the image count.
@@ -85,8 +85,9 @@ class VideoConsistency:
 
     From Miao et al., "VSPW: A large-scale dataset for video scene parsing in the wild", CVPR 2021. A window of n
     successive frames scores |(∩ S) ∩ (∩ S')| / |∩ S|, where S and S' are the labels and the predictions of a frame, as
-    sets of pairs of pixel and class; void is not a class. VC_n is the mean over all windows. In the authors' script,
-    unlike in their paper, predictions need only stay the same, correct or not.
+    sets of pairs of pixel and class; void is not a class. A pixel whose prediction has no class (255) is treated as
+    void. VC_n is the mean over all windows. In the authors' script, unlike in their paper, predictions need only stay
+    the same, correct or not.
 
     Args:
         void: Id of unlabelled pixels in label maps.
@@ -114,7 +115,7 @@ class VideoConsistency:
         """Count the windows that end with the next frame of a video.
 
         Args:
-            prediction: ``(H, W)`` integer class ids.
+            prediction: ``(H, W)`` integer class ids, or 255 for no class.
             label: ``(H, W)`` integer class ids or void.
             video: Name of the video, if the frames of several alternate.
 
@@ -129,7 +130,7 @@ class VideoConsistency:
         for ids, name in ((prediction, "prediction"), (label, "label")):
             if ids.shape != runs.label.shape:
                 raise ValueError(f"{name} is {ids.shape}, but the previous frame is {runs.label.shape}: give one size")
-        labelled, same = label != self._void, label == runs.label
+        labelled, same = (label != self._void) & (prediction != NO_CLASS), label == runs.label
         constant = np.where(labelled, np.where(same, runs.constant, 0) + 1, 0)
         correct = np.where(labelled & (prediction == label), np.where(same, runs.correct, 0) + 1, 0)
         self._runs[video] = _PixelRuns(label.copy(), constant, correct)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from netwarp_ros.metrics.confusion import ConfusionMatrix, check_ids
+from netwarp_ros.metrics.confusion import NO_CLASS, ConfusionMatrix, check_ids
 
 
 class InstanceIoU:
@@ -46,7 +46,7 @@ class InstanceIoU:
         """Count the pixels of one frame.
 
         Args:
-            prediction: ``(H, W)`` integer class ids.
+            prediction: ``(H, W)`` integer class ids, or 255 for no class: such pixels do not count.
             label: ``(H, W)`` integer class ids or void.
             instances: ``(H, W)`` integers > 0 that number the objects of a class; objects of different classes may have
                 the same number. 0 marks pixels without an object, such as those of a group; they count neither as true
@@ -61,7 +61,7 @@ class InstanceIoU:
         if instances.min(initial=0) < 0:
             raise ValueError(f"instances holds {instances.min()}: give numbers > 0 for objects, and 0 elsewhere")
         self.matrix.update(prediction, label)
-        in_object = (instances > 0) & (label != self.matrix.void)
+        in_object = (instances > 0) & (label != self.matrix.void) & (prediction != NO_CLASS)
         stride = int(instances.max(initial=0)) + 1
         numbered = label[in_object].astype(np.int64) * stride + instances[in_object]
         ids, index = np.unique(numbered, return_inverse=True)

@@ -46,7 +46,7 @@ class TrimapIoU:
         """Count the pixels of one frame.
 
         Args:
-            prediction: ``(H, W)`` integer class ids.
+            prediction: ``(H, W)`` integer class ids, or 255 for no class: such pixels do not count.
             label: ``(H, W)`` integer class ids or void.
             distance: ``boundary_distance(label)``, if it is known already.
 

@@ -35,16 +35,20 @@ class Result:
     """The result for one frame.
 
     Attributes:
-        mask: ``(H, W)`` uint8 class ids at the image's size.
+        mask: ``(H, W)`` uint8 class ids, 255 where there is no class; at the image's size, unless `MaskSize` says
+            otherwise.
         stages_ms: Duration of each stage, in ms: ``prepare`` (scaling and grey image), ``flow``, ``network`` (transfer,
             normalisation, network, argmax, transfer back). The flow is estimated during the network's forward pass;
             its time is not counted under ``network``. With a GPU, another thread estimates it meanwhile, and ``flow``
             is how long the network waits for it.
         memory: Whether the memory was kept.
         reason: Why it was reset (a `Reset`); empty when it was kept.
+        confidence: ``(H, W)`` uint8, the confidence of each pixel of the mask in 1/255, see `Confidence`; 0 where there
+            is no class. None if it was not asked for.
     """
 
     mask: np.ndarray
     stages_ms: dict[str, float]
     memory: MemoryState
     reason: str
+    confidence: np.ndarray | None = None

@@ -2,8 +2,8 @@
 """The streaming core: frames in, masks and timings out.
 
 A `Segmenter` owns what all cameras share: network, engine and flow estimator. A `Stream` belongs to one
-camera: it holds the memory of the previous frame and decides when to reset it (`Stream._reset_reason`). The mask gets
-its size in two steps: `_mask_at_input_size`, then `_mask_at_image_size`.
+camera: it holds the memory of the previous frame and decides when to reset it (`Stream._reset_reason`).
+`netwarp_ros.segmenter.masks` makes masks of class scores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netwarp_ros import ops
+from netwarp_ros.classes import LabelMap, load_label_map
 from netwarp_ros.engines import EngineOptions, open_engine
 from netwarp_ros.flow import DisFlow, FlowEstimator, halve
 from netwarp_ros.models import (
@@ -40,6 +40,17 @@ from netwarp_ros.models import (
 from netwarp_ros.models.input_frames import InputFrames
 from netwarp_ros.models.spec import InputSize
 from netwarp_ros.models.video_cnn import map_size, to_device
+from netwarp_ros.segmenter.ego_mask import EgoMask
+from netwarp_ros.segmenter.masks import (
+    Confidence,
+    MaskSize,
+    Size,
+    at_size,
+    classify,
+    enlarge,
+    leave_out_unsure,
+    without_void,
+)
 from netwarp_ros.segmenter.results import MemoryState, Reset, Result
 from netwarp_ros.timing import timed
 
@@ -71,9 +82,12 @@ class Segmenter:
         max_gap: The memory is reset if two stamps are more than this many seconds apart.
         host_only: Run the host by itself, frame by frame, without NetWarp and flow.
         inference: Which views of a frame the network sees; by default one, the whole frame.
+        label_map: Maps the model's classes to those of the masks; the name of a shipped label map, or a file.
+        mask_size: Size of the masks; see `MaskSize`.
 
     Attributes:
         model: The segmenter's own model.
+        classes: The classes of the masks: those of the label map, or the model's.
         frames: How images become frames that the network takes.
         engine: The engine in use.
         engine_options: What was asked for.
@@ -100,6 +114,8 @@ class Segmenter:
         max_gap: float = MAX_GAP,
         host_only: bool = False,
         inference: Inference = WHOLE_FRAME,
+        label_map: LabelMap | str | Path | None = None,
+        mask_size: str = "image",
     ) -> None:
         if not max_gap > 0:
             raise ValueError(f"max_gap is {max_gap}: give seconds > 0")
@@ -108,6 +124,13 @@ class Segmenter:
         self.model = (
             replace(model, network=copy.deepcopy(model.network)) if isinstance(model, Model) else load_model(model)
         )
+        self.classes, self._label_table = self.model.spec.classes, None
+        if label_map is not None:
+            chosen = label_map if isinstance(label_map, LabelMap) else load_label_map(label_map)
+            self.classes, self._label_table = chosen.classes, chosen.table(self.model.spec.classes)
+        self.label_map = label_map
+        self.mask_size = MaskSize(mask_size)
+        self.confidence = Confidence()
         if threads:
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
@@ -144,6 +167,19 @@ class Segmenter:
             estimator = DisFlow(estimator.preset, halved=True)
         self._flow = estimator
 
+    @property
+    def confidence(self) -> Confidence:
+        """How confident the network must be. May be set at any time.
+
+        Raises:
+            ValueError: If a threshold is of a class that masks do not have.
+        """
+        return self._confidence[0]
+
+    @confidence.setter
+    def confidence(self, confidence: Confidence) -> None:
+        self._confidence = confidence, confidence.table(self.classes)
+
     def grey(self, image: np.ndarray) -> np.ndarray:
         """Return an image ``(H, W, 3)`` as the flow estimator takes it: grey, and halved for DIS."""
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
@@ -157,13 +193,20 @@ class Segmenter:
         """
         return estimate if self._flow_thread is None else self._flow_thread.submit(estimate).result
 
-    def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
+    def stream(self, state: Mapping[str, Any] | None = None, *, ego_mask: np.ndarray | None = None) -> Stream:
         """Return a new stream. Each camera needs its own.
 
         Args:
             state: What `Stream.state` returned; the new stream continues from there.
+            ego_mask: ``(h, w)`` of any size, bool or uint8: what is not 0 is left out of the camera's images, see
+                `EgoMask`.
+
+        Raises:
+            ValueError: If the ego mask is none, or the network sees windows or several scales.
         """
-        stream = Stream(self)
+        if ego_mask is not None and self.inference != WHOLE_FRAME:
+            raise ValueError("an ego mask needs a network that sees the whole frame: leave out windows, scales, flip")
+        stream = Stream(self, None if ego_mask is None else EgoMask(ego_mask, self.frames))
         if state is not None:
             stream.restore(state)
         return stream
@@ -186,7 +229,8 @@ class Segmenter:
         image: np.ndarray,
         flow: Callable[[], np.ndarray] | None = None,
         memory: Memory | InferenceMemory | None = None,
-    ) -> tuple[np.ndarray, Memory | InferenceMemory | None]:
+        temperature: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None, Memory | InferenceMemory | None]:
         """Run the network on one frame.
 
         Args:
@@ -194,15 +238,43 @@ class Segmenter:
             flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid. Called when NetWarp needs
                 it, so never when ``memory`` is None.
             memory: The memory that the previous call on this stream returned, or None.
+            temperature: Of the confidence; None if it is not needed.
 
         Returns:
-            The mask ``(H, W)`` uint8 of the frame, and the memory for the next call (None without NetWarp).
+            The model's class of each pixel, ``(H, W)`` uint8; the confidence ``(h, w)`` uint8 in 1/255 on the grid of
+            the scores, or None; and the memory for the next call, None without NetWarp.
         """
         frame = to_device(_as_maps(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), self.device)
         height, width = image.shape[:2]
         motion = None if flow is None else lambda: _as_maps(np.ascontiguousarray(flow()))
         scores, memory = self._run(frame, motion, memory)
-        return _mask_at_input_size(scores, (height, width)), memory if self.uses_netwarp else None
+        probabilities = self.inference != WHOLE_FRAME
+        mask, confidence = classify(scores, (height, width), temperature, are_probabilities=probabilities)
+        return mask, confidence, memory if self.uses_netwarp else None
+
+    def mask(
+        self, mask: np.ndarray, confidence: np.ndarray | None, image: Size, ego: EgoMask | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Make the mask of an image, and its confidence, from what `infer` returned.
+
+        Args:
+            mask: Of the padded frame.
+            confidence: Of the padded frame.
+            image: Size of the image.
+            ego: What is left out.
+        """
+        if confidence is not None:
+            confidence = self.frames.cropped(enlarge(confidence, (mask.shape[0], mask.shape[1])), image)
+        mask = self.frames.cropped(mask, image)
+        if self._label_table is not None:
+            mask = cv2.LUT(mask, self._label_table)
+        if confidence is not None and (thresholds := self._confidence[1]) is not None:
+            mask = leave_out_unsure(mask, confidence, thresholds)
+        size = self.mask_size.of(image, (mask.shape[0], mask.shape[1]))
+        mask = at_size(mask, size)
+        if ego is not None:
+            mask = ego.leave_out(mask)
+        return mask, None if confidence is None else without_void(at_size(confidence, size), mask)
 
     def _run(
         self, frame: Tensor, motion: Callable[[], Tensor] | None, memory: Memory | InferenceMemory | None
@@ -241,6 +313,7 @@ class Stream:
     """
 
     segmenter: Segmenter
+    _ego: EgoMask | None = None
     resets: Counter[str] = field(default_factory=Counter)
     _previous: _PreviousFrame | None = None
     _next_reset: Reset = Reset.FIRST
@@ -284,6 +357,7 @@ class Stream:
         encoding: str = "bgr8",
         *,
         flow: np.ndarray | None = None,
+        confidence: bool = False,
     ) -> Result:
         """Segment the next frame.
 
@@ -294,6 +368,7 @@ class Stream:
             encoding: ROS encoding of the image before it was converted to BGR.
             flow: ``(H, W, 2)`` float32, the reverse flow to the previous image in pixels, if already known. By default
                 the segmenter estimates it.
+            confidence: Whether the result has the confidence of the mask.
 
         Raises:
             ValueError: If image or flow have another shape or type. The memory stays as it was.
@@ -306,9 +381,13 @@ class Stream:
         reason = self._reset_reason(stamp_ns, image.shape, encoding, frame_id)
         previous = None if reason else self._previous
         size = (image.shape[0], image.shape[1])
+        settings, thresholds = segmenter._confidence
+        temperature = settings.temperature if confidence or thresholds is not None else None
 
         with timed(stages, "prepare"):
             scaled = segmenter.frames.scale(image)
+            if self._ego is not None:
+                scaled = self._ego.paint_over(scaled, size)
             frame = segmenter.frames.pad(scaled)
             grey = segmenter.grey(scaled) if segmenter.uses_netwarp else None
         estimated, wait = None, None
@@ -325,15 +404,19 @@ class Stream:
             return segmenter.frames.pad_flow(estimated, size)
 
         with timed(stages, "network"):
-            mask, memory = segmenter.infer(frame, flow_to_previous, previous.memory if previous else None)
-            mask = _mask_at_image_size(segmenter.frames.cropped(mask, size), image)
+            found = segmenter.infer(frame, flow_to_previous, previous.memory if previous else None, temperature)
+            mask, sureness = segmenter.mask(*found[:2], size, self._ego)
+            memory = found[2]
+            if self._ego is not None and isinstance(memory, Memory):
+                memory = self._ego.forget(memory, size)
         stages["network"] -= stages["flow"]
 
         if grey is not None and memory is not None:
             self._previous = _PreviousFrame(stamp_ns, image.shape, encoding, frame_id, grey, estimated, memory)
         if reason and segmenter.uses_netwarp:
             self.resets[reason] += 1
-        return Result(mask, stages, MemoryState.NEW if reason else MemoryState.KEPT, reason)
+        state = MemoryState.NEW if reason else MemoryState.KEPT
+        return Result(mask, stages, state, reason, sureness if confidence else None)
 
     def _estimate_flow(self, grey: np.ndarray, previous: _PreviousFrame) -> np.ndarray:
         """Estimate the flow to the previous frame. DIS starts its search from the previous flow; others cannot."""
@@ -377,24 +460,6 @@ def _fitted(inference: Inference, taken: InputSize) -> Inference:
     return replace(inference, multiple=math.lcm(inference.multiple, taken.multiple))
 
 
-def _mask_at_input_size(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Scale the scores up to the network's input and return the class of the greatest, ``(H, W)`` uint8, on the CPU."""
-    mask = ops.resize_argmax(scores, size)[0]
-    if mask.device.type != "cuda":
-        return mask.numpy()
-    pinned = torch.empty(mask.shape, dtype=mask.dtype, pin_memory=True)
-    pinned.copy_(mask, non_blocking=True)
-    torch.cuda.current_stream(mask.device).synchronize()  # the only place where the CPU waits for the GPU
-    return pinned.numpy().copy()  # there is little pinned memory: it must not be kept with the mask
-
-
 def _as_maps(array: np.ndarray) -> Tensor:
     """View an array ``(H, W, C)`` as ``(1, C, H, W)``."""
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0)
-
-
-def _mask_at_image_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Resize a mask to its image by nearest neighbor: between class ids there is nothing to interpolate."""
-    if mask.shape == image.shape[:2]:
-        return mask
-    return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)

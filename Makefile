@@ -12,10 +12,11 @@ IGNORE = $(patsubst %,--ignore test/%.py,$(1))
 COLCON := colcon --log-level error --log-base log/colcon-test
 
 OLDEST := build/oldest
+RERUN := build/rerun
 OTHERS := test_convert test_convert_transformers test_entry_points test_onnx_host test_onnx_refused test_own_network \
     test_transformers_hosts
 
-.PHONY: demo test test-ros test-avx2 test-oldest colcon-test lint setup clean
+.PHONY: demo test test-ros test-avx2 test-oldest test-rerun colcon-test lint setup clean
 
 demo: setup  ## segment a street clip with real ROS 2 nodes: out/demo
 	@$(IN_ENV) python -m netwarp_ros.node.tools.demo --out out/demo
@@ -39,6 +40,14 @@ test-oldest: $(OLDEST)/.installed  ## tests without ROS, with the least OpenCV a
 	    $(PYTEST) -m "not ros" $(call IGNORE,test_engines test_quantize test_csrc test_cuda_emulated $(OTHERS) \
 	    test_insertion test_probe test_proposals test_class_scores)
 
+test-rerun: $(RERUN)/.installed  ## the tests of Rerun's recordings, with its SDK, which takes 660 MB
+	@$(IN_ENV) PYTHONPATH="$(CURDIR)/$(RERUN):$$PYTHONPATH" $(PYTEST) test/test_rerun.py
+
+$(RERUN)/.installed: requirements/rerun.txt | setup
+	@rm -rf $(RERUN)
+	@$(IN_ENV) python -m pip install -qq --no-deps --target $(RERUN) --requirement $<
+	@touch $@
+
 $(OLDEST)/.installed: requirements/oldest.txt | setup
 	@rm -rf $(OLDEST)
 	@$(IN_ENV) python -m pip install -qq --no-deps --target $(OLDEST) --requirement $<
@@ -59,6 +68,6 @@ setup:  ## the virtual environment and the built workspace
 
 clean:  ## remove the environments, builds and caches that the other targets made; results (out/) stay
 	@for made in .venv*/requirements.sha256; do [ ! -e "$$made" ] || rm -rf "$$(dirname "$$made")"; done
-	rm -rf {build,install,log}/{jazzy,kilted,*-sourced,colcon-test} $(OLDEST) log/{COLCON_IGNORE,latest,latest_*,test-result_*}
+	rm -rf {build,install,log}/{jazzy,kilted,*-sourced,colcon-test} $(OLDEST) $(RERUN) log/{COLCON_IGNORE,latest,latest_*,test-result_*}
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@for folder in build install log; do [ ! -d "$$folder" ] || rmdir --ignore-fail-on-non-empty "$$folder"; done

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings segmented to files: masks and timings, a bag of both, and videos of the masks over the images.
+"""Recordings segmented to files: masks and timings, a bag of both, videos and a Rerun recording with the images.
 
 A run that was killed can be resumed, and gives the same masks as an uninterrupted run: a checkpoint of the streams'
 memories is saved at the start and regularly after it, and removed at the end. A folder without a checkpoint is no
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,9 +28,11 @@ from netwarp_ros.flow import FlowFolder
 from netwarp_ros.models.checkpoints import load_checkpoint
 from netwarp_ros.recordings.atomic import refuse_existing, refuse_foreign, replacing, written_by
 from netwarp_ros.recordings.bag_writer import BagWriter
+from netwarp_ros.recordings.ego_masks import NO_EGO_MASKS, EgoMasks
 from netwarp_ros.recordings.frames import Frame, FrameSource, read_ahead
 from netwarp_ros.recordings.image_files import read_samples
 from netwarp_ros.recordings.messages import header, image_message, label_info, timing_message
+from netwarp_ros.recordings.rerun_file import CameraTimings, write_rerun_file
 from netwarp_ros.recordings.video_writer import VideoWriter
 from netwarp_ros.resources import cut
 from netwarp_ros.segmenter import MemoryState, Result, Segmenter, Stream
@@ -40,8 +43,8 @@ CHECKPOINT_INTERVAL = 50
 _CHECKPOINT, _TIMING, _UNFINISHED_TIMING = "resume.pt", "timing.csv", "timing.part.csv"
 _STAGES = ("prepare", "flow", "network")
 
-VIDEO_MARK = written_by("segment")
-"""What every video of a run holds."""
+PRODUCT_MARK = written_by("segment")
+"""What every video and every Rerun recording of a run holds."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def segment_recording(
     flows: FlowFolder | None = None,
     finish: Callable[[Sequence[TimingRow]], None] = lambda rows: None,
     products: Sequence[Path] = (),
+    ego_masks: EgoMasks = NO_EGO_MASKS,
 ) -> SegmentedRecording:
     """Segment all frames, each camera as one stream, to ``masks/NAME.png`` (class ids) and ``timing.csv``.
 
@@ -97,7 +101,8 @@ def segment_recording(
         show_progress: Wraps the frames to show the progress of the run.
         flows: Precomputed flow. Without it the segmenter estimates the flow.
         finish: Called with the rows when all masks are there. If it is interrupted, the run can still be resumed.
-        products: Videos that ``finish`` writes.
+        products: Videos and Rerun recordings that ``finish`` writes.
+        ego_masks: What is left out of the masks.
 
     Raises:
         FileExistsError: If the folder holds masks or timings, but no unfinished run; or a product exists, which no
@@ -110,8 +115,8 @@ def segment_recording(
     rows: list[TimingRow] = []
     if has_begun := checkpoint.exists():
         for product in products:
-            refuse_foreign(product, VIDEO_MARK)
-        streams, rows = _resume(folder, segmenter, origin)
+            refuse_foreign(product, PRODUCT_MARK)
+        streams, rows = _resume(folder, segmenter, origin, ego_masks)
     else:
         refuse_existing(masks, timing, folder / _TIMING, *products, because=", and belongs to no unfinished run")
     done, segmenting_ms, start = len(rows), 0.0, perf_counter()
@@ -119,7 +124,9 @@ def segment_recording(
         if position < done:
             start = perf_counter()
             continue
-        stream = streams.setdefault(frame.camera, segmenter.stream())
+        if frame.camera not in streams:
+            streams[frame.camera] = segmenter.stream(ego_mask=ego_masks.of(frame.camera))
+        stream = streams[frame.camera]
         result = segment_frame(stream, frame, flows)
         segmenting_ms += sum(result.stages_ms.values())
         if not has_begun:
@@ -190,11 +197,34 @@ def write_masks(path: Path, folder: Path, rows: Sequence[TimingRow], classes: Cl
 
 def write_video(path: Path, frames: FrameSource, folder: Path, camera: str, classes: ClassSet, alpha: float) -> None:
     """Write a video of one camera: its images under the colors of the masks in a folder, with opacity ``alpha``."""
-    with replacing(path, VIDEO_MARK) as temporary, VideoWriter(temporary, frames.rate, VIDEO_MARK) as video:
+    with replacing(path, PRODUCT_MARK) as temporary, VideoWriter(temporary, frames.rate, PRODUCT_MARK) as video:
         for frame in read_ahead(frames):
             if frame.camera == camera:
                 mask = read_samples(folder / "masks" / f"{frame.name}.png")
                 video.write(classes.overlay(frame.image, mask, alpha))
+
+
+def write_rerun(
+    path: Path,
+    name: str,
+    frames: FrameSource,
+    folder: Path,
+    rows: Sequence[TimingRow],
+    classes: ClassSet,
+    alpha: float,
+) -> None:
+    """Write a Rerun recording of all cameras: images, the masks in a folder with opacity ``alpha``, and timings.
+
+    Raises:
+        ValueError: Rerun's SDK cannot be used.
+    """
+    # The viewer merges recordings of one id, so those of two runs must not have the same.
+    identity = f"{PRODUCT_MARK} {hashlib.sha256(repr([name, *rows]).encode()).hexdigest()[:32]}"
+    masks = (read_samples(folder / "masks" / f"{row.name}.png") for row in rows)
+    timings = {camera: _camera_timings([row for row in rows if row.camera == camera]) for camera in frames.cameras}
+    with replacing(path, PRODUCT_MARK) as temporary:
+        segmented = zip(read_ahead(frames), masks, strict=True)
+        write_rerun_file(temporary, identity, name, classes, alpha, timings, segmented)
 
 
 def video_names(cameras: Sequence[str], stem: str) -> dict[str, str]:
@@ -220,6 +250,15 @@ def remove_masks(folder: Path, rows: Sequence[TimingRow]) -> None:
     for left in (folder / "masks", folder):
         with contextlib.suppress(OSError):  # not empty
             left.rmdir()
+
+
+def _camera_timings(rows: Sequence[TimingRow]) -> CameraTimings:
+    return CameraTimings(
+        indices=[row.index for row in rows],
+        stamps_ns=[row.stamp_ns for row in rows],
+        stages_ms={stage: [getattr(row, f"{stage}_ms") for row in rows] for stage in (*_STAGES, "total")},
+        resets=[row.reason for row in rows],
+    )
 
 
 def _begin(folder: Path, origin: Mapping[str, Any]) -> None:
@@ -259,7 +298,9 @@ def _save_checkpoint(folder: Path, origin: Mapping[str, Any], streams: Mapping[s
         torch.save({"origin": dict(origin), "streams": states, "timing_bytes": timing_bytes}, temporary)
 
 
-def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tuple[dict[str, Stream], list[TimingRow]]:
+def _resume(
+    folder: Path, segmenter: Segmenter, origin: Mapping[str, Any], ego_masks: EgoMasks
+) -> tuple[dict[str, Stream], list[TimingRow]]:
     """Return the streams and rows of an unfinished run at its latest checkpoint.
 
     Raises:
@@ -280,7 +321,10 @@ def _resume(folder: Path, segmenter: Segmenter, origin: Mapping[str, Any]) -> tu
             f"{others}"
         )
     try:
-        streams = {camera: segmenter.stream(state) for camera, state in content["streams"].items()}
+        streams = {
+            camera: segmenter.stream(state, ego_mask=ego_masks.of(camera))
+            for camera, state in content["streams"].items()
+        }
         os.truncate(timing, content["timing_bytes"])
         return streams, _read_timing(timing)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -26,6 +26,7 @@ DISTRIBUTIONS = {
     "backports.zstd": "backports.zstd",
     "cv2": "opencv-contrib-python-headless",
     "google.protobuf": "protobuf",
+    "rerun": "rerun-sdk",
     "torch.utils.tensorboard": "tensorboard",
     "yaml": "PyYAML",
 }
@@ -112,7 +113,7 @@ def f():
 
 
 def test_every_declared_requirement_is_pinned_at_its_least_version_or_later() -> None:
-    pinned = pins(ROOT / "requirements" / "python.txt")
+    pinned = pins(*(ROOT / "requirements" / f"{name}.txt" for name in ("python", "rerun")))
     assert declared().keys() - pinned.keys() == NOT_PINNED
     least = {name: version for name, version in declared().items() if version}
     assert {name for name, version in least.items() if release(pinned[name]) < release(version)} == set()

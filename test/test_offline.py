@@ -21,7 +21,7 @@ from netwarp_ros import offline
 from netwarp_ros.classes import load_classes
 from netwarp_ros.models import Inference, Model, ModelSpec, augment
 from netwarp_ros.offline import (
-    VIDEO_MARK,
+    PRODUCT_MARK,
     TimingRow,
     remove_masks,
     segment_recording,
@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_while_it_finishes_only_finishes(tmp_path: Path, mo
     video = tmp_path / "overlay.mp4"
 
     def interrupted(rows: object) -> None:
-        video.write_text(VIDEO_MARK)
+        video.write_text(PRODUCT_MARK)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

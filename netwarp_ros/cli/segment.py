@@ -37,42 +37,56 @@ def segment(
             show_default=False,
         ),
     ] = None,
+    rrd: Annotated[
+        bool,
+        typer.Option(
+            "--rrd", help="Write recording.rrd, or OUT.rrd beside a bag, for Rerun. Needs netwarp_ros[rerun]."
+        ),
+    ] = False,
     alpha: Annotated[
-        float, typer.Option("--alpha", help="Opacity of the class colors in the video, from 0 to 1.")
+        float, typer.Option("--alpha", help="Opacity of the class colors in the video and in Rerun, from 0 to 1.")
     ] = 0.5,
 ) -> None:
     """Segment a recording: masks/NAME.png (class ids), timing.csv and overlay.mp4; or a bag of masks and timings.
 
     Nothing that exists is overwritten. If a run was interrupted, the same command continues it.
     """
-    from netwarp_ros.offline import remove_masks, segment_recording, video_names, write_masks, write_video
+    from netwarp_ros.offline import remove_masks, segment_recording, video_names, write_masks, write_rerun, write_video
     from netwarp_ros.recordings.atomic import refuse_existing
     from netwarp_ros.recordings.open import open_frames
+    from netwarp_ros.recordings.rerun_file import load_rerun
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: give 0 to 1")
+    if rrd:
+        load_rerun()  # says now what is missing, and not when all masks are there
     is_bag = output.suffix == ".mcap"
     if is_bag:
         refuse_existing(output)
     frames = open_frames(recording, rate=reading.rate, topics=reading.topics or [])
+    ego_masks = model.ego_masks()
+    ego_masks.check_cameras(frames.cameras)
     segmenter = model.segmenter(inference.inference())
-    classes = segmenter.model.spec.classes
+    classes = segmenter.classes
     folder = output.with_name(f"{output.name}.unfinished") if is_bag else output
     videos: dict[str, Path] = {}
     if video or (video is None and not is_bag):
         names = video_names(frames.cameras, output.stem if is_bag else "overlay")
         videos = {camera: (output.parent if is_bag else output) / name for camera, name in names.items()}
+    rerun_file = output.with_suffix(".rrd") if is_bag else output / "recording.rrd"
 
     def finish(rows: Sequence[TimingRow]) -> None:
         for camera, path in videos.items():
             write_video(path, frames, folder, camera, classes, alpha)
+        if rrd:
+            write_rerun(rerun_file, recording.resolve().stem, frames, folder, rows, classes, alpha)
         if is_bag:
             write_masks(output, folder, rows, classes)
 
     segmented = segment_recording(
         frames, segmenter, folder, _origin(recording, frames, segmenter, model, reading),
         lambda taken: track_progress(taken, "segmenting", len(frames)), model.flow_folder(), finish,
-        list(videos.values()),
+        [*videos.values(), *([rerun_file] if rrd else [])], ego_masks,
     )  # fmt: skip
     if is_bag:
         remove_masks(folder, segmented.rows)

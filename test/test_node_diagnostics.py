@@ -143,6 +143,7 @@ def test_values() -> None:
         published=5,
         dropped=Counter({DropReason.SUPERSEDED: 4}),
         resets=Counter({"first frame": 1, "request": 2}),
+        late_pictures=6,
         latencies_ms=deque([10.0, 20.0, 30.0]),
         ages_ms=deque([110.0, 120.0, 130.0]),
     )
@@ -161,6 +162,7 @@ def test_values() -> None:
         "resets": "3",
         "resets: first frame": "1",
         "resets: request": "2",
+        "pictures dropped": "6",
         "rate of images (Hz)": "2.0",
         "rate of masks (Hz)": "1.0",
         "latency p50 (ms)": "20.0",

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import rclpy
@@ -34,11 +35,11 @@ from sensor_msgs.msg import Image
 
 from netwarp_ros.classes import ClassSet
 from netwarp_ros.mailbox import Mailbox
-from netwarp_ros.node import camera
+from netwarp_ros.node import camera, outputs
 from netwarp_ros.node.frame_counts import DropReason
 from netwarp_ros.node.process import executing, parameter_arguments, ros_process
 from netwarp_ros.node.segment_node import SegmentNode
-from netwarp_ros.segmenter import Reset, Segmenter, Stream
+from netwarp_ros.segmenter import Reset, Segmenter, Stream, masks
 
 pytestmark = pytest.mark.ros
 
@@ -75,10 +76,10 @@ def test_a_failed_frame_is_counted_with_its_cause_and_the_next_is_segmented(
 ) -> None:
     segment = Stream.segment
 
-    def fail_once(self: Stream, image: Any, stamp_ns: int, *arguments: Any) -> Any:
+    def fail_once(self: Stream, image: Any, stamp_ns: int, *arguments: Any, **options: Any) -> Any:
         if stamp_ns == 2 * SECOND:
             raise RuntimeError("out of memory")
-        return segment(self, image, stamp_ns, *arguments)
+        return segment(self, image, stamp_ns, *arguments, **options)
 
     monkeypatch.setattr(Stream, "segment", fail_once)
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
@@ -162,10 +163,10 @@ def test_the_final_diagnostics_count_the_image_that_waited_at_deactivation(
 ) -> None:
     segment, working, deactivating = Stream.segment, Event(), Event()
 
-    def segment_slowly(self: Stream, *arguments: Any) -> Any:
+    def segment_slowly(self: Stream, *arguments: Any, **options: Any) -> Any:
         working.set()
         assert deactivating.wait(DEADLINE_S)
-        return segment(self, *arguments)
+        return segment(self, *arguments, **options)
 
     def close(self: Mailbox[Any]) -> list[str]:
         left = close_mailbox(self)
@@ -197,9 +198,18 @@ def test_the_final_diagnostics_count_the_image_that_waited_at_deactivation(
 def test_color_and_overlay_are_not_made_without_subscribers(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor is anything else that somebody must subscribe to: counted, not timed."""
     made: list[str] = []
-    monkeypatch.setattr(camera, "rgb_message", lambda *arguments: made.append("rgb"))
-    monkeypatch.setattr(ClassSet, "overlay", lambda *arguments: made.append("overlay"))
+    for owner, name in (
+        (outputs, "rgb_message"),
+        (outputs, "scaled_camera_info"),
+        (ClassSet, "overlay"),
+        (ClassSet, "colorize"),
+        (camera, "deserialize_message"),
+        (masks, "enlarge"),
+        (cv2, "LUT"),
+    ):
+        monkeypatch.setattr(owner, name, lambda *arguments, name=name: made.append(name))
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))
     assert made == []
@@ -208,14 +218,14 @@ def test_color_and_overlay_are_not_made_without_subscribers(
 def test_any_error_while_configuring_leaves_the_node_unconfigured(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Segmenter | camera.Camera, *arguments: Any) -> None:
+    def fail(self: Segmenter | outputs.Outputs, *arguments: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image")
 
     with monkeypatch.context() as patch:
         patch.setattr(Segmenter, "warm_up", fail)
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     with monkeypatch.context() as patch:
-        patch.setattr(camera.Camera, "advertise", fail)
+        patch.setattr(outputs.Outputs, "advertise", fail)
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
 

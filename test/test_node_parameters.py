@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 from graph import open_graph
 from rcl_interfaces.msg import ParameterType
 
-from netwarp_ros.node.parameters import ParameterError, declare, read
+from netwarp_ros.node.parameters import ParameterError, declare, read, specs_of
 from netwarp_ros.node.replay_node import ReplayParameters
 from netwarp_ros.node.segment_node import PARAMETERS, SegmentParameters
 from netwarp_ros.resources import resource
@@ -36,16 +37,30 @@ def test_the_file_of_parameters_holds_the_defaults() -> None:
     assert values == {field.name: field.default for group in PARAMETERS for field in dataclasses.fields(group)}
 
 
-def test_arguments_of_the_launch_file_are_parameters_and_have_no_defaults_of_their_own() -> None:
-    launch_file = Path(__file__).parent.parent / "launch" / "segment.launch.py"
-    tree = ast.parse(launch_file.read_text())
-    (given,) = (
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARAMETERS"
+def test_the_launch_file_has_every_parameter_as_an_argument_without_a_default_of_its_own() -> None:
+    text = (Path(__file__).parent.parent / "launch" / "segment.launch.py").read_text()
+    (table,) = (
+        node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PARAMETERS" and node.value
     )
-    assert set(given) <= {field.name for field in dataclasses.fields(SegmentParameters)}
-    assert 'DeclareLaunchArgument(name, default_value="",' in launch_file.read_text()
+    arguments = eval(ast.unparse(table), {})
+    arguments.pop("use_sim_time")  # which every node of ROS has
+    assert arguments == {name: described for group in PARAMETERS for name, described in as_arguments(group).items()}
+    assert (
+        'DeclareLaunchArgument(name, default_value="", description=_description(name)) for name in PARAMETERS' in text
+    )
+
+
+def as_arguments(group: type) -> dict[str, tuple[type, str]]:
+    """Return the type and the text that each parameter should have as a launch argument."""
+    types, arguments = typing.get_type_hints(group), {}
+    for spec in specs_of(group):
+        one_of = f" One of {', '.join(spec.choices)}." if spec.choices else ""
+        between = " From {:g} to {:g}.".format(*spec.limits) if spec.limits else ""
+        kind = list[str] if types[spec.name] == tuple[str, ...] else types[spec.name]
+        arguments[spec.name] = kind, f"{spec.description}{one_of}{between}"
+    return arguments
 
 
 def test_given_values_override_defaults_and_descriptors_have_types_and_ranges() -> None:

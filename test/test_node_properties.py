@@ -102,7 +102,7 @@ class TwoCameraNode:
         self.deactivate()
 
     def activate(self) -> None:
-        if self.node._segmenting is not None:  # a failed example left it active
+        if self.node._pipeline.is_running:  # a failed example left it active
             self.deactivate()
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
 
@@ -117,10 +117,10 @@ class TwoCameraNode:
 def tested(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoCameraNode]:
     segment = Stream.segment
 
-    def fail(self: Stream, image: Any, stamp_ns: int, frame_id: str = "", *arguments: Any) -> Any:
+    def fail(self: Stream, image: Any, stamp_ns: int, frame_id: str = "", *arguments: Any, **options: Any) -> Any:
         if frame_id == FAILING:
             raise RuntimeError("out of memory")
-        return segment(self, image, stamp_ns, frame_id, *arguments)
+        return segment(self, image, stamp_ns, frame_id, *arguments, **options)
 
     model = tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
     parameters = {

@@ -240,7 +240,7 @@ def test_the_time_of_receipt_stands_in_for_a_missing_stamp(graph: Graph) -> None
         mask, timing = client.segment(image_message(image, 0))
         assert mask.header == timing.header == header(0)
         assert timing.reason == ("" if index else Reset.FIRST)
-        assert (timing.receive_ms, timing.age_ms) == (0, timing.total_ms)
+        assert timing.receive_ms == 0 and timing.age_ms == pytest.approx(timing.total_ms, abs=20)  # on another clock
     seen = graph.wait_for_status("segmenter: camera", lambda status, values: values["published"] == "3")
     assert seen["published without stamp"] == "3"
     assert set_parameters(graph, max_gap=MAX_GAP) == ""

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from graph import (
 from rclpy.lifecycle import TransitionCallbackReturn
 
 from netwarp_ros.models import VideoCNN
-from netwarp_ros.node import segment_node
+from netwarp_ros.node import pipeline
 from netwarp_ros.node.process import parameter_arguments
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
@@ -69,6 +70,14 @@ def before(patch: pytest.MonkeyPatch, kind: type, method: str, do: Callable[...,
     patch.setattr(kind, method, patched)
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition in a thread that does not spin."""
+    deadline = monotonic() + DEADLINE_S
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.01)
+
+
 def succeed(*transitions: Callable[[], TransitionCallbackReturn]) -> None:
     for transition in transitions:
         assert transition() == TransitionCallbackReturn.SUCCESS
@@ -89,7 +98,7 @@ def test_the_thread_that_makes_the_segmenter_warms_it_up_runs_it_and_frees_it(
 
     before(monkeypatch, Segmenter, "__init__", note_made)
     before(monkeypatch, Segmenter, "warm_up", lambda *arguments: note("warmed up"))
-    before(monkeypatch, Stream, "segment", lambda *arguments: note("segmented"))
+    before(monkeypatch, Stream, "segment", lambda *arguments, **options: note("segmented"))
     client = None
     for _ in range(2):
         succeed(node.trigger_configure, node.trigger_activate)
@@ -110,29 +119,27 @@ def test_the_thread_that_makes_the_segmenter_warms_it_up_runs_it_and_frees_it(
 def test_a_node_that_is_being_configured_says_what_it_does(
     graph: Graph, node: SegmentNode, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each step waits until it was published twice."""
+    """Each step waits until it was published."""
     published: list[tuple[str, str]] = []
-    step = threading.Semaphore(0)
+    steps = [f"loading {model}", "compiling for images of 64x48", "compiling for images of 96x48"]
 
     def publish(message: Any) -> None:
         (status,) = message.status
-        state = {pair.key: pair.value for pair in status.values}["state"]
-        published.append((state, status.message))
-        if published[-2:] == 2 * published[-1:] and published[-3:-2] != published[-1:]:
-            step.release()
+        published.append(({pair.key: pair.value for pair in status.values}["state"], status.message))
 
     def wait(*arguments: Any, **keywords: Any) -> None:
-        assert step.acquire(timeout=DEADLINE_S)
+        expected = ("configuring", f"the node is configuring: {waited_for.pop(0)}")
+        until(lambda: expected in published)
 
-    monkeypatch.setattr(segment_node, "PERIOD_S", 0.01)
+    waited_for = steps.copy()
     monkeypatch.setattr(node._diagnostics_publisher, "publish", publish)
     before(monkeypatch, Segmenter, "__init__", wait)
     before(monkeypatch, Segmenter, "warm_up", wait)
-    succeed(node.trigger_configure)
-    assert [*dict.fromkeys(published)] == [
-        ("configuring", f"the node is configuring: {step}")
-        for step in (f"loading {model}", "compiling for images of 64x48", "compiling for images of 96x48")
-    ]
+    configured = threading.Thread(target=node.trigger_configure)
+    configured.start()
+    graph.until(lambda: not configured.is_alive(), "configured node")
+    messages = [("configuring", f"the node is configuring: {step}") for step in steps]
+    assert [message for message in dict.fromkeys(published) if message[0] == "configuring"] == messages
     published.clear()
     node._publish_diagnostics()
     assert published == [("inactive", "the node is inactive: activate it")]
@@ -144,7 +151,7 @@ def test_the_first_image_of_a_new_size_is_told_until_its_mask_is_published(
     """One-off work for images without and with a memory is done before it, so the second image is not late."""
     sizes, go_on = [], Event()
 
-    def wait(stream: Stream, image: np.ndarray, stamp_ns: int, *arguments: Any) -> None:
+    def wait(stream: Stream, image: np.ndarray, stamp_ns: int, *arguments: Any, **options: Any) -> None:
         if image.shape[:2] == (24, 64) and stamp_ns == SECOND:
             assert go_on.wait(DEADLINE_S)
 
@@ -185,16 +192,16 @@ def test_a_first_image_that_fails_is_not_told_forever(
 def test_a_node_whose_worker_failed_can_be_deactivated_and_used_again(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise SystemError("a fault of the node itself")
 
     succeed(node.trigger_configure, node.trigger_activate)
     with monkeypatch.context() as patch:
-        patch.setattr(node, "_log_dropped", fail)
+        patch.setattr(node._pipeline, "_note", fail)
         before(patch, Stream, "segment", fail)
         client = SegmentClient(graph)
         client.publish(image_message(moving_images(1)[0], SECOND))
-        graph.until(node._worker.is_idle, "end of segmenting")
+        graph.until(node._pipeline._worker.is_idle, "end of segmenting")
         succeed(node.trigger_deactivate)
     assert node._last_error == "segmenting ended: SystemError: a fault of the node itself"
     succeed(node.trigger_activate)
@@ -225,12 +232,12 @@ def test_a_node_with_a_busy_worker_can_be_destroyed(
 ) -> None:
     working, go_on = Event(), Event()
 
-    def wait(stream: Stream, image: np.ndarray, stamp_ns: int, *arguments: Any) -> None:
+    def wait(stream: Stream, image: np.ndarray, stamp_ns: int, *arguments: Any, **options: Any) -> None:
         if stamp_ns == SECOND:
             working.set()
             assert go_on.wait(DEADLINE_S)
 
-    monkeypatch.setattr(segment_node, "STOP_S", 0.01)
+    monkeypatch.setattr(pipeline, "STOP_S", 0.01)
     node = SegmentNode()
     graph.executor.add_node(node)
     succeed(node.trigger_configure, node.trigger_activate)
@@ -238,7 +245,7 @@ def test_a_node_with_a_busy_worker_can_be_destroyed(
     SegmentClient(graph).publish(image_message(moving_images(1)[0], SECOND))
     graph.until(working.is_set, "work")
     node.destroy_node()
-    assert not node._worker.is_idle()
+    assert not node._pipeline._worker.is_idle()
     assert "the node ends in the middle of segmenting an image" in capfd.readouterr().err
     go_on.set()
-    assert node._worker.is_idle(DEADLINE_S)
+    assert node._pipeline._worker.is_idle(DEADLINE_S)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -41,45 +43,27 @@ def test_all_tasks_run_in_one_thread_in_order(worker: Worker) -> None:
     futures = [worker.submit(lambda number=number: seen.append((number, threading.get_ident()))) for number in range(9)]
     for future in futures:
         future.result(DEADLINE_S)
-    worker.run(lambda: seen.append((9, threading.get_ident())), lambda: None, 1.0)
-    assert [number for number, _ in seen] == list(range(10))
+    assert [number for number, _ in seen] == list(range(9))
     idents = {ident for _, ident in seen}
     assert len(idents) == 1 and threading.get_ident() not in idents
 
 
-def test_run_calls_back_until_the_task_ends(worker: Worker) -> None:
-    calls: list[int] = []
-    enough = Event()
-
-    def meanwhile() -> None:
-        calls.append(threading.get_ident())
-        if len(calls) == 3:
-            enough.set()
-
-    assert worker.run(lambda: enough.wait(DEADLINE_S), meanwhile, 0.001)
-    assert len(calls) >= 3 and set(calls) == {threading.get_ident()}
-
-
-def test_an_error_is_raised_to_the_caller_and_the_next_task_runs(worker: Worker) -> None:
+def test_an_error_is_in_the_future_and_the_next_task_runs(worker: Worker) -> None:
     def fail() -> None:
         raise ValueError("wrong model")
 
     with pytest.raises(ValueError, match="wrong model"):
-        worker.run(fail, lambda: None, 1.0)
-    assert worker.run(lambda: 7, lambda: None, 1.0) == 7
+        worker.submit(fail).result(DEADLINE_S)
+    assert worker.submit(lambda: 7).result(DEADLINE_S) == 7
 
 
-def test_an_error_of_the_caller_does_not_end_the_task(worker: Worker) -> None:
-    go_on, ended = Event(), Event()
-
-    def meanwhile() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        worker.run(lambda: go_on.wait(DEADLINE_S) and ended.set(), meanwhile, 1.0)
-    assert not worker.is_idle()
-    go_on.set()
-    assert ended.wait(DEADLINE_S) and worker.is_idle(DEADLINE_S)
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
+def test_a_thread_may_be_favored_less_than_the_others() -> None:
+    worker = Worker("nice", niceness=7)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    nice = worker.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result(DEADLINE_S)
+    worker.stop()
+    assert nice == own + 7 and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -97,7 +81,7 @@ def test_nothing_of_a_task_is_kept(worker: Worker, fails: bool) -> None:
     def run() -> None:
         argument = Thing()
         try:
-            worker.run(lambda: task(argument), lambda: None, 1.0)
+            worker.submit(lambda: task(argument)).result(DEADLINE_S)
         except RuntimeError:
             assert fails
 

@@ -29,8 +29,8 @@ class Run:
     """One node under one load, measured from the end of the warm-up to the end of sending.
 
     Attributes:
-        system: ``netwarp``, the segment node; ``host``, the segment node with ``host_only``; or ``plain``, a node as in
-            tutorials.
+        system: ``netwarp``, the segment node; ``viewed``, the same with a subscriber of its overlays; ``host``, the
+            segment node with ``host_only``; or ``plain``, a node as in tutorials.
         cameras: Number of cameras. They send at the same moment.
         width: Width of the images in pixels.
         height: Height of the images in pixels.

@@ -187,7 +187,8 @@ def node(
         typer.Option(
             "--nodes",
             metavar="NAME,...",
-            help="netwarp: the segment node. host: the same with host_only. plain: a node as in tutorials.",
+            help="netwarp: the segment node. viewed: the same, with a subscriber of its overlays. host: with "
+            "host_only. plain: a node as in tutorials.",
         ),
     ] = "netwarp,host,plain",
     cameras: Annotated[str, typer.Option("--cameras", metavar="N,N,...", help="Numbers of cameras.")] = "1,2,4",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,37 +12,24 @@ from time import perf_counter
 from typing import Any
 
 from builtin_interfaces.msg import Time
-from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from netwarp_ros.classes import ClassSet
 from netwarp_ros.mailbox import Mailbox
 from netwarp_ros.msg import FrameTiming
-from netwarp_ros.node.frame_counts import DropReason, FrameCounter
-from netwarp_ros.node.images import mask_message, rgb_message
+from netwarp_ros.node.diagnostics import MAX_PROBLEM, PERIOD_S, RATE_PERIODS
+from netwarp_ros.node.frame_counts import DropReason, FrameCounter, FrameCounts
+from netwarp_ros.node.outputs import OVERRIDABLE, Outputs, Picture, qos_problem
 from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE, deserialize, stamp_of
-from netwarp_ros.segmenter import Reset, Segmenter, Stream
-
-try:
-    from vision_msgs.msg import LabelInfo, VisionClass
-except ImportError:  # PyPI has no vision_msgs
-    LabelInfo = None
-
-OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
-"""QoS policies that parameters ``qos_overrides.<topic>.<subscription or publisher>.<policy>`` change."""
-
-COMPATIBLE = {
-    "subscription": {"reliability": "best_effort", "durability": "volatile"},
-    "publisher": {"reliability": "reliable", "durability": "transient_local"},
-}
-"""For the node's end of a topic: the QoS policies that match any other end."""
+from netwarp_ros.resources import cut
+from netwarp_ros.segmenter import Reset, Result, Segmenter, Stream
 
 
 @dataclass(frozen=True)
@@ -62,75 +50,79 @@ class ReceivedImage:
 
 
 class Camera:
-    """One camera. It has publishers from `advertise` to `close`, and a subscription from `start` to `stop`.
+    """One camera. It has publishers from `advertise` to `close`, and subscriptions from `start` to `stop`.
 
     Args:
         node: The node that owns the topics.
         name: First part of the topics' names.
-        classes: Names and colors of the ids in the masks.
+        outputs: What it publishes.
         transport: ``raw`` or ``compressed``.
         alpha: Weight of the colors in the overlay.
 
     Attributes:
         alpha: Weight of the colors in the overlay; may be changed at any time.
+        outputs: What it publishes.
         topic: Resolved name of the image topic.
         counter: Counts of the frames since `start`.
+        history: What the counter counted at `start` and at the latest messages on ``/diagnostics``.
         qos_problem: Why the QoS of an image publisher does not match; empty if all match.
         compiling: What takes the first image of a new size so long, until its mask is published; empty otherwise.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        name: str,
-        classes: ClassSet,
-        *,
-        transport: str,
-        alpha: float,
-    ) -> None:
-        self.name, self.alpha, self._node, self._classes = name, alpha, node, classes
+    def __init__(self, node: Node, name: str, outputs: Outputs, *, transport: str, alpha: float) -> None:
+        self.name, self.outputs, self.alpha, self._node = name, outputs, alpha, node
         self._compressed = transport == "compressed"
         # Relative names, because rclpy applies the remapping rules to every name that it is given: it would remap a
         # resolved name a second time.
         self._image_topic = f"{name}/image_raw/compressed" if self._compressed else f"{name}/image_raw"
         self.topic = node.resolve_topic_name(self._image_topic)
         self.counter = FrameCounter()
+        self.history: deque[FrameCounts] = deque(maxlen=RATE_PERIODS + 1)
         self.qos_problem = ""
         self.compiling = ""
-        self._publishers: list[Publisher] = []
+        self._working_since: float | None = None
         self._subscription: Subscription | None = None
+        self._info_subscription: Subscription | None = None
+        self._info = b""  # the latest calibration, serialized
         self._stream: Stream | None = None
         self._sequence: int | None = None  # the publisher's sequence number of the latest image
         self._reset = Event()
 
-    def advertise(self) -> None:
-        """Create the publishers."""
-        self._mask = self._publisher(Image, "mask")
-        self._color = self._publisher(Image, "color")
-        self._overlay = self._publisher(Image, "overlay")
-        self._timing = self._publisher(FrameTiming, "timing")
-        if LabelInfo is not None:
-            latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-            self._publisher(LabelInfo, "label_info", latched).publish(_label_info(self._classes))
-
-    def start(self, stream: Stream, mailbox: Mailbox[ReceivedImage]) -> None:
+    def start(self, stream: Stream, mailbox: Mailbox[ReceivedImage], pictures: Mailbox[Picture]) -> None:
         """Subscribe to the images, and set all counts to zero.
 
         Args:
             stream: Segments the images in `segment`.
             mailbox: Gets the received images.
+            pictures: Gets what `draw` draws.
         """
-        self._stream, self._mailbox = stream, mailbox
+        self._stream, self._mailbox, self._pictures = stream, mailbox, pictures
         self.counter = FrameCounter()
+        self.history = deque([self.counter.snapshot()], RATE_PERIODS + 1)
         self.qos_problem = ""
+        self._working_since = None
         self._reset.clear()
+        self._info = b""
+        self._info_subscription = self._node.create_subscription(
+            CameraInfo,
+            f"{self.name}/camera_info",
+            self._receive_info,
+            QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_AVAILABLE),
+            raw=True,
+        )
         self._subscribe()
 
     def stop(self) -> None:
         """Receive no more images. Those in the mailbox may still be segmented."""
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = None
+        for subscription in (self._subscription, self._info_subscription):
+            if subscription is not None:
+                self._node.destroy_subscription(subscription)
+        self._subscription = self._info_subscription = None
+
+    def working_s(self) -> float:
+        """Return for how many seconds an image has been in work; 0 if none is, or while compiling for it."""
+        since = self._working_since
+        return 0.0 if since is None or self.compiling else perf_counter() - since
 
     def release_stream(self) -> None:
         """Free the stream and its memory. No image may be segmented until the next `start`."""
@@ -139,8 +131,7 @@ class Camera:
     def close(self) -> None:
         """Receive no more images, and destroy the publishers."""
         self.stop()
-        while self._publishers:
-            self._node.destroy_publisher(self._publishers.pop())
+        self.outputs.close()
 
     def reset(self) -> None:
         """Reset the memory before the next frame is segmented."""
@@ -149,13 +140,28 @@ class Camera:
     def segment(self, received: ReceivedImage) -> None:
         """Segment one image, and publish the results under the image's header.
 
-        `netwarp_ros.segmenter.Stream.segment` returns the mask at the image's size.
-
         Raises:
             ImageError: If the image is malformed.
         """
+        self._working_since = perf_counter()
+        try:
+            self._segment(received, self._working_since)
+        finally:
+            self._working_since = None
+
+    def draw(self, picture: Picture) -> None:
+        """Draw and publish color and overlay. This may take place in another thread than `segment`."""
+        self.outputs.draw(picture, self.alpha)
+
+    def note_problem(self, what: str, error: Exception) -> None:
+        """Log an error that lost no mask, and keep it for the diagnostics."""
+        problem = cut(f"{what} of {self.topic} failed: {type(error).__name__}: {error}", MAX_PROBLEM)
+        self.counter.note(problem)
+        if self._node.context.ok():  # after a signal, publishing fails as expected, and so does the log's
+            self._node.get_logger().error(problem, throttle_duration_sec=PERIOD_S)
+
+    def _segment(self, received: ReceivedImage, begun: float) -> None:
         assert self._stream is not None
-        begun = perf_counter()
         message = deserialize(COMPRESSED_IMAGE if self._compressed else IMAGE, received.data)
         image = to_bgr(message)
         decoded = perf_counter()
@@ -170,44 +176,47 @@ class Camera:
             self._stream.reset()
         encoding = message.format if self._compressed else message.encoding
         with self._warmed_up(image.shape[1], image.shape[0], self._stream.segmenter):
-            result = self._stream.segment(image, stamp_ns, frame_id, encoding)
+            wanted = self.outputs.wants_confidence
+            result = self._stream.segment(image, stamp_ns, frame_id, encoding, confidence=wanted)
             segmented = perf_counter()
-            self._mask.publish(mask_message(result.mask, header))
-            mask_published = perf_counter()
+            self.outputs.publish_mask(result, header)
+            mask_published, age_ns = perf_counter(), self._node.get_clock().now().nanoseconds - stamp_ns
         if received.from_several:  # the next image may be of another one, even if that is then the only one
             self._stream.reset(Reset.PUBLISHERS)
+        try:
+            wanted = bool(self._info) and self.outputs.wants_camera_info
+            info = deserialize_message(self._info, CameraInfo) if wanted else None
+            self.outputs.publish_beside_mask(result, image, header, info)
+        except Exception as error:  # the mask is published: the frame has not failed
+            self.note_problem("what goes with a mask", error)
+        durations = {
+            "receive_ms": (received.received_ns - stamp_ns) / 1e6,
+            "wait_ms": 1e3 * (begun - received.received),
+            "decode_ms": 1e3 * (decoded - begun),
+            **{f"{stage}_ms": result.stages_ms[stage] for stage in ("prepare", "flow", "network")},
+            "publish_ms": 1e3 * (perf_counter() - segmented),
+            "total_ms": 1e3 * (mask_published - received.received),
+            "age_ms": age_ns / 1e6,
+        }
+        self._finish(result, header, durations, unstamped=stamp_of(message) == 0)
+        if self.outputs.wants_pictures and self._pictures.put(self.name, Picture(image, result.mask, header)):
+            self.counter.count_late_picture()
 
-        if self._color.get_subscription_count():
-            self._color.publish(rgb_message(self._classes.colorize(result.mask), header))
-        if self._overlay.get_subscription_count():
-            blended = self._classes.overlay(image, result.mask, self.alpha)
-            self._overlay.publish(rgb_message(blended[..., ::-1], header))
-        all_published = perf_counter()
-
+    def _finish(self, result: Result, header: Header, durations: dict[str, float], *, unstamped: bool) -> None:
+        """Publish the timing of a frame, and count it."""
         counts = self.counter.snapshot()
-        receive_ms = (received.received_ns - stamp_ns) / 1e6
-        total_ms = 1e3 * (mask_published - received.received)
-        age_ms = receive_ms + total_ms
-        self._timing.publish(
+        self.outputs.publish_timing(
             FrameTiming(
                 header=header,
                 sequence=counts.published,
-                receive_ms=receive_ms,
-                wait_ms=1e3 * (begun - received.received),
-                decode_ms=1e3 * (decoded - begun),
-                prepare_ms=result.stages_ms["prepare"],
-                flow_ms=result.stages_ms["flow"],
-                network_ms=result.stages_ms["network"],
-                publish_ms=1e3 * (all_published - segmented),
-                total_ms=total_ms,
-                age_ms=age_ms,
+                **durations,
                 dropped=counts.dropped.total() + counts.missed,
                 memory=result.memory,
                 reason=result.reason,
             )
         )
         reset = "" if result.reason == Reset.HOST_ONLY else result.reason
-        self.counter.count_published(total_ms, age_ms, reset, unstamped=stamp_of(message) == 0)
+        self.counter.count_published(durations["total_ms"], durations["age_ms"], reset, unstamped=unstamped)
 
     @contextmanager
     def _warmed_up(self, width: int, height: int, segmenter: Segmenter) -> Iterator[None]:
@@ -230,7 +239,8 @@ class Camera:
 
     def _subscribe(self) -> None:
         """Subscribe to the images, with a QoS that matches the publishers present."""
-        self.stop()
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
         self._sequence = None
         # The queue holds one image; a newer one replaces it. The subscription is reliable unless a publisher present is
         # best effort: best effort loses large images. `_on_incompatible_qos` subscribes again for later publishers.
@@ -247,9 +257,10 @@ class Camera:
         )
 
     def _receive(self, data: bytes, info: Mapping[str, int | None]) -> None:
-        assert self._subscription is not None
+        if (subscription := self._subscription) is None:  # it has just been destroyed
+            return
         # The count is 0 if an image arrives before its publisher has been discovered.
-        from_several = self._subscription.get_publisher_count() > 1
+        from_several = subscription.get_publisher_count() > 1
         received = ReceivedImage(data, perf_counter(), self._node.get_clock().now().nanoseconds, from_several)
         # Each publisher has its own sequence numbers, and some middlewares give none.
         sequence = None if from_several else info["publication_sequence_number"]
@@ -262,24 +273,8 @@ class Camera:
         last, self._sequence = self._sequence, sequence
         return 0 if last is None or sequence is None else max(0, sequence - last - 1)
 
-    def _publisher(self, message_type: Any, topic: str, qos: QoSProfile | None = None) -> Publisher:
-        name = f"{self.name}/segmentation/{topic}"
-        resolved = self._node.resolve_topic_name(name)
-
-        def warn(event: Any) -> None:
-            problem = _qos_problem(resolved, "publisher", event)
-            self._node.get_logger().warning(f"a subscriber of {resolved} gets nothing: {problem}")
-
-        publisher = self._node.create_publisher(
-            message_type,
-            name,
-            # Reliable matches reliable and best-effort subscribers. With depth 1, a slow subscriber gets the newest.
-            qos or QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE),
-            event_callbacks=PublisherEventCallbacks(incompatible_qos=warn),
-            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
-        )
-        self._publishers.append(publisher)
-        return publisher
+    def _receive_info(self, data: bytes) -> None:
+        self._info = data
 
     def _on_incompatible_qos(self, event: Any) -> None:
         reliability = self._qos.reliability  # after the override
@@ -287,20 +282,5 @@ class Camera:
             self._node.get_logger().info(f"a publisher of {self.topic} is best effort: images may get lost on the way")
             self._subscribe()
             return
-        self.qos_problem = _qos_problem(self.topic, "subscription", event)
+        self.qos_problem = qos_problem(self.topic, "subscription", event)
         self._node.get_logger().warning(f"nothing comes from a publisher of {self.topic}: {self.qos_problem}")
-
-
-def _qos_problem(topic: str, entity: str, event: Any) -> str:
-    """Return which QoS policy of a topic is incompatible, and how to change it."""
-    policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-    if policy not in COMPATIBLE[entity]:
-        return f"incompatible QoS policy {policy}: change it at the other end"
-    value = COMPATIBLE[entity][policy]
-    return f"incompatible QoS policy {policy}: start the node with qos_overrides.{topic}.{entity}.{policy}:={value}"
-
-
-def _label_info(classes: ClassSet) -> LabelInfo:
-    """Return the names of the ids in the masks. The threshold is 0: every pixel has a class."""
-    class_map = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(classes.names)]
-    return LabelInfo(class_map=class_map, threshold=0.0)

@@ -20,6 +20,9 @@ from netwarp_ros.timing import percentiles
 PERIOD_S = 1.0
 """Seconds between two messages on ``/diagnostics``."""
 
+MAX_PROBLEM = 1000
+"""Most characters of an error in the log and on ``/diagnostics``: a message or a file may hold a text of any length."""
+
 RATE_PERIODS = 10
 """Number of periods over which rates are measured."""
 
@@ -37,6 +40,7 @@ def _threshold(default: float, most: float, text: str) -> Any:
 class Thresholds:
     """Parameters of the node: the values at which a status becomes WARN or ERROR."""
 
+    stuck_error: float = _threshold(5.0, 3600.0, "Seconds of work on an image after which camera and node are ERROR")
     stale_warn: float = _threshold(3.0, 3600.0, "Seconds without an image after which a camera is WARN")
     stale_error: float = _threshold(10.0, 3600.0, "Seconds without an image after which a camera is ERROR")
     rate_warn: float = _threshold(0.0, 1000.0, "Masks per second below which a camera is WARN")
@@ -50,7 +54,14 @@ class Thresholds:
 
 
 def camera_status(
-    name: str, camera: str, topic: str, history: Sequence[FrameCounts], thresholds: Thresholds, qos_problem: str = ""
+    name: str,
+    camera: str,
+    topic: str,
+    history: Sequence[FrameCounts],
+    thresholds: Thresholds,
+    qos_problem: str = "",
+    *,
+    stuck: str = "",
 ) -> DiagnosticStatus:
     """Return the status of one camera.
 
@@ -62,10 +73,13 @@ def camera_status(
             the previous message raise the level. Rates are measured over the whole history.
         thresholds: Values at which the level rises.
         qos_problem: Why the QoS of an image publisher does not match; empty if all match.
+        stuck: What `stuck_problem` returned.
     """
     previous, current = history[-2], history[-1]
     rates, latency, age = _rates(history), _percentiles(current.latencies_ms), _percentiles(current.ages_ms)
-    findings = _failure_findings(previous, current) + _stream_findings(previous, current, topic)
+    findings = [(ERROR, stuck)] if stuck else []
+    findings += _failure_findings(previous, current) + _stream_findings(previous, current, topic)
+    findings += _reset_findings(history[0], current)
     findings += _stale_findings(current, topic, thresholds, qos_problem) or _slow_findings(
         rates, latency, age, thresholds
     )
@@ -80,6 +94,7 @@ def camera_status(
         **{f"dropped: {reason}": current.dropped[reason] for reason in DropReason},
         "resets": current.resets.total(),
         **{f"resets: {reason}": count for reason, count in sorted(current.resets.items())},
+        "pictures dropped": current.late_pictures,
         **{f"rate of {messages} (Hz)": f"{rate:.1f}" for messages, rate in rates.items()},
         **{f"latency {key} (ms)": f"{value:.1f}" for key, value in latency.items()},
         **{f"age {key} (ms)": f"{value:.1f}" for key, value in age.items()},
@@ -95,19 +110,24 @@ def node_status(
     thresholds: Thresholds,
     last_error: str = "",
     doing: str = "",
+    *,
+    stuck: str = "",
+    failure: str = "",
 ) -> DiagnosticStatus:
     """Return the status of the node and of its device.
 
     Args:
         name: Name of the status.
-        state: ``unconfigured``, ``configuring``, ``inactive`` or ``active``.
+        state: Label of its state in the life cycle, such as ``unconfigured``, ``configuring`` or ``active``.
         segmenter: The segmenter in use; None until the node is configured.
         thresholds: Values at which the level rises.
         last_error: Why the latest failed transition failed; empty if none has failed.
         doing: What takes the node long at present, such as loading a model; empty if nothing does.
+        stuck: What `stuck_problem` returned.
+        failure: The error that left the node unconfigured; empty if there was none.
     """
     ways_out = {"unconfigured": "configure and activate it", "inactive": "activate it"}
-    findings: list[Finding] = []
+    findings: list[Finding] = [(ERROR, text) for text in (stuck, failure) if text]
     if text := ways_out.get(state, doing):
         findings.append((WARN, text if state == "active" else f"the node is {state}: {text}"))
     values: dict[str, Any] = {"state": state}
@@ -124,6 +144,22 @@ def node_status(
                 findings.append((ERROR, problem))
     device = str(values.get("device", ""))
     return _status(name, device, findings, f"segmenting on {device}", {**values, "last error": last_error or "none"})
+
+
+def stuck_problem(topic: str, seconds: float, limit_s: float) -> str:
+    """Return that an image is in work for too long; empty if it is not.
+
+    Args:
+        topic: The topic that it came from.
+        seconds: How long it has been in work.
+        limit_s: How long it may be; 0: for ever.
+    """
+    if not limit_s or seconds <= limit_s:
+        return ""
+    return (
+        f"an image on {topic} has been in work for {seconds:.0f} s: the node is stuck, and segments no camera. "
+        "Deactivate it, which leaves it unconfigured, or restart it"
+    )
 
 
 def _status(
@@ -163,6 +199,32 @@ def _stream_findings(previous: FrameCounts, current: FrameCounts, topic: str) ->
     if mixed := current.resets[Reset.PUBLISHERS] - previous.resets[Reset.PUBLISHERS]:
         findings.append((WARN, f"{mixed} images segmented without memory: {topic} has several publishers"))
     return findings
+
+
+_ADVICE = {
+    Reset.STAMP: "do several cameras send on it, or does a camera's clock jump back?",
+    Reset.GAP: "images come too seldom, or the node is overloaded. Send more, give it less to do (input_height, fewer "
+    "cameras), or raise max_gap",
+    Reset.SIZE: "its images have several sizes. Give each camera a topic of its own",
+    Reset.ENCODING: "its images have several encodings. Give each camera a topic of its own",
+    Reset.FRAME_ID: "its images have several frame_ids. Give each camera a topic of its own",
+}
+"""What to do if most frames reset the memory, by reason. Other reasons have findings of their own, or are wanted."""
+
+_LEAST_FRAMES = 5
+"""Fewer frames say nothing about what most frames do."""
+
+
+def _reset_findings(first: FrameCounts, current: FrameCounts) -> list[Finding]:
+    """Return the finding that most frames since the first counts were segmented without memory."""
+    frames, resets = current.published - first.published, current.resets - first.resets
+    if frames < _LEAST_FRAMES:
+        return []
+    reason = max(_ADVICE, key=lambda one: resets[one])
+    if resets[reason] <= frames / 2:
+        return []
+    text = f"{resets[reason]} of {frames} images segmented without memory ({reason})"
+    return [(WARN, f"{text}: {_ADVICE[reason]}")]
 
 
 def _stale_findings(current: FrameCounts, topic: str, thresholds: Thresholds, qos_problem: str) -> list[Finding]:

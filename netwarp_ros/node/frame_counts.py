@@ -43,6 +43,7 @@ class FrameCounts:
         unstamped: Those of them whose image had no stamp (0).
         dropped: Frames dropped, by `DropReason`.
         resets: How often the memory was reset, by reason.
+        late_pictures: Color and overlay that were not made: a newer mask came before their turn.
         latencies_ms: Image callback to mask published, of the latest `LATENCY_FRAMES` frames.
         ages_ms: Image stamp to mask published, of the same frames.
         last_error: What was wrong with the latest malformed or failed frame; empty if there was none.
@@ -58,6 +59,7 @@ class FrameCounts:
     unstamped: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     resets: Counter[str] = field(default_factory=Counter)
+    late_pictures: int = 0
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_FRAMES))
     ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_FRAMES))
     last_error: str = ""
@@ -89,6 +91,16 @@ class FrameCounter:
         with self._lock:
             self._counts.dropped[reason] += 1
             self._counts.last_error = error or self._counts.last_error
+
+    def count_late_picture(self) -> None:
+        """Count a picture that was not made, because a newer mask came before its turn."""
+        with self._lock:
+            self._counts.late_pictures += 1
+
+    def note(self, error: str) -> None:
+        """Keep an error after which the frame's mask was published nevertheless."""
+        with self._lock:
+            self._counts.last_error = error
 
     def count_published(self, latency_ms: float, age_ms: float, reset: str, *, unstamped: bool = False) -> None:
         """Count a frame whose mask was published.

@@ -12,10 +12,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any, NoReturn
 
 import rclpy
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, ShutdownException, SingleThreadedExecutor, TimeoutException
 from rclpy.node import Node
@@ -133,8 +135,12 @@ def executing(node: Node) -> Iterator[Executor]:
         node.destroy_node()
 
 
+class Beside(MutuallyExclusiveCallbackGroup):
+    """Callbacks that take long. In `executing`, each runs in a thread of its own, one at a time, beside the others."""
+
+
 class _Executor(SingleThreadedExecutor):
-    """Logs the errors of callbacks; rclpy's executors raise them."""
+    """Logs the errors of callbacks; rclpy's executors raise them. Callbacks in group `Beside` have their own thread."""
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
         """Wait for one callback and execute it, as rclpy's executors do."""
@@ -143,8 +149,16 @@ class _Executor(SingleThreadedExecutor):
             handler, entity, node = self.wait_for_ready_callbacks(timeout_sec)
         except (ShutdownException, TimeoutException):
             return
+        if entity is not None and isinstance(entity.callback_group, Beside):
+            Thread(target=self._execute, args=(handler, entity, node), daemon=True).start()
+        else:
+            self._execute(handler, entity, node)
+
+    def _execute(self, handler: Any, entity: Any, node: Any) -> None:
         handler()
-        if (error := handler.exception()) is None:
+        if not handler.done() or (error := handler.exception()) is None:
+            return
+        if current_thread() is not main_thread() and not self.context.ok():
             return
         # After ROS was shut down, errors are expected: `ros_process` handles them. After a message that could not be
         # taken, rclpy executes nothing of its callback group any more: better end.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lifecycle node: images of any number of cameras in, masks and timings out.
 
-The executor's thread receives images, and answers services. One worker thread loads the model, warms it up, decodes,
-segments and publishes. They share a mailbox with one slot for each camera.
+The executor's thread receives images, publishes diagnostics, and answers services. `Pipeline` has the threads that load
+the model, segment and draw; they get their images through mailboxes with one slot for each camera. Transitions run in a
+thread of their own (`Beside`), so that the node answers while it is being configured.
 """
 
 from __future__ import annotations
@@ -12,14 +13,11 @@ if __name__ == "__main__":
 
     start_node()
 
-import gc
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import wraps
-from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
@@ -29,98 +27,37 @@ from rclpy.logging import get_logger
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from netwarp_ros.engines import COMPILE_MODES, ENGINES, INT8, PRECISIONS, EngineOptions
-from netwarp_ros.flow.dis import PRESETS, DisFlow
-from netwarp_ros.mailbox import Mailbox
-from netwarp_ros.models import DEFAULT_MODEL
-from netwarp_ros.models.spec import MAX_INPUT_HEIGHT
+from netwarp_ros.flow.dis import DisFlow
 from netwarp_ros.node import parameters
-from netwarp_ros.node.camera import Camera, ReceivedImage
-from netwarp_ros.node.diagnostics import PERIOD_S, RATE_PERIODS, Thresholds, camera_status, node_status
-from netwarp_ros.node.frame_counts import DropReason, FrameCounts
-from netwarp_ros.node.parameters import SIZE, TOPIC, parameter
-from netwarp_ros.node.process import end_process, executing, ros_process
-from netwarp_ros.node.worker import Worker
-from netwarp_ros.recordings.image_messages import ImageError
-from netwarp_ros.resources import cut
-from netwarp_ros.segmenter import MAX_GAP, MAX_INPUT_WIDTH, Segmenter
-
-
-@dataclass(frozen=True)
-class SegmentParameters:
-    """Parameters of the node; see `Thresholds` for those of its diagnostics."""
-
-    cameras: tuple[str, ...] = parameter(
-        ("camera",), "Names of the cameras, with which their topics begin.", form=TOPIC
-    )
-    transport: str = parameter(
-        "raw",
-        "Topic of the images: <camera>/image_raw, or <camera>/image_raw/compressed.",
-        choices=("raw", "compressed"),
-    )
-    model: str = parameter(
-        DEFAULT_MODEL, "Name of a shipped model (see `netwarp models`), or path of a .safetensors file."
-    )
-    engine: str = parameter(
-        "auto", "What runs the network; auto is the fastest that is installed and made for the device.", choices=ENGINES
-    )
-    device: str = parameter("cpu", "PyTorch device: cpu, cuda or cuda:N.")
-    precision: str = parameter(
-        "auto",
-        "Precision of the network; auto is the fastest in floating point that the device has instructions for. int8 "
-        "needs a model that was made by `netwarp quantize`.",
-        choices=("auto", *PRECISIONS, INT8),
-    )
-    compile: str = parameter(
-        "none",
-        "Mode of torch.compile, for engine torch. Compiling takes a minute when the node is configured; "
-        "reduce-overhead replays CUDA graphs.",
-        choices=COMPILE_MODES,
-    )
-    threads: int = parameter(
-        0, "Threads of the engine, PyTorch and OpenCV on the CPU; 0: one on each core.", limits=(0, 1024)
-    )
-    engine_cache: str = parameter(
-        "", "Folder in which the engine keeps what it made of the model, to be configured faster; empty: none."
-    )
-    flow_preset: str = parameter("ultrafast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
-    input_height: int = parameter(
-        0, "Height in pixels to which images are scaled for the network; 0: as trained.", limits=(0, MAX_INPUT_HEIGHT)
-    )
-    max_input_width: int = parameter(
-        MAX_INPUT_WIDTH,
-        "An image that would then be wider than this, in pixels, keeps its own size, or is scaled to this width.",
-        limits=(32, 16384),
-    )
-    max_gap: float = parameter(
-        MAX_GAP,
-        "The memory is reset if two images are more than this many seconds apart.",
-        limits=(0.001, 3600.0),
-        live=True,
-    )
-    image_sizes: tuple[str, ...] = parameter(
-        ("640x480",),
-        "Widths and heights of the cameras' images. While configuring, the node runs the network on each, so that the "
-        "first image does not have to wait for it.",
-        form=SIZE,
-    )
-    host_only: bool = parameter(False, "Run the image CNN on each frame by itself, without memory and flow.")
-    overlay_alpha: float = parameter(0.5, "Weight of the colors in the overlay.", limits=(0.0, 1.0), live=True)
-
-
-def engine_arguments(settings: SegmentParameters) -> dict[str, Any]:
-    """Return the parameters of the engine as `Segmenter` takes them."""
-    arguments = {field.name: getattr(settings, field.name) for field in fields(EngineOptions)}
-    return {**arguments, "engine_cache": settings.engine_cache or None}
-
-
-STOP_S = 1.0
-"""How long `SegmentNode.destroy_node` waits for what the worker does."""
-
-MAX_PROBLEM = 1000
-"""Most characters of an error in the log and on ``/diagnostics``: a message or a file may hold a text of any length."""
+from netwarp_ros.node.camera import Camera
+from netwarp_ros.node.diagnostics import (
+    MAX_PROBLEM,
+    PERIOD_S,
+    Thresholds,
+    camera_status,
+    node_status,
+    stuck_problem,
+)
+from netwarp_ros.node.outputs import Outputs
+from netwarp_ros.node.pipeline import Pipeline, Reports
+from netwarp_ros.node.process import Beside, end_process, executing, ros_process
+from netwarp_ros.node.segment_parameters import (
+    MASKS,
+    THRESHOLDS,
+    CameraParameters,
+    SegmentParameters,
+    mask_specs,
+    threshold_specs,
+)
+from netwarp_ros.recordings.ego_masks import read_ego_mask
+from netwarp_ros.resources import cut, quote
+from netwarp_ros.segmenter import Confidence, Segmenter
 
 Transition = Callable[["SegmentNode", LifecycleState], TransitionCallbackReturn]
+
+
+class NodeEndsError(RuntimeError):
+    """The node is destroyed in the middle of a transition."""
 
 
 def _logging_errors(transition: Transition) -> Transition:
@@ -138,32 +75,30 @@ def _logging_errors(transition: Transition) -> Transition:
 
 
 PARAMETERS = (SegmentParameters, Thresholds)
-"""All parameters of the node."""
+"""The parameters that every segment node has."""
 
 
 class SegmentNode(LifecycleNode):
     """The lifecycle node. When inactive, it has a model and its topics; when active, it segments.
 
-    Args:
-        worker: Makes, runs and frees the segmenter, all in one thread; by default a worker of its own.
-
     Raises:
         ParameterError: If a parameter given to the process is of the wrong type or out of its range.
     """
 
-    def __init__(self, worker: Worker | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__("segmenter")
         # Set these before declaring parameters: rclpy calls `destroy_node()` when it rejects one.
-        self._worker = worker or Worker("segmenter")
-        self._segmenter: Segmenter | None = None
+        self._pipeline = Pipeline(Reports(self._log_dropped, lambda: self._persistent.trigger()))
+        self._ending: Future[None] = Future()  # done as soon as the node is destroyed
         self._cameras: dict[str, Camera] = {}
-        self._mailbox: Mailbox[ReceivedImage] = Mailbox([])
-        self._configuring = ""  # what the worker does while the node is configured
-        self._segmenting: Future[None] | None = None  # while the node is active
-        self._history: dict[str, deque[FrameCounts]] = {}
+        self._ego_masks: dict[str, np.ndarray] = {}
         self._last_error = ""
+        self._failure = ""  # why the node is unconfigured, if that is due to an error
+        self._specs: dict[str, parameters.Spec] = {}
         for group in PARAMETERS:
-            parameters.declare(self, group)
+            self._declare(parameters.specs_of(group))
+        self._declare(mask_specs(parameters.given(self, MASKS)))
+        self._declare_cameras()
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._on_parameters_set)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -173,53 +108,53 @@ class SegmentNode(LifecycleNode):
         self.create_service(Trigger, "~/reset", self._on_reset)
         self._make_transition = self._service_change_state.callback
         self._service_change_state.callback = self._on_change_state
+        transitions = Beside()
+        transitions.add_entity(self._service_change_state)
+        self._service_change_state.callback_group = transitions
+        self._persistent = self.create_guard_condition(self._on_persistent_problem, callback_group=transitions)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and create the topics. If that fails, log the reason."""
-        settings = parameters.read(self, SegmentParameters)
-        sizes = [(int(width), int(height)) for width, height in (size.split("x") for size in settings.image_sizes)]
-        self._configuring = f"loading {settings.model}"
+        self._failure = ""
         try:
-            self._worker.run(lambda: self._load(settings, sizes), self._publish_diagnostics, PERIOD_S)
-            assert self._segmenter is not None
-            classes = self._segmenter.model.spec.classes
-            for name in settings.cameras:
-                camera = Camera(self, name, classes, transport=settings.transport, alpha=settings.overlay_alpha)
-                self._cameras[name] = camera
-                camera.advertise()
+            settings = parameters.read(self, SegmentParameters)
+            self._declare_cameras()
+            self._wait_for(self._pipeline.load(settings))
+            segmenter = self._pipeline.segmenter
+            assert segmenter is not None
+            self._make_cameras(settings, segmenter)
+            self._pipeline.loading = ""
+        except NodeEndsError:
+            return TransitionCallbackReturn.FAILURE
         except Exception as error:  # rclpy would discard the message
             self._log_failure(f"cannot be configured: {error}")
+            self._failure = self._last_error
         else:
-            self._configuring = ""
-            self.get_logger().info(
-                f"{self._segmenter.model.name} in {self._segmenter.engine.name} on {self._segmenter.device} "
-                f"({self._segmenter.precision}) "
-                f"for {', '.join(camera.topic for camera in self._cameras.values())}"
-            )
+            self._tell_configured(segmenter)
             return TransitionCallbackReturn.SUCCESS
         self._release()  # not in the except clause, where the error still refers to the model
         return TransitionCallbackReturn.FAILURE
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start receiving and segmenting, with new memories and new counts."""
-        assert self._segmenter is not None
-        self._mailbox = Mailbox(self._cameras)
+        segmenter = self._pipeline.segmenter
+        assert segmenter is not None
         try:
-            for camera in self._cameras.values():
-                camera.start(self._segmenter.stream(), self._mailbox)
-                self._history[camera.name] = deque([camera.counter.snapshot()], RATE_PERIODS + 1)
+            self._pipeline.start(self._cameras, lambda name: segmenter.stream(ego_mask=self._ego_masks.get(name)))
         except Exception as error:
             self._log_failure(f"cannot be activated: {error}")
-            self._stop()
+            self._pipeline.stop()
             return TransitionCallbackReturn.FAILURE
-        self._segmenting = self._worker.submit(self._segment_images)
         return TransitionCallbackReturn.SUCCESS
 
     @_logging_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Finish the current frame, stop, and publish the final counts."""
-        self._stop()
+        problem = self._stop()
         self._publish_diagnostics(final=True)
+        was_given_up = self._pipeline.segmenter is None
+        if was_given_up or (problem := self._pipeline.persistent_problem):
+            raise RuntimeError(problem)
         return TransitionCallbackReturn.SUCCESS
 
     @_logging_errors
@@ -230,7 +165,9 @@ class SegmentNode(LifecycleNode):
 
     @_logging_errors
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop and free, from any state."""
+        """Stop and free, from any state, and publish the final counts."""
+        self._stop()
+        self._publish_diagnostics(final=True)
         self._release()
         self._diagnostics_timer.cancel()
         return TransitionCallbackReturn.SUCCESS
@@ -239,78 +176,88 @@ class SegmentNode(LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to the state before `on_configure`."""
         self._release()
+        self._failure = self._last_error
         return TransitionCallbackReturn.SUCCESS
 
     def destroy_node(self) -> None:
-        """Stop and free, from any state. If the worker takes longer than `STOP_S`, what it has is not freed."""
-        self._stop_receiving()
-        if self._worker.is_idle(STOP_S):
-            self._release()
-        else:
+        """Stop and free, from any state. If the work does not end in time, what it has is not freed."""
+        if not self._ending.done():
+            self._ending.set_result(None)
+        if doing := self._pipeline.end():
             # Not the node's logger: it also publishes, which is an error after a signal.
-            get_logger("segment_node").info(f"the node ends in the middle of {self._doing() or 'segmenting an image'}")
-        self._worker.stop()
+            get_logger("segment_node").info(f"the node ends in the middle of {doing}")
+        for camera in self._cameras.values():
+            camera.close()
         super().destroy_node()
 
-    def _stop_receiving(self) -> None:
-        for camera in self._cameras.values():
-            camera.stop()
-        for name in self._mailbox.close():
-            self._cameras[name].counter.count_dropped(DropReason.DEACTIVATED)
+    def is_busy(self) -> bool:
+        """Tell whether a thread is still at work after `destroy_node`. No signal interrupts it."""
+        return self._pipeline.is_busy()
 
-    def _stop(self) -> None:
-        self._stop_receiving()
-        segmenting, self._segmenting = self._segmenting, None
-        if segmenting is not None and (error := segmenting.exception()):  # waits
-            self._log_failure(f"segmenting ended: {type(error).__name__}: {error}")
-        for camera in self._cameras.values():
-            camera.release_stream()
+    def _wait_for(self, task: Future[None]) -> None:
+        """Wait for a task, and raise its error.
+
+        Raises:
+            NodeEndsError: If the node is destroyed before that.
+        """
+        try:
+            wait((task, self._ending), return_when=FIRST_COMPLETED)
+            if self._ending.done():
+                raise NodeEndsError
+            task.result()
+        finally:
+            del task  # an error refers to this frame: with the task, which has the error, that would be a circle
+
+    def _make_cameras(self, settings: SegmentParameters, segmenter: Segmenter) -> None:
+        """Make the cameras and their topics, for the segmenter that is loaded."""
+        classes = segmenter.classes
+        for name in parameters.given(self, THRESHOLDS):
+            if name not in classes.names:
+                raise ValueError(
+                    f"{THRESHOLDS}{name} is given, and {quote(name)} is no class of {classes.name}: give some of "
+                    f"{cut(', '.join(classes.names))}"
+                )
+        self._declare(threshold_specs(classes))
+        self._apply_live_parameters(segmenter)
+        groups: dict[str, Sequence[str]] = {
+            name: self.get_parameter(f"{MASKS}{name}").value for name in parameters.given(self, MASKS)
+        }
+        for name in settings.cameras:
+            own = parameters.read(self, CameraParameters, f"{name}.")
+            if own.ego_mask:
+                self._ego_masks[name] = read_ego_mask(own.ego_mask)
+            outputs = Outputs(self, name, classes, settings.mask_encoding, groups)
+            transport = own.transport or settings.transport
+            camera = Camera(self, name, outputs, transport=transport, alpha=settings.overlay_alpha)
+            self._cameras = {**self._cameras, name: camera}  # other threads may be reading the present one
+            outputs.advertise(segmenter.confidence.least(classes))
+
+    def _tell_configured(self, segmenter: Segmenter) -> None:
+        if problem := segmenter.engine_problem:
+            self.get_logger().warning(f"engine {segmenter.engine.name} is in use: {problem}")
+        if names := parameters.undeclared(self):
+            self.get_logger().warning(f"there are no parameters {cut(', '.join(names))}: they have no effect")
+        self.get_logger().info(
+            f"{segmenter.model.name} in {segmenter.engine.name} on {segmenter.device} ({segmenter.precision}) "
+            f"for {', '.join(camera.topic for camera in self._cameras.values())}"
+        )
+
+    def _stop(self) -> str:
+        """Stop segmenting. Log and return what went wrong; empty if nothing did."""
+        if problem := self._pipeline.stop():
+            self._log_failure(problem)
+        return problem
 
     def _release(self) -> None:
+        """Stop, free the model and destroy the topics."""
         self._stop()
         for camera in self._cameras.values():
             camera.close()
-        self._cameras.clear()
-        if self._segmenter is not None or self._configuring:
-            self._worker.submit(self._free).result()
-        self._configuring = ""
-
-    def _load(self, settings: SegmentParameters, sizes: list[tuple[int, int]]) -> None:
-        """Make the segmenter and warm it up. The worker runs this, as well as `_segment_images` and `_free`."""
-        self._segmenter = Segmenter(
-            settings.model,
-            flow=settings.flow_preset,
-            **engine_arguments(settings),
-            input_height=settings.input_height,
-            max_input_width=settings.max_input_width,
-            max_gap=settings.max_gap,
-            host_only=settings.host_only,
-        )
-        if problem := self._segmenter.engine_problem:
-            self.get_logger().warning(f"engine {self._segmenter.engine.name} is in use: {problem}")
-        for width, height in sizes:
-            self._configuring = f"compiling for images of {width}x{height}"
-            self._segmenter.warm_up(width, height)
-
-    def _free(self) -> None:
-        """Free the segmenter, in the thread that made it."""
-        self._segmenter = None
-        gc.collect()  # a network and its layers refer to each other, as do an engine and its graphs
-
-    def _segment_images(self) -> None:
-        """Segment the images in the mailbox until it is closed."""
-        while (taken := self._mailbox.take()) is not None:
-            camera, received = self._cameras[taken[0]], taken[1]
-            try:
-                camera.segment(received)
-            except ImageError as error:
-                problem = cut(str(error), MAX_PROBLEM)
-                camera.counter.count_dropped(DropReason.MALFORMED, problem)
-                self._log_dropped(f"a malformed image on {camera.topic}: {problem}")
-            except Exception as error:  # a frame that fails must not stop the worker
-                problem = cut(f"{type(error).__name__}: {error}", MAX_PROBLEM)
-                camera.counter.count_dropped(DropReason.FAILED, problem)
-                self._log_dropped(f"an image on {camera.topic} failed: {problem}")
+        self._cameras, self._ego_masks = {}, {}
+        self._pipeline.free()
+        for name in [name for name in self._specs if name.startswith(THRESHOLDS)]:  # another model has other classes
+            self.undeclare_parameter(name)
+            del self._specs[name]
 
     def _log_failure(self, problem: str) -> None:
         self._last_error = cut(problem, MAX_PROBLEM)
@@ -320,24 +267,40 @@ class SegmentNode(LifecycleNode):
         if self.context.ok():  # after a signal, publishing fails as expected, and so does the log's
             self.get_logger().error(problem, throttle_duration_sec=PERIOD_S)
 
+    def _state(self) -> str:
+        """Return the label of the state in the life cycle, such as ``active``."""
+        return self._state_machine.current_state[1]
+
+    def _declare(self, specs: Sequence[parameters.Spec]) -> None:
+        """Declare the parameters that are not declared yet."""
+        new = [spec for spec in specs if spec.name not in self._specs]
+        parameters.declare(self, new)
+        self._specs |= {spec.name: spec for spec in new}
+
+    def _declare_cameras(self) -> None:
+        for name in self.get_parameter("cameras").value:
+            self._declare(parameters.specs_of(CameraParameters, f"{name}."))
+
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        configured = self._segmenter is not None
-        problems = [
-            problem
-            for group in PARAMETERS
-            for problem in parameters.check_changes(group, changes, configured=configured)
-        ]
+        problems = parameters.check_changes(self._specs, changes, configured=self._state() != "unconfigured")
         return SetParametersResult(successful=not problems, reason=" ".join(problems))
 
     def _on_parameters_set(self, changes: list[Parameter]) -> None:
         """Apply the live parameters from the next frame on."""
-        if self._segmenter is None:
-            return
+        if (segmenter := self._pipeline.segmenter) is not None and not self._pipeline.loading:
+            self._apply_live_parameters(segmenter)
+
+    def _apply_live_parameters(self, segmenter: Segmenter) -> None:
         settings = parameters.read(self, SegmentParameters)
-        self._segmenter.flow = DisFlow(settings.flow_preset)
-        self._segmenter.max_gap = settings.max_gap
+        segmenter.flow = DisFlow(settings.flow_preset)
+        segmenter.max_gap = settings.max_gap
+        names = [name for name in self._specs if name.startswith(THRESHOLDS)]
+        thresholds = {name.removeprefix(THRESHOLDS): self.get_parameter(name).value for name in names}
+        before, segmenter.confidence = segmenter.confidence, Confidence(settings.temperature, thresholds)
         for camera in self._cameras.values():
             camera.alpha = settings.overlay_alpha
+            if before.thresholds != thresholds:
+                camera.outputs.tell_labels(segmenter.confidence.least(segmenter.classes))
 
     def _on_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
         """Make a transition that is possible now; refuse any other, for which rclpy raises an error in Jazzy."""
@@ -352,48 +315,58 @@ class SegmentNode(LifecycleNode):
         response.success = False
         return response
 
+    def _on_persistent_problem(self) -> None:
+        """Deactivate the node by an error, after which it is unconfigured."""
+        if self._pipeline.persistent_problem and self._state() == "active":
+            self.trigger_deactivate()
+
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        for camera in self._cameras.values():
+        cameras = self._cameras
+        for camera in cameras.values():
             camera.reset()
-        response.success = self._segmenting is not None
+        response.success = self._pipeline.is_running
         response.message = (
-            f"the memories of {', '.join(self._cameras)} are reset with their next frames"
+            f"the memories of {', '.join(cameras)} are reset with their next frames"
             if response.success
             else "the node is not active, and has no memory"
         )
         return response
 
-    def _doing(self) -> str:
-        """Return what takes the worker long at present; empty if nothing does."""
-        return self._configuring or next(
-            (camera.compiling for camera in self._cameras.values() if camera.compiling), ""
-        )
-
     def _publish_diagnostics(self, *, final: bool = False) -> None:
         """Publish the statuses of the node and of its active cameras; with ``final``, of those just deactivated."""
-        node = self.get_fully_qualified_name().removeprefix("/")
+        node, pipeline = self.get_fully_qualified_name().removeprefix("/"), self._pipeline
         thresholds = parameters.read(self, Thresholds)
-        segmenter = None if self._configuring else self._segmenter  # the worker still makes it
-        state = "active" if self._segmenting else "inactive" if segmenter else "unconfigured"
-        state = "configuring" if self._configuring else state
-        status = node_status(node, state, segmenter, thresholds, self._last_error, self._doing())
+        status = node_status(
+            node,
+            self._state(),
+            None if pipeline.loading else pipeline.segmenter,  # it is still being made
+            thresholds,
+            self._last_error,
+            pipeline.doing,
+            stuck=pipeline.stuck(thresholds.stuck_error),
+            failure=self._failure,
+        )
         diagnostics = DiagnosticArray(status=[status])
         diagnostics.header.stamp = self.get_clock().now().to_msg()
-        for camera in self._cameras.values() if final or state == "active" else ():
-            name, history = f"{node}: {camera.name}", self._history[camera.name]
-            history.append(camera.counter.snapshot())
+        for name, camera in self._cameras.items() if final or pipeline.is_running else ():
+            camera.history.append(camera.counter.snapshot())
+            stuck = stuck_problem(camera.topic, camera.working_s(), thresholds.stuck_error)
             diagnostics.status.append(
-                camera_status(name, camera.name, camera.topic, history, thresholds, camera.qos_problem)
+                camera_status(
+                    f"{node}: {name}", name, camera.topic, camera.history, thresholds, camera.qos_problem, stuck=stuck
+                )
             )
         self._diagnostics_publisher.publish(diagnostics)
 
 
 def main() -> None:
     """Run the node until SIGINT or SIGTERM."""
-    worker = Worker("segmenter")
-    with ros_process("segment_node"), executing(SegmentNode(worker)) as executor:
-        executor.spin()
-    if not worker.is_idle():
+    nodes: list[SegmentNode] = []
+    with ros_process("segment_node"):
+        nodes.append(SegmentNode())
+        with executing(nodes[0]) as executor:
+            executor.spin()
+    if any(node.is_busy() for node in nodes):
         end_process()
 
 

@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def _be_nice(niceness: int) -> None:
+    if niceness and sys.platform == "linux":  # where a thread has a niceness of its own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
 
 class Worker:
@@ -21,10 +30,11 @@ class Worker:
 
     Args:
         name: Name of the thread.
+        niceness: How much less than others the thread is favored by the scheduler, on Linux.
     """
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, name: str, niceness: int = 0) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lambda: _be_nice(niceness))
         self._unfinished: set[Future[Any]] = set()
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
@@ -37,26 +47,6 @@ class Worker:
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return future
-
-    def run(self, task: Callable[[], T], meanwhile: Callable[[], object], period_s: float) -> T:
-        """Run a task, and return its result.
-
-        Args:
-            task: The task. An error that it raises is raised here.
-            meanwhile: Called in the thread of the caller: at once, and then every period until the task has ended.
-            period_s: The period in seconds.
-
-        Raises:
-            RuntimeError: After `stop`.
-        """
-        future = self.submit(task)
-        try:
-            meanwhile()
-            while wait([future], period_s).not_done:
-                meanwhile()
-            return future.result()
-        finally:
-            del future  # an error refers to this frame: with the future, which has the error, that would be a circle
 
     def is_idle(self, within_s: float = 0.0) -> bool:
         """Tell whether all tasks end within some seconds."""

@@ -39,10 +39,11 @@ SEGMENT_NODE = "netwarp_ros.node.segment_node"
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "netwarp": (SEGMENT_NODE, {}),
+    "viewed": (SEGMENT_NODE, {}),
     "host": (SEGMENT_NODE, {"host_only": True}),
     "plain": ("netwarp_ros.node.tools.plain_node", {}),
 }
-"""Module and parameters of the nodes that can be compared."""
+"""Module and parameters of the nodes that can be compared. Somebody looks at the overlays of ``viewed``."""
 
 DURATIONS = ("receive", *STAGES, "total", "age")
 """The durations in `FrameTiming`."""
@@ -251,8 +252,9 @@ class Bench:
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         subscriptions = []
         for index, camera in enumerate(node.cameras):
-            # Receive the masks as a user would, and discard them.
-            self._node.create_subscription(Image, f"{camera}/segmentation/mask", lambda _: None, newest, raw=True)
+            # Receive masks and overlays as a user would, and discard them.
+            for name in ("mask", "overlay") if node.system == "viewed" else ("mask",):
+                self._node.create_subscription(Image, f"{camera}/segmentation/{name}", lambda _: None, newest, raw=True)
             on_timing, topic = partial(node.on_timing, index), f"{camera}/segmentation/timing"
             subscriptions.append(self._node.create_subscription(FrameTiming, topic, on_timing, QoSProfile(depth=1000)))
         self.spin_until(

@@ -25,7 +25,7 @@ from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node import parameters
 from netwarp_ros.node.images import mask_message
 from netwarp_ros.node.process import executing, ros_process
-from netwarp_ros.node.segment_node import SegmentParameters, engine_arguments
+from netwarp_ros.node.segment_parameters import SegmentParameters, engine_arguments
 from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.recordings.messages import stamp_of
 from netwarp_ros.segmenter import Segmenter, Stream

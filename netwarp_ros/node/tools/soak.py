@@ -44,10 +44,10 @@ SAMPLE_S = 5.0
 """Seconds between two measurements of the memory."""
 
 
-def service_time(cameras: int, size: tuple[int, int], seconds: float, **parameters: Any) -> float:
-    """Return the service time in s: the time between two masks under overload."""
+def service_time(system: str, cameras: int, size: tuple[int, int], seconds: float, **parameters: Any) -> float:
+    """Return the service time in s of a system, see `soak`: the time between two masks under overload."""
     with Bench() as bench:
-        [node] = bench.start(["netwarp"], cameras, **parameters)
+        [node] = bench.start([system], cameras, **parameters)
         rate = 40 / cameras
         for _ in range(2):  # the second time at the rate of the soak: publishing the images also takes CPU time
             run = bench.load(node, size, rate, seconds)
@@ -56,11 +56,12 @@ def service_time(cameras: int, size: tuple[int, int], seconds: float, **paramete
 
 
 def soak(
-    cameras: int, size: tuple[int, int], seconds: float, service_s: float, **parameters: Any
+    system: str, cameras: int, size: tuple[int, int], seconds: float, service_s: float, **parameters: Any
 ) -> tuple[dict[str, Any], dict[str, bool]]:
     """Send `OVERLOAD` times the images that the node can serve.
 
     Args:
+        system: Key of `netwarp_ros.node.tools.load_test.SYSTEMS`.
         cameras: Number of cameras.
         size: Width and height of the images.
         seconds: Duration.
@@ -72,7 +73,7 @@ def soak(
     """
     memory: list[tuple[float, float]] = []
     with Bench() as bench:
-        [node] = bench.start(["netwarp"], cameras, **parameters)
+        [node] = bench.start([system], cameras, **parameters)
         start_s = time.monotonic()
 
         def sample_memory() -> None:
@@ -87,6 +88,7 @@ def soak(
     ages = node.durations(0, 2**63)["age"]
     drop_counts = [name for name in next(iter(node.diagnostics.values())) if name.startswith("dropped: ")]
     figures: dict[str, Any] = {
+        "system": system,
         "cameras": cameras,
         "size": list(size),
         "seconds": round(run.seconds, 1),
@@ -165,14 +167,16 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--size", default="480x360", help="WIDTHxHEIGHT of the images")
     parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--viewed", action="store_true", help="subscribe to all overlays")
     parser.add_argument("--json", type=Path, help="file for all figures, with the series of memory measurements")
     arguments = parser.parse_args()
     if arguments.json:
         refuse_foreign(arguments.json, written_by("soak"))
     width, height = map(int, arguments.size.split("x"))
     seconds, parameters = 60 * arguments.minutes, {"model": arguments.model}
-    service_s = service_time(arguments.cameras, (width, height), min(20.0, seconds / 4), **parameters)
-    figures, checks = soak(arguments.cameras, (width, height), seconds, service_s, **parameters)
+    system = "viewed" if arguments.viewed else "netwarp"
+    service_s = service_time(system, arguments.cameras, (width, height), min(20.0, seconds / 4), **parameters)
+    figures, checks = soak(system, arguments.cameras, (width, height), seconds, service_s, **parameters)
     _print(figures, checks)
     if arguments.json:
         results = {"environment": {**environment(torch.device("cpu")), "versions": versions()}, **parameters, **figures}

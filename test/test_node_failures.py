@@ -287,6 +287,23 @@ def test_shutdown_while_active_destroys_the_topics(graph: Graph, node: SegmentNo
     graph.until(lambda: not graph.node.count_publishers("camera/segmentation/mask"), "withdrawal of the topics")
 
 
+def test_shutdown_while_active_sends_the_last_report(graph: Graph, node: SegmentNode) -> None:
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    client, messages = SegmentClient(graph), graph.subscribe(DiagnosticArray, "/diagnostics")
+    for index in range(3):
+        client.segment(image_message(moving_images(1)[0], SECOND + index * PERIOD))
+    node._diagnostics_timer.cancel()
+    assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+
+    def last_report() -> dict[str, str] | None:
+        statuses = [status for message in messages for status in message.status if status.name.endswith(": camera")]
+        values = {pair.key: pair.value for pair in statuses[-1].values} if statuses else {}
+        return values if values.get("published") == "3" else None
+
+    values = graph.until(last_report, "last report")
+    assert values is not None and (values["received"], values["in flight"]) == ("3", "0")
+
+
 def test_an_idle_executor_wakes_up(ros_domain: int) -> None:
     context = Context()
     rclpy.init(context=context)

@@ -168,7 +168,7 @@ class Pipeline:
             thread.stop()
             self._given_up.append(thread)
         self._worker, self._picture_thread = _threads()
-        self.segmenter = None
+        self._images, self.segmenter = Mailbox(), None  # what the old worker still segments is not reported
 
     def _load(self, settings: SegmentParameters) -> None:
         self.segmenter = Segmenter(

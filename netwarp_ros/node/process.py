@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor, ShutdownException, SingleThreadedExecutor, TimeoutException
 from rclpy.node import Node
 from rclpy.service import Service
@@ -158,8 +159,8 @@ class _Executor(SingleThreadedExecutor):
         handler()
         if not handler.done() or (error := handler.exception()) is None:
             return
-        if current_thread() is not main_thread() and not self.context.ok():
-            return
+        if current_thread() is not main_thread() and (isinstance(error, InvalidHandle) or not self.context.ok()):
+            return  # the node was destroyed meanwhile
         # After ROS was shut down, errors are expected: `ros_process` handles them. After a message that could not be
         # taken, rclpy executes nothing of its callback group any more: better end.
         if not self.context.ok() or entity is None or not self.can_execute(entity):

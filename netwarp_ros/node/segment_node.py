@@ -16,6 +16,7 @@ if __name__ == "__main__":
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import wraps
+from threading import Lock
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -39,7 +40,7 @@ from netwarp_ros.node.diagnostics import (
     stuck_problem,
 )
 from netwarp_ros.node.outputs import Outputs
-from netwarp_ros.node.pipeline import Pipeline, Reports
+from netwarp_ros.node.pipeline import STOP_S, Pipeline, Reports
 from netwarp_ros.node.process import Beside, end_process, executing, ros_process
 from netwarp_ros.node.segment_parameters import (
     MASKS,
@@ -90,6 +91,7 @@ class SegmentNode(LifecycleNode):
         # Set these before declaring parameters: rclpy calls `destroy_node()` when it rejects one.
         self._pipeline = Pipeline(Reports(self._log_dropped, lambda: self._persistent.trigger()))
         self._ending: Future[None] = Future()  # done as soon as the node is destroyed
+        self._transition = Lock()  # held during a transition
         self._cameras: dict[str, Camera] = {}
         self._ego_masks: dict[str, np.ndarray] = {}
         self._last_error = ""
@@ -183,6 +185,7 @@ class SegmentNode(LifecycleNode):
         """Stop and free, from any state. If the work does not end in time, what it has is not freed."""
         if not self._ending.done():
             self._ending.set_result(None)
+        self._transition.acquire(timeout=STOP_S)  # a transition that is going on ends now, or is hung as well
         if doing := self._pipeline.end():
             # Not the node's logger: it also publishes, which is an error after a signal.
             get_logger("segment_node").info(f"the node ends in the middle of {doing}")
@@ -307,7 +310,8 @@ class SegmentNode(LifecycleNode):
         machine, wanted = self._state_machine, request.transition.label or request.transition.id
         possible = {number: name for number, name, *_ in machine.available_transitions}
         if wanted in possible or wanted in possible.values():
-            return self._make_transition(request, response)
+            with self._transition:
+                return self._make_transition(request, response)
         names = {number: name for number, name, *_ in machine.transition_graph}
         ways = " or ".join(f"{name} ({number})" for number, name in possible.items())
         wanted = f"{names[wanted]} ({wanted})" if wanted in names else f"make transition {wanted}"
@@ -317,8 +321,9 @@ class SegmentNode(LifecycleNode):
 
     def _on_persistent_problem(self) -> None:
         """Deactivate the node by an error, after which it is unconfigured."""
-        if self._pipeline.persistent_problem and self._state() == "active":
-            self.trigger_deactivate()
+        with self._transition:
+            if self._pipeline.persistent_problem and self._state() == "active":
+                self.trigger_deactivate()
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         cameras = self._cameras

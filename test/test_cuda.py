@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from netwarp_ros.models import FlowCNN, load_model
 from netwarp_ros.ops import compiled, reference, warp, warp_combine
-from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.segmenter import Confidence, Segmenter
 from netwarp_ros.street import Street
 
 pytestmark = pytest.mark.skipif(
@@ -158,3 +158,22 @@ def test_masks_are_those_of_the_cpu(name: str, engine: str) -> None:
             results = [ways[camera].segment(image, index * 66_000_000) for ways in streams]
             assert results[0].reason == results[1].reason
             assert np.mean(results[0].mask == results[1].mask) > 0.99, (index, camera)
+
+
+@pytest.mark.parametrize("engine", ["torch", "cudagraphs"])
+def test_confidence_label_map_and_ego_mask_are_those_of_the_cpu(engine: str) -> None:
+    ego = np.zeros((36, 48), np.uint8)
+    ego[28:, 10:38] = 255
+    results = []
+    for device, own in (("cpu", "torch"), ("cuda", engine)):
+        segmenter = Segmenter(device=device, engine=own, precision="float32", label_map="nav2")
+        segmenter.confidence = Confidence(1.5, {"traversable": 0.5})
+        stream = segmenter.stream(ego_mask=ego)
+        images = [Street(seed=3, rate=15).frame(index).image for index in range(4)]
+        results.append([stream.segment(image, i * 66_000_000, confidence=True) for i, image in enumerate(images)])
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        assert on_cpu.confidence is not None and on_gpu.confidence is not None
+        assert (on_cpu.mask == on_gpu.mask).mean() > 0.998
+        same = on_cpu.mask == on_gpu.mask
+        assert np.abs(on_cpu.confidence.astype(int) - on_gpu.confidence)[same].max() <= 3
+        assert (on_gpu.mask == 255).any() and not on_gpu.confidence[on_gpu.mask == 255].any()

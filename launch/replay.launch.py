@@ -12,6 +12,7 @@ from launch.actions import (
     ExecuteProcess,
     IncludeLaunchDescription,
     OpaqueFunction,
+    RegisterEventHandler,
     Shutdown,
     TimerAction,
 )
@@ -19,10 +20,11 @@ from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.events.lifecycle import StateTransition
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch import Event, EventHandler, LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 # Parameters of the replay node that are launch arguments. Their defaults are the node's.
 PARAMETERS = {
@@ -93,6 +95,7 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         parameters=[
             {name: ParameterValue(text, value_type=str) for name, text in texts.items()},
             {"rate": _rate(given["rate"])} if given["rate"] else {},
+            {"use_sim_time": given["use_sim_time"].lower() == "true"} if given.get("use_sim_time") else {},
         ],
         output="screen",
         on_exit=_end,
@@ -105,10 +108,16 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             raise RuntimeError("the segment node cannot be activated: see its log")
         return [replay]
 
-    segmenter = str(PurePosixPath(namespace, "segmenter"))
+    segmenter = str(PurePosixPath(namespace, given.get("name", "segmenter")))
+
+    def has_failed(event: Event) -> bool:
+        is_transition = isinstance(event, StateTransition) and event.start_state == "errorprocessing"
+        return is_transition and event.action.node_name == segmenter
+
     command = ["python3", "-m", "netwarp_ros.node.lifecycle", segmenter]
     entities: list[LaunchDescriptionEntity] = [
-        ExecuteProcess(cmd=command, name="lifecycle", output="screen", on_exit=play)
+        RegisterEventHandler(EventHandler(matcher=has_failed, entities=[OpaqueFunction(function=_fail)])),
+        ExecuteProcess(cmd=command, name="lifecycle", output="screen", on_exit=play),
     ]
     if given["record"]:
         outputs = PurePosixPath(namespace, given["camera"], "segmentation")
@@ -128,6 +137,12 @@ def _rate(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"rate is {text!r}: give a number") from None
+
+
+def _fail(context: LaunchContext) -> None:
+    """End the launch with an error when one has left the segment node unconfigured."""
+    if not context.is_shutdown:
+        raise RuntimeError(f"an error has left the segment node {context.locals.event.goal_state}: see its log")
 
 
 def _check_recorder(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:

@@ -8,15 +8,22 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import pytest
 import yaml
 from graph import SECOND, Graph, Program, SegmentClient, image_message, lossless, moving_images, open_graph, tiny_model
+from rcl_interfaces.srv import GetParameters
+from rclpy.parameter import parameter_value_to_python
 from sensor_msgs.msg import Image
 
+from netwarp_ros.node.lifecycle import LifecycleError
+from netwarp_ros.node.parameters import specs_of
+from netwarp_ros.node.segment_node import PARAMETERS
 from netwarp_ros.recordings.open import open_frames
 
 REPLAY = ["path", "topic", "rate", "stamp", "camera", "record"]
@@ -101,6 +108,168 @@ def test_the_launched_node_becomes_active_and_segments(graph: Graph, tmp_path: P
     assert "ERROR" not in program.output
 
 
+ARGUMENTS: dict[str, tuple[str, Any]] = {
+    "cameras": ("left/wide, on", ["left/wide", "on"]),
+    "image_sizes": ("['64x48', '128x96']", ["64x48", "128x96"]),
+    "transport": ("compressed", "compressed"),
+    "threads": ("2", 2),
+    "max_gap": ("2", 2.0),
+    "stale_warn": ("1e-3", 0.001),
+    "temperature": (" 0.5", 0.5),
+    "host_only": ("True", True),
+    "label_map": ("123", "123"),
+    "use_sim_time": ("true", True),
+}
+"""Launch arguments of every type, and the values that the parameters must have."""
+
+
+@pytest.mark.parametrize("name", ["segmenter", "front_segmenter"])
+def test_launch_arguments_become_parameters_of_the_named_node(graph: Graph, tmp_path: Path, name: str) -> None:
+    given = ARGUMENTS if name != "segmenter" else {}
+    arguments = [f"name:={name}"] if given else []
+    arguments += [f"{argument}:={text}" for argument, (text, _) in given.items()]
+    program = ros2_launch(tmp_path / "log", "autostart:=false", "namespace:=robot", *arguments)
+    try:
+        defaults = {spec.name: spec.default for group in PARAMETERS for spec in specs_of(group)} | {
+            "use_sim_time": False
+        }
+        expected = defaults | {argument: value for argument, (_, value) in given.items()}
+        request = GetParameters.Request(names=list(expected))
+        values = graph.call(GetParameters, f"/robot/{name}/get_parameters", request).values
+        received = dict(zip(expected, map(parameter_value_to_python, values), strict=True))
+        assert received == {key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()}
+    finally:
+        assert program.end(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("host_only:=yes", "host_only is 'yes': give true or false"),
+        ("threads:=2.5", "threads is '2.5': give a whole number"),
+        ("max_gap:=long", "max_gap is 'long': give a number"),
+        ("stale_warn:=nan", "stale_warn is 'nan': give a number"),
+        ("name:=2nd", "name is '2nd': give letters, digits and _, and no digit first"),
+        ("threads:=-1", "segment_node: "),
+        ("cameras:=front,,rear", "segment_node: cameras is ['front', '', 'rear']. Give a list of different names"),
+    ],
+)
+def test_a_wrong_launch_argument_is_named(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:
+    program = ros2_launch(tmp_path / "log", argument)
+    assert program.wait() == 1
+    assert problem in program.output
+
+
+FAILING = """#!{python}
+from netwarp_ros.environment import start_node
+start_node()
+from pathlib import Path
+from time import sleep
+from netwarp_ros import segmenter
+from netwarp_ros.node import segment_node
+
+def fail(*arguments, **keywords):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def hang(*arguments, **keywords):
+    print("hanging", flush=True)
+    sleep(1e6)
+
+once = Path(__file__).with_suffix(".once")
+if not once.exists():
+    once.touch()
+    segmenter.Segmenter.warm_up = lambda *arguments: None
+    segmenter.Stream.segment = {function}
+segment_node.main()
+"""
+"""A segment node that fails on every image, or hangs. Once it is restarted, it works."""
+
+
+def failing_node(folder: Path, function: str) -> list[str]:
+    """Return arguments with which the launch files start `FAILING`, and the model that it needs."""
+    script = folder / "segment_node"  # which gives the process its name in the output
+    script.write_text(FAILING.format(python=sys.executable, function=function))
+    script.chmod(0o755)
+    model = tiny_model(folder / "tiny.safetensors")
+    return [f"launch-prefix:={script}", "launch-prefix-filter:=segment_node", f"model:={model}", "engine:=torch"]
+
+
+def fail_on(graph: Graph, program: Program, camera: str, what: str) -> None:
+    """Publish images until the program's output names a failure."""
+    publisher = graph.publisher(f"{camera}/image_raw", Image)
+    image, stamps = moving_images(1)[0], iter(range(SECOND, 1000 * SECOND, SECOND // 10))
+
+    def failed() -> bool:
+        publisher.publish(image_message(image, next(stamps)))
+        return what in program.output
+
+    graph.until(failed, "failure")
+
+
+CUDA_PROBLEM = "3 frames on end failed: RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize("function", ["fail", "hang"])
+def test_with_respawn_a_node_that_an_error_left_unconfigured_is_restarted(
+    graph: Graph, tmp_path: Path, function: str
+) -> None:
+    program = ros2_launch(tmp_path / "log", "respawn:=true", "name:=eyes", *failing_node(tmp_path, function))
+    try:
+        if function == "fail":
+            fail_on(graph, program, "camera", CUDA_PROBLEM)
+        else:
+            fail_on(graph, program, "camera", "hanging")
+            with pytest.raises(LifecycleError, match="failed to deactivate"):
+                graph.lifecycle("/eyes").deactivate()
+        wait_for_pids(graph, program, 2)
+        graph.until(lambda: program.output.count("for /camera/image_raw") == 2, "second configuration")
+        SegmentClient(graph).segment(image_message(moving_images(1)[0], SECOND))
+        assert graph.lifecycle("/eyes").state() == "active"
+    finally:
+        program.end(signal.SIGINT)
+    assert program.output.count("an error has left the segment node unconfigured: see its log. It is restarted") == 1
+
+
+def test_without_respawn_the_launch_fails_when_an_error_leaves_the_node_unconfigured(
+    graph: Graph, tmp_path: Path
+) -> None:
+    program = ros2_launch(tmp_path / "log", *failing_node(tmp_path, "fail"))
+    try:
+        fail_on(graph, program, "camera", CUDA_PROBLEM)
+    finally:
+        status = program.wait()
+    assert status == 1
+    assert "an error has left the segment node unconfigured: see its log" in program.output
+
+
+@pytest.mark.parametrize("respawn", ["false", "true"])
+def test_without_autostart_only_respawn_cares_for_errors(graph: Graph, tmp_path: Path, respawn: str) -> None:
+    arguments = ["autostart:=false", f"respawn:={respawn}", *failing_node(tmp_path, "fail")]
+    program = ros2_launch(tmp_path / "log", *arguments)
+    try:
+        lifecycle = graph.lifecycle()
+        lifecycle.configure()
+        lifecycle.activate()
+        fail_on(graph, program, "camera", CUDA_PROBLEM)
+        if respawn == "true":
+            wait_for_pids(graph, program, 2)
+        else:
+            graph.until(lambda: graph.lifecycle().state() == "unconfigured", "end of the transition")
+            lifecycle.configure()  # in the same process
+            assert len(wait_for_pids(graph, program, 1)) == 1
+    finally:
+        assert program.end(signal.SIGINT) == 0
+
+
+def test_a_replay_fails_when_an_error_leaves_the_node_unconfigured(ros_domain: int, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    arguments = [f"path:={images}", "rate:=1", "name:=eyes", "namespace:=robot", *failing_node(tmp_path, "fail")]
+    program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
+    assert program.wait() == 1
+    assert CUDA_PROBLEM in program.output
+    assert "an error has left the segment node unconfigured: see its log" in program.output
+
+
 def test_without_autostart_the_node_stays_unconfigured(graph: Graph, tmp_path: Path) -> None:
     program = ros2_launch(tmp_path / "log", "autostart:=false")
     try:
@@ -152,10 +321,14 @@ def test_undeclared_arguments_are_named(ros_domain: int, tmp_path: Path, file: s
     arguments = ["path:=/nowhere", "camara:=front", "precision:=int4", "emulate_tty:=false"]
     program = ros2_launch(tmp_path / "log", *arguments, file=file)
     assert program.wait() == 1
-    named = re.findall(r"WARNING.* (\S+): no launch file declares (\S+)\. Declared are autostart, ", program.output)
-    undeclared = ["path", "camara"] if file == "segment.launch.py" else ["camara"]
-    assert [name for _, name in named] == undeclared
-    assert named[-1] == ("camara:=front", "camara")
+    named = re.findall(r"WARNING.* (\S+): no launch file declares (\S+)\. (.*)", program.output)
+    if file == "segment.launch.py":
+        assert named == [
+            ("path:=/nowhere", "path", "The option --show-args lists all."),
+            ("camara:=front", "camara", "Did you mean cameras?"),
+        ]
+    else:
+        assert named == [("camara:=front", "camara", "Did you mean camera or cameras?")]
 
 
 def test_a_missing_parameter_file_is_named(ros_domain: int, tmp_path: Path) -> None:
@@ -192,6 +365,7 @@ def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny.safetensors")
     images = write_images(tmp_path / "images")
     arguments = [f"path:={images}", f"model:={model}", "rate:=10", "namespace:=robot", "camera:=front"]
+    arguments += ["name:=eyes", "mask_size:=32x24"]
     if importlib.util.find_spec("ros2bag"):
         arguments.append(f"record:={tmp_path / 'drive'}")
     program = ros2_launch(tmp_path / "log", *arguments, file="replay.launch.py")
@@ -200,6 +374,7 @@ def test_a_recording_is_played_to_its_end(graph: Graph, tmp_path: Path) -> None:
     assert "5 images published on /robot/front/image_raw" in program.output
     assert not re.search("ERROR|WARNING", program.output)
     graph.until(lambda: masks, "mask")
+    assert (masks[0].width, masks[0].height) == (32, 24)
     if importlib.util.find_spec("ros2bag"):
         frames = open_frames(tmp_path / "drive", topics=["/robot/front/segmentation/mask"])
         assert len(list(frames)) >= 1
@@ -265,6 +440,7 @@ def test_a_recorder_that_cannot_close_its_bag_fails_the_replay(
         ("respawn:=true", "respawn is true: a replay needs false, leave it out"),
         ("cameras:=front", "cameras is front: a replay has one camera, give camera:=NAME"),
         ("rate:=fast", "rate is 'fast': give a number"),
+        ("max_gap:=long", "max_gap is 'long': give a number"),
     ],
 )
 def test_a_replay_fails_if_it_cannot_start(ros_domain: int, tmp_path: Path, argument: str, problem: str) -> None:
@@ -282,13 +458,10 @@ def test_every_argument_is_described(tmp_path: Path, file: str, own: list[str]) 
     program = ros2_launch(tmp_path / "log", "--show-args", file=file)
     assert program.wait() == 0
     for name in (
-        "cameras",
-        "transport",
-        "model",
-        "engine",
-        "device",
-        "precision",
+        *(spec.name for group in PARAMETERS for spec in specs_of(group)),
+        "use_sim_time",
         "params_file",
+        "name",
         "namespace",
         "autostart",
         "respawn",

@@ -252,7 +252,7 @@ class Segmenter:
         mask, confidence = classify(scores, (height, width), temperature, are_probabilities=probabilities)
         return mask, confidence, memory if self.uses_netwarp else None
 
-    def mask(
+    def finish(
         self, mask: np.ndarray, confidence: np.ndarray | None, image: Size, ego: EgoMask | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Make the mask of an image, and its confidence, from what `infer` returned.
@@ -404,9 +404,10 @@ class Stream:
             return segmenter.frames.pad_flow(estimated, size)
 
         with timed(stages, "network"):
-            found = segmenter.infer(frame, flow_to_previous, previous.memory if previous else None, temperature)
-            mask, sureness = segmenter.mask(*found[:2], size, self._ego)
-            memory = found[2]
+            classes, sureness, memory = segmenter.infer(
+                frame, flow_to_previous, previous.memory if previous else None, temperature
+            )
+            mask, sureness = segmenter.finish(classes, sureness, size, self._ego)
             if self._ego is not None and isinstance(memory, Memory):
                 memory = self._ego.forget(memory, size)
         stages["network"] -= stages["flow"]

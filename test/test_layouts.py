@@ -91,15 +91,15 @@ def test_both_show_topics_and_fields_of_the_node(
     from graph import open_graph
 
     from netwarp_ros.msg import FrameTiming
-    from netwarp_ros.node.camera import Camera
+    from netwarp_ros.node.outputs import Outputs
     from netwarp_ros.recordings.messages import STAGES
 
     with open_graph() as graph:
-        camera = Camera(graph.node, "camera", load_classes("camvid"), transport="raw", alpha=0.5)
-        camera.advertise()
+        outputs = Outputs(graph.node, "camera", load_classes("camvid"), "mono8", {})
+        outputs.advertise(0.0)
         published = dict(graph.node.get_publisher_names_and_types_by_node("test", "/"))
-        camera.close()
-    images = {topic for topic, types in published.items() if types == ["sensor_msgs/msg/Image"]} | {camera.topic}
+        outputs.close()
+    images = {topic for topic, types in published.items() if types == ["sensor_msgs/msg/Image"]} | {"/camera/image_raw"}
     assert set(displayed_topics(rviz)) <= images and set(image_topics(foxglove)) <= images
     assert published[TIMING] == ["netwarp_ros/msg/FrameTiming"]
     assert plotted_fields(foxglove) == [f"{name}_ms" for name in (*STAGES, "total", "age")]

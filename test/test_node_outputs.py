@@ -34,6 +34,7 @@ from graph import (
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue
 from rcl_interfaces.srv import SetParameters
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 
@@ -218,7 +219,8 @@ def test_the_calibration_is_that_of_the_mask_with_the_images_header(graph: Graph
         received = graph.subscribe(CameraInfo, "camera/segmentation/camera_info")
         client = SegmentClient(graph)
         client.segment(image_message(moving_images(1)[0], SECOND))  # the camera's calibration has not come yet
-        publisher = graph.publisher("camera/camera_info", CameraInfo)
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # as sensors publish; later than the node
+        publisher = graph.node.create_publisher(CameraInfo, "camera/camera_info", qos)
 
         def calibrated() -> bool:
             publisher.publish(calibration(7 * SECOND))
@@ -273,6 +275,7 @@ def test_each_camera_may_have_its_own_transport(graph: Graph, model: Path, tmp_p
         ({"masks.color": "[car]"}, "masks.color has the name of another topic"),
         ({"thresholds.raod": 0.5}, "thresholds.raod is given, and 'raod' is no class of camvid: give some of sky"),
         ({"label_map": "mars"}, "no label map named 'mars'"),
+        ({"front.ego_mask": "ego.png"}, "front.ego_mask is given, and 'front' is not among cameras: correct one"),
         ({"camera.ego_mask": "/no/such.png"}, "the ego mask /no/such.png cannot be read"),
     ],
 )
@@ -287,11 +290,11 @@ def test_wrong_names_leave_the_node_unconfigured_with_the_way_out(
 
 
 def test_parameters_that_do_not_exist_are_told(graph: Graph, model: Path, tmp_path: Path) -> None:
-    command = node_command("segment_node", model=model, **{"maks.people": "[car]", "front.ego_mask": "x.png"})
+    command = node_command("segment_node", model=model, **{"maks.people": "[car]", "treshold": 1.0})
     with running(command, tmp_path / "log") as program:
         graph.lifecycle().configure()
         graph.until(lambda: "there are no parameters" in program.output, "warning")
-        assert "there are no parameters front.ego_mask, maks.people: they have no effect" in program.output
+        assert "there are no parameters maks.people, treshold: they have no effect" in program.output
 
 
 def test_with_simulated_time_ages_are_of_its_clock(graph: Graph, model: Path, tmp_path: Path) -> None:

@@ -26,9 +26,13 @@ from graph import (
     tiny_model,
 )
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
 
 from netwarp_ros.models import VideoCNN
 from netwarp_ros.node import pipeline
+from netwarp_ros.node.frame_counts import DropReason
+from netwarp_ros.node.outputs import Outputs
 from netwarp_ros.node.process import parameter_arguments
 from netwarp_ros.node.segment_node import SegmentNode
 from netwarp_ros.segmenter import Segmenter, Stream
@@ -189,24 +193,109 @@ def test_a_first_image_that_fails_is_not_told_forever(
     assert camera.compiling == ""
 
 
-def test_a_node_whose_worker_failed_can_be_deactivated_and_used_again(
+def test_a_worker_that_ends_by_a_fault_leaves_the_node_unconfigured_and_usable(
     graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
-        raise SystemError("a fault of the node itself")
+        raise SystemExit("a fault of a library")
 
     succeed(node.trigger_configure, node.trigger_activate)
     with monkeypatch.context() as patch:
-        patch.setattr(node._pipeline, "_note", fail)
         before(patch, Stream, "segment", fail)
-        client = SegmentClient(graph)
-        client.publish(image_message(moving_images(1)[0], SECOND))
-        graph.until(node._pipeline._worker.is_idle, "end of segmenting")
-        succeed(node.trigger_deactivate)
-    assert node._last_error == "segmenting ended: SystemError: a fault of the node itself"
-    succeed(node.trigger_activate)
+        SegmentClient(graph).publish(image_message(moving_images(1)[0], SECOND))
+        graph.until(lambda: node._state() == "unconfigured", "unconfigured node")
+    assert node._failure == "on_deactivate failed: RuntimeError: segmenting has ended: SystemExit: a fault of a library"
+    succeed(node.trigger_configure, node.trigger_activate)
+    client = SegmentClient(graph)
     graph.until(client._publisher.get_subscription_count, "subscription")
     client.segment(image_message(moving_images(1)[0], 2 * SECOND))
+
+
+def test_a_slow_frame_is_named_when_it_is_given_up_and_its_model_is_freed_when_it_ends(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it has not taken long yet, and nobody looks at pictures. It is counted."""
+    working, go_on, made = Event(), Event(), list[weakref.ref[Any]]()
+
+    def wait(stream: Stream, image: np.ndarray, stamp_ns: int, *arguments: Any, **options: Any) -> None:
+        if stamp_ns == SECOND:
+            working.set()
+            assert go_on.wait(DEADLINE_S)
+
+    monkeypatch.setattr(pipeline, "STOP_S", 0.01)
+    before(monkeypatch, VideoCNN, "__init__", lambda self, *arguments, **keywords: made.append(weakref.ref(self)))
+    before(monkeypatch, Stream, "segment", wait)
+    succeed(node.trigger_configure, node.trigger_activate)
+    counter = node._cameras["camera"].counter
+    SegmentClient(graph).publish(image_message(moving_images(1)[0], SECOND))
+    graph.until(working.is_set, "work")
+    assert node.trigger_deactivate() == TransitionCallbackReturn.ERROR
+    topic = f"/{NAMESPACE}/camera/image_raw"
+    assert node._failure == (
+        f"on_deactivate failed: RuntimeError: segmenting an image on {topic} does not end within 0.01 s, and is given "
+        "up with the model"
+    )
+    counts = counter.snapshot()
+    assert (counts.received, counts.in_flight, counts.dropped[DropReason.DEACTIVATED]) == (1, 0, 1)
+    assert any(reference() for reference in made) and node.is_busy()
+    go_on.set()
+    graph.until(lambda: not any(reference() for reference in made), "end of the model")
+    graph.until(lambda: not node.is_busy(), "end of the thread")
+
+
+def test_a_picture_that_hangs_is_told_and_costs_no_mask_and_no_model(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = Event()
+    before(monkeypatch, Outputs, "draw", lambda *arguments: go_on.wait(DEADLINE_S))
+    monkeypatch.setattr(pipeline, "STOP_S", 0.01)
+    node.set_parameters([Parameter("stuck_error", value=0.1)])
+    succeed(node.trigger_configure, node.trigger_activate)
+    graph.subscribe(Image, "camera/segmentation/overlay")
+    client, model = SegmentClient(graph), node._pipeline.segmenter
+    graph.until(lambda: node._cameras["camera"].outputs.wants_pictures, "subscriber of the overlay")
+    for index in range(3):
+        client.segment(image_message(moving_images(1)[0], SECOND + index * SECOND // 10))
+    seen = graph.wait_for_status(
+        f"{STATUS}: camera", lambda status, values: "a picture has been drawn for" in status.message
+    )
+    assert (seen["published"], seen["pictures dropped"]) == ("3", "1")
+    succeed(node.trigger_deactivate)
+    assert node._last_error == "drawing a picture does not end within 0.01 s, and is given up"
+    assert node._pipeline.segmenter is model
+    succeed(node.trigger_activate)
+    go_on.set()
+    graph.until(client._publisher.get_subscription_count, "subscription")
+    client.segment(image_message(moving_images(1)[0], 2 * SECOND))
+
+
+def test_what_is_set_while_the_node_is_being_configured_is_in_effect(
+    graph: Graph, node: SegmentNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [Parameter("overlay_alpha", value=0.9), Parameter("max_gap", value=2.5)]
+    before(
+        monkeypatch,
+        Segmenter,
+        "warm_up",
+        lambda *arguments: [node.set_parameters_atomically([change]) for change in changes],
+    )
+    succeed(node.trigger_configure)
+    assert node._cameras["camera"].alpha == 0.9
+    assert node._pipeline.segmenter is not None and node._pipeline.segmenter.max_gap == 2.5
+
+
+def test_a_node_that_was_never_active_can_be_shut_down(node: SegmentNode) -> None:
+    succeed(node.trigger_configure, node.trigger_shutdown)
+
+
+def test_a_refused_value_of_a_new_camera_can_be_corrected(node: SegmentNode) -> None:
+    node.set_parameters([Parameter("cameras", value=["front"])])
+    node._declare_cameras()
+    assert not node.set_parameters([Parameter("front.transport", value="bogus")])[0].successful
+    node.set_parameters([Parameter("front.ego_mask", value="/no/such.png")])
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    node.set_parameters([Parameter("front.ego_mask", value="")])
+    succeed(node.trigger_configure)
 
 
 @pytest.mark.parametrize("failing", ["warm_up", "stream"])

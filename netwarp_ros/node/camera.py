@@ -26,6 +26,7 @@ from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.diagnostics import MAX_PROBLEM, PERIOD_S, RATE_PERIODS
 from netwarp_ros.node.frame_counts import DropReason, FrameCounter, FrameCounts
 from netwarp_ros.node.outputs import OVERRIDABLE, Outputs, Picture, qos_problem
+from netwarp_ros.node.process import executor_paused
 from netwarp_ros.recordings.image_messages import to_bgr
 from netwarp_ros.recordings.messages import COMPRESSED_IMAGE, IMAGE, deserialize, stamp_of
 from netwarp_ros.resources import cut
@@ -81,6 +82,7 @@ class Camera:
         self.qos_problem = ""
         self.compiling = ""
         self._working_since: float | None = None
+        self._drawing_since: float | None = None
         self._subscription: Subscription | None = None
         self._info_subscription: Subscription | None = None
         self._info = b""  # the latest calibration, serialized
@@ -100,29 +102,36 @@ class Camera:
         self.counter = FrameCounter()
         self.history = deque([self.counter.snapshot()], RATE_PERIODS + 1)
         self.qos_problem = ""
-        self._working_since = None
+        self._working_since = self._drawing_since = None
         self._reset.clear()
         self._info = b""
-        self._info_subscription = self._node.create_subscription(
-            CameraInfo,
-            f"{self.name}/camera_info",
-            self._receive_info,
-            QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_AVAILABLE),
-            raw=True,
-        )
-        self._subscribe()
+        with executor_paused(self._node):
+            # Best effort matches every publisher; a lost calibration is the same as the next one.
+            self._info_subscription = self._node.create_subscription(
+                CameraInfo,
+                f"{self.name}/camera_info",
+                self._receive_info,
+                QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),
+                qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+                raw=True,
+            )
+            self._subscribe()
 
     def stop(self) -> None:
         """Receive no more images. Those in the mailbox may still be segmented."""
-        for subscription in (self._subscription, self._info_subscription):
-            if subscription is not None:
-                self._node.destroy_subscription(subscription)
-        self._subscription = self._info_subscription = None
+        with executor_paused(self._node):
+            for subscription in (self._subscription, self._info_subscription):
+                if subscription is not None:
+                    self._node.destroy_subscription(subscription)
+            self._subscription = self._info_subscription = None
 
     def working_s(self) -> float:
         """Return for how many seconds an image has been in work; 0 if none is, or while compiling for it."""
-        since = self._working_since
-        return 0.0 if since is None or self.compiling else perf_counter() - since
+        return 0.0 if self.compiling else _seconds_since(self._working_since)
+
+    def drawing_s(self) -> float:
+        """Return for how many seconds a picture has been drawn; 0 if none is."""
+        return _seconds_since(self._drawing_since)
 
     def release_stream(self) -> None:
         """Free the stream and its memory. No image may be segmented until the next `start`."""
@@ -151,7 +160,11 @@ class Camera:
 
     def draw(self, picture: Picture) -> None:
         """Draw and publish color and overlay. This may take place in another thread than `segment`."""
-        self.outputs.draw(picture, self.alpha)
+        self._drawing_since = perf_counter()
+        try:
+            self.outputs.draw(picture, self.alpha)
+        finally:
+            self._drawing_since = None
 
     def note_problem(self, what: str, error: Exception) -> None:
         """Log an error that lost no mask, and keep it for the diagnostics."""
@@ -198,25 +211,29 @@ class Camera:
             "total_ms": 1e3 * (mask_published - received.received),
             "age_ms": age_ns / 1e6,
         }
-        self._finish(result, header, durations, unstamped=stamp_of(message) == 0)
-        if self.outputs.wants_pictures and self._pictures.put(self.name, Picture(image, result.mask, header)):
-            self.counter.count_late_picture()
-
-    def _finish(self, result: Result, header: Header, durations: dict[str, float], *, unstamped: bool) -> None:
-        """Publish the timing of a frame, and count it."""
         counts = self.counter.snapshot()
+        reset = "" if result.reason == Reset.HOST_ONLY else result.reason
+        unstamped = stamp_of(message) == 0
+        self.counter.count_published(durations["total_ms"], durations["age_ms"], reset, unstamped=unstamped)
+        try:
+            self._publish_timing(result, header, durations, counts)
+            if self.outputs.wants_pictures and self._pictures.put(self.name, Picture(image, result.mask, header)):
+                self.counter.count_late_picture()
+        except Exception as error:
+            self.note_problem("the timing of a mask", error)
+
+    def _publish_timing(self, result: Result, header: Header, durations: dict[str, float], before: FrameCounts) -> None:
+        """Publish the timing of a frame; ``before`` are the counts before it."""
         self.outputs.publish_timing(
             FrameTiming(
                 header=header,
-                sequence=counts.published,
+                sequence=before.published,
                 **durations,
-                dropped=counts.dropped.total() + counts.missed,
+                dropped=before.dropped.total() + before.missed,
                 memory=result.memory,
                 reason=result.reason,
             )
         )
-        reset = "" if result.reason == Reset.HOST_ONLY else result.reason
-        self.counter.count_published(durations["total_ms"], durations["age_ms"], reset, unstamped=unstamped)
 
     @contextmanager
     def _warmed_up(self, width: int, height: int, segmenter: Segmenter) -> Iterator[None]:
@@ -265,8 +282,8 @@ class Camera:
         # Each publisher has its own sequence numbers, and some middlewares give none.
         sequence = None if from_several else info["publication_sequence_number"]
         self.counter.count_received(self._missed(sequence))
-        if self._mailbox.put(self.name, received) is not None:
-            self.counter.count_dropped(DropReason.SUPERSEDED)
+        if (left := self._mailbox.put(self.name, received)) is not None:
+            self.counter.count_dropped(DropReason.DEACTIVATED if left is received else DropReason.SUPERSEDED)
 
     def _missed(self, sequence: int | None) -> int:
         """Return how many images were missed since the previous one; 0 if one of the two has no sequence number."""
@@ -284,3 +301,7 @@ class Camera:
             return
         self.qos_problem = qos_problem(self.topic, "subscription", event)
         self._node.get_logger().warning(f"nothing comes from a publisher of {self.topic}: {self.qos_problem}")
+
+
+def _seconds_since(moment: float | None) -> float:
+    return 0.0 if moment is None else perf_counter() - moment

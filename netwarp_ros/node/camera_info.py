@@ -6,8 +6,7 @@ from __future__ import annotations
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-Size = tuple[int, int]
-"""Height and width."""
+from netwarp_ros.models.resampling import Size
 
 
 def scaled_camera_info(info: CameraInfo, image: Size, mask: Size, header: Header) -> CameraInfo:

@@ -62,6 +62,7 @@ def camera_status(
     qos_problem: str = "",
     *,
     stuck: str = "",
+    drawing_s: float = 0.0,
 ) -> DiagnosticStatus:
     """Return the status of one camera.
 
@@ -74,10 +75,13 @@ def camera_status(
         thresholds: Values at which the level rises.
         qos_problem: Why the QoS of an image publisher does not match; empty if all match.
         stuck: What `stuck_problem` returned.
+        drawing_s: For how many seconds a picture has been drawn.
     """
     previous, current = history[-2], history[-1]
     rates, latency, age = _rates(history), _percentiles(current.latencies_ms), _percentiles(current.ages_ms)
     findings = [(ERROR, stuck)] if stuck else []
+    if thresholds.stuck_error and drawing_s > thresholds.stuck_error:
+        findings.append((WARN, f"a picture has been drawn for {drawing_s:.0f} s: there are no more color and overlay"))
     findings += _failure_findings(previous, current) + _stream_findings(previous, current, topic)
     findings += _reset_findings(history[0], current)
     findings += _stale_findings(current, topic, thresholds, qos_problem) or _slow_findings(

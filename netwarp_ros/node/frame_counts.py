@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts of one camera's frames: each received frame is published, dropped for a reason, or in flight.
 
-``camera.py`` counts received, superseded and published frames; ``segment_node.py`` counts those that fail.
+``camera.py`` counts received, superseded and published frames; ``pipeline.py`` counts those that fail.
 """
 
 from __future__ import annotations

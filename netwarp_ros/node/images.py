@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 
+import cv2
 import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -33,7 +34,7 @@ def mask_message(mask: np.ndarray, header: Header, encoding: str = "mono8") -> I
             Autoware's `autoware_image_projection_based_fusion` reads them.
     """
     if encoding == "16SC1":
-        return _message(_SIGNED[mask], header, encoding)
+        return _message(cv2.LUT(mask, _SIGNED), header, encoding)
     if encoding == "mono8_rle":
         message = _message(_runs(mask).view(np.uint8)[None], header, "mono8")
         message.height, message.width = mask.shape

@@ -21,6 +21,7 @@ from netwarp_ros.classes import ClassSet
 from netwarp_ros.msg import FrameTiming
 from netwarp_ros.node.camera_info import scaled_camera_info
 from netwarp_ros.node.images import mask_message, rgb_message
+from netwarp_ros.node.process import executor_paused
 from netwarp_ros.resources import cut, quote
 from netwarp_ros.segmenter import Result
 from netwarp_ros.segmenter.masks import at_size
@@ -81,22 +82,24 @@ class Outputs:
 
     def advertise(self, threshold: float) -> None:
         """Create the publishers; see `tell_labels` for the threshold."""
-        self._mask = self._publisher(Image, "mask")
-        self._confidence = self._publisher(Image, "confidence")
-        self._camera_info = self._publisher(CameraInfo, "camera_info")
-        self._color = self._publisher(Image, "color")
-        self._overlay = self._publisher(Image, "overlay")
-        self._timing = self._publisher(FrameTiming, "timing")
-        self._groups = {name: self._publisher(Image, name) for name in self._members}
-        if LabelInfo is not None:
-            latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-            self._label_info = self._publisher(LabelInfo, "label_info", latched)
-            self.tell_labels(threshold)
+        with executor_paused(self._node):
+            self._mask = self._publisher(Image, "mask")
+            self._confidence = self._publisher(Image, "confidence")
+            self._camera_info = self._publisher(CameraInfo, "camera_info")
+            self._color = self._publisher(Image, "color")
+            self._overlay = self._publisher(Image, "overlay")
+            self._timing = self._publisher(FrameTiming, "timing")
+            self._groups = {name: self._publisher(Image, name) for name in self._members}
+            if LabelInfo is not None:
+                latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+                self._label_info = self._publisher(LabelInfo, "label_info", latched)
+                self.tell_labels(threshold)
 
     def close(self) -> None:
         """Destroy the publishers."""
-        while self._publishers:
-            self._node.destroy_publisher(self._publishers.pop())
+        with executor_paused(self._node):
+            while self._publishers:
+                self._node.destroy_publisher(self._publishers.pop())
 
     def tell_labels(self, threshold: float) -> None:
         """Publish the names of the ids in the masks.

@@ -150,6 +150,17 @@ def undeclared(node: Node) -> list[str]:
     return [name for name in sorted(given(node, "")) if not node.has_parameter(name) and not name.startswith(known)]
 
 
+def check(node: Node, specs: Iterable[Spec]) -> None:
+    """Check the present values of declared parameters.
+
+    Raises:
+        ParameterError: If one is not allowed.
+    """
+    for spec in specs:
+        if problem := _problem(spec, node.get_parameter(spec.name).value):
+            raise ParameterError(problem)
+
+
 def check_changes(specs: Mapping[str, Spec], changes: Sequence[Parameter], *, configured: bool) -> list[str]:
     """Return why changes must be rejected; empty if they may be made.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of the segment node, in two threads: the worker loads the model and segments, the other draws pictures.
 
-Neither can be interrupted, and both may hang. So `Pipeline.stop` waits for `STOP_S` at most, and gives them up then.
+Neither can be interrupted, and both may hang. So `Pipeline.stop` waits for `STOP_S`, and gives up what hangs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from time import monotonic
 from typing import TypeVar
 
 from netwarp_ros.mailbox import Mailbox
@@ -41,7 +42,7 @@ class Reports:
 
     Attributes:
         dropped: With the reason why an image was dropped.
-        persistent_problem: When the work has failed again and again; `Pipeline.persistent_problem` says why.
+        persistent_problem: When the work cannot go on; `Pipeline.persistent_problem` says why.
     """
 
     dropped: Callable[[str], object]
@@ -60,13 +61,14 @@ class Pipeline:
         self._reports = reports
         self.segmenter: Segmenter | None = None
         self.loading = ""
-        self._worker, self._picture_thread = _threads()
+        self._worker, self._picture_thread = Worker("segmenter"), _picture_thread()
         self._given_up: list[Worker] = []
         self._tasks: list[Future[None]] = []  # while it is running
         self._cameras: dict[str, Camera] = {}
         self._images: Mailbox[ReceivedImage] = Mailbox()
         self._pictures: Mailbox[Picture] = Mailbox()
         self._cuda_errors, self._cuda_problem = 0, ""
+        self._fault = ""  # why segmenting has ended by itself
 
     @property
     def is_running(self) -> bool:
@@ -81,9 +83,9 @@ class Pipeline:
 
     @property
     def persistent_problem(self) -> str:
-        """Why the work has failed again and again; empty if it has not."""
-        if self._cuda_errors < CUDA_ERRORS:
-            return ""
+        """Why the work cannot go on; empty if it can."""
+        if self._fault or self._cuda_errors < CUDA_ERRORS:
+            return self._fault
         return f"{self._cuda_errors} frames on end failed: {self._cuda_problem}"
 
     def stuck(self, limit_s: float) -> str:
@@ -104,7 +106,7 @@ class Pipeline:
             cameras: The cameras, by name.
             open_stream: Returns a new stream for the camera of a name.
         """
-        self._cameras, self._cuda_errors = dict(cameras), 0
+        self._cameras, self._cuda_errors, self._fault = dict(cameras), 0, ""
         self._images, self._pictures = Mailbox(cameras), Mailbox(cameras)
         for name, camera in cameras.items():
             camera.start(open_stream(name), self._images, self._pictures)
@@ -113,22 +115,25 @@ class Pipeline:
             self._worker.submit(lambda: self._segment_images(images)),
             self._picture_thread.submit(lambda: self._draw_pictures(pictures)),
         ]
+        self._tasks[0].add_done_callback(self._report_fault)
 
     def stop(self) -> str:
         """Receive no more images, and finish the present one.
 
         Returns:
-            Why segmenting has failed or had to be given up; empty if neither. If it is given up, so is the segmenter.
+            What had to be given up, because it did not end within `STOP_S`; empty if nothing. If it was segmenting, the
+            segmenter is given up with it.
         """
-        stuck = self.stuck(STOP_S) or self.doing
         self._stop_receiving()
         tasks, self._tasks = self._tasks, []
-        problem = ""
-        if wait(tasks, STOP_S).not_done:
-            problem = f"the work does not end within {STOP_S:g} s and is given up: {stuck or 'drawing a picture'}"
-            self._give_up()
-        elif tasks and (error := tasks[0].exception()):
-            problem = f"segmenting ended: {type(error).__name__}: {error}"
+        unfinished, problem = wait(tasks, STOP_S).not_done, ""
+        if tasks and tasks[0] in unfinished:
+            problem = f"{self._busy_with()} does not end within {STOP_S:g} s, and is given up with the model"
+            self._give_up_segmenting()
+        if tasks and tasks[1] in unfinished:
+            problem = problem or f"drawing a picture does not end within {STOP_S:g} s, and is given up"
+            self._given_up.append(self._picture_thread)
+            self._picture_thread = _picture_thread()
         for camera in self._cameras.values():
             camera.release_stream()
         self._cameras = {}
@@ -140,16 +145,21 @@ class Pipeline:
             self._worker.submit(self._free).result()
         self.loading = ""
 
-    def end(self) -> str:
-        """Stop, free and end the threads. Return what they are in the middle of, if they do not end within `STOP_S`."""
-        doing = self.doing or "segmenting an image"
+    def end(self, within_s: float) -> str:
+        """Stop, free and end the threads. Return what they are in the middle of if they do not end in time."""
+        deadline = monotonic() + within_s
         self._stop_receiving()
-        if idle := self._worker.is_idle(STOP_S) and self._picture_thread.is_idle(STOP_S):
+        busy = ""
+        if not self._worker.is_idle(within_s):
+            busy = self._busy_with()
+        elif not self._picture_thread.is_idle(max(0.0, deadline - monotonic())):
+            busy = "drawing a picture"
+        else:
             self.stop()
             self.free()
         for thread in (self._worker, self._picture_thread):
             thread.stop()
-        return "" if idle else doing
+        return busy
 
     def is_busy(self) -> bool:
         """Tell whether a thread is still at work, after `end`."""
@@ -162,15 +172,28 @@ class Pipeline:
             self._cameras[name].counter.count_dropped(DropReason.DEACTIVATED)
         self._pictures.close()
 
-    def _give_up(self) -> None:
-        """Leave the threads to themselves, with the model, and go on with new ones."""
-        for thread in (self._worker, self._picture_thread):
-            thread.stop()
-            self._given_up.append(thread)
-        self._worker, self._picture_thread = _threads()
+    def _busy_with(self) -> str:
+        """Return what the worker does at present."""
+        topics = [camera.topic for camera in self._cameras.values() if camera.working_s()]
+        return self.doing or " ".join(["segmenting an image", *(f"on {topic}" for topic in topics)])
+
+    def _give_up_segmenting(self) -> None:
+        """Leave the worker to itself, with the model, and go on with a new one that has none."""
+        for camera in self._cameras.values():
+            if camera.working_s() or camera.compiling:
+                camera.counter.count_dropped(DropReason.DEACTIVATED)
+        self._worker.stop()
+        self._given_up.append(self._worker)
+        self._worker = Worker("segmenter")
         self._images, self.segmenter = Mailbox(), None  # what the old worker still segments is not reported
 
+    def _report_fault(self, segmenting: Future[None]) -> None:
+        if (error := segmenting.exception()) is not None:
+            self._fault = f"segmenting has ended: {type(error).__name__}: {error}"
+            self._reports.persistent_problem()
+
     def _load(self, settings: SegmentParameters) -> None:
+        gc.collect()  # a model that was given up
         self.segmenter = Segmenter(
             settings.model,
             flow=settings.flow_preset,
@@ -209,6 +232,8 @@ class Pipeline:
                 camera.counter.count_dropped(DropReason.FAILED, problem)
             if images is self._images:
                 self._note(problem, camera)
+        if images is not self._images:
+            gc.collect()  # the model that was given up with this thread
 
     def _note(self, problem: str, camera: Camera) -> None:
         """Report a frame that failed, and errors of CUDA that persist; an empty problem is a frame that did not."""
@@ -230,5 +255,5 @@ class Pipeline:
                 camera.note_problem("color or overlay", error)
 
 
-def _threads() -> tuple[Worker, Worker]:
-    return Worker("segmenter"), Worker("pictures", _NICENESS)
+def _picture_thread() -> Worker:
+    return Worker("pictures", _NICENESS)

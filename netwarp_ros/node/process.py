@@ -12,15 +12,22 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread, current_thread, main_thread
+from threading import Condition, Thread, get_ident
 from types import FrameType
 from typing import Any, NoReturn
 
 import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.context import Context
 from rclpy.exceptions import InvalidHandle
-from rclpy.executors import Executor, ShutdownException, SingleThreadedExecutor, TimeoutException
+from rclpy.executors import (
+    ConditionReachedException,
+    Executor,
+    ShutdownException,
+    SingleThreadedExecutor,
+    TimeoutException,
+)
 from rclpy.node import Node
 from rclpy.service import Service
 from rclpy.signals import uninstall_signal_handlers
@@ -140,27 +147,91 @@ class Beside(MutuallyExclusiveCallbackGroup):
     """Callbacks that take long. In `executing`, each runs in a thread of its own, one at a time, beside the others."""
 
 
+@contextmanager
+def executor_paused(node: Node) -> Iterator[None]:
+    """Let the executor of `executing` rest while another thread creates or destroys topics of its node.
+
+    rclpy's executors end by an error if a topic is destroyed while they prepare to wait for it.
+    """
+    executor = node.executor
+    if isinstance(executor, _Executor):
+        with executor.paused():
+            yield
+    else:
+        yield
+
+
 class _Executor(SingleThreadedExecutor):
     """Logs the errors of callbacks; rclpy's executors raise them. Callbacks in group `Beside` have their own thread."""
 
+    def __init__(self, *, context: Context) -> None:
+        super().__init__(context=context)
+        self._changed = Condition()
+        self._pauses, self._has_rested = 0, False
+        self._spinning: int | None = None  # the thread that spins at present
+        self._error: BaseException | None = None  # of a thread beside
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait until the executor rests, and let it rest during the body; in its own thread, it does already."""
+        if self._spinning == get_ident():
+            yield
+            return
+        with self._changed:
+            self._pauses, self._has_rested = self._pauses + 1, True
+            self.wake()
+            self._changed.wait_for(lambda: self._spinning is None)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pauses -= 1
+                self._changed.notify_all()
+
+    def _is_to_rest(self) -> bool:
+        return self._pauses > 0
+
     def spin_once(self, timeout_sec: float | None = None) -> None:
         """Wait for one callback and execute it, as rclpy's executors do."""
+        if self._error is not None:
+            raise self._error
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pauses)
+            if self._has_rested:
+                self._cb_iter = None  # of what was ready before, some may be destroyed; the rest is still ready
+            self._spinning, self._has_rested = get_ident(), False
+        try:
+            self._spin_once(timeout_sec)
+        finally:
+            with self._changed:
+                self._spinning = None
+                self._changed.notify_all()
+
+    def _spin_once(self, timeout_sec: float | None) -> None:
         entity: Any
         try:
-            handler, entity, node = self.wait_for_ready_callbacks(timeout_sec)
-        except (ShutdownException, TimeoutException):
+            handler, entity, node = self.wait_for_ready_callbacks(timeout_sec, None, self._is_to_rest)
+        except (ShutdownException, TimeoutException, ConditionReachedException):
             return
         if entity is not None and isinstance(entity.callback_group, Beside):
-            Thread(target=self._execute, args=(handler, entity, node), daemon=True).start()
+            Thread(target=self._execute_beside, args=(handler, entity, node), daemon=True).start()
         else:
             self._execute(handler, entity, node)
+
+    def _execute_beside(self, handler: Any, entity: Any, node: Any) -> None:
+        try:
+            self._execute(handler, entity, node)
+        except InvalidHandle:  # the node was destroyed meanwhile
+            pass
+        except BaseException as error:
+            if self.context.ok():
+                self._error = error  # the executor raises it
+                self.wake()
 
     def _execute(self, handler: Any, entity: Any, node: Any) -> None:
         handler()
         if not handler.done() or (error := handler.exception()) is None:
             return
-        if current_thread() is not main_thread() and (isinstance(error, InvalidHandle) or not self.context.ok()):
-            return  # the node was destroyed meanwhile
         # After ROS was shut down, errors are expected: `ros_process` handles them. After a message that could not be
         # taken, rclpy executes nothing of its callback group any more: better end.
         if not self.context.ok() or entity is None or not self.can_execute(entity):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import wraps
 from threading import Lock
+from time import monotonic
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -121,11 +122,14 @@ class SegmentNode(LifecycleNode):
         try:
             settings = parameters.read(self, SegmentParameters)
             self._declare_cameras()
+            parameters.check(self, self._specs.values())
+            self._refuse_unknown_cameras()
             self._wait_for(self._pipeline.load(settings))
             segmenter = self._pipeline.segmenter
             assert segmenter is not None
             self._make_cameras(settings, segmenter)
             self._pipeline.loading = ""
+            self._apply_live_parameters(segmenter)  # those that were set meanwhile
         except NodeEndsError:
             return TransitionCallbackReturn.FAILURE
         except Exception as error:  # rclpy would discard the message
@@ -152,11 +156,12 @@ class SegmentNode(LifecycleNode):
     @_logging_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Finish the current frame, stop, and publish the final counts."""
-        problem = self._stop()
+        given_up, persistent = self._pipeline.stop(), self._pipeline.persistent_problem
         self._publish_diagnostics(final=True)
-        was_given_up = self._pipeline.segmenter is None
-        if was_given_up or (problem := self._pipeline.persistent_problem):
-            raise RuntimeError(problem)
+        if persistent or self._pipeline.segmenter is None:
+            raise RuntimeError(persistent or given_up)
+        if given_up:
+            self._log_failure(given_up)
         return TransitionCallbackReturn.SUCCESS
 
     @_logging_errors
@@ -185,8 +190,9 @@ class SegmentNode(LifecycleNode):
         """Stop and free, from any state. If the work does not end in time, what it has is not freed."""
         if not self._ending.done():
             self._ending.set_result(None)
-        self._transition.acquire(timeout=STOP_S)  # a transition that is going on ends now, or is hung as well
-        if doing := self._pipeline.end():
+        deadline = monotonic() + STOP_S
+        self._transition.acquire(timeout=STOP_S)  # a transition that is going on ends now, or hangs as well
+        if doing := self._pipeline.end(max(0.0, deadline - monotonic())):
             # Not the node's logger: it also publishes, which is an error after a signal.
             get_logger("segment_node").info(f"the node ends in the middle of {doing}")
         for camera in self._cameras.values():
@@ -245,11 +251,10 @@ class SegmentNode(LifecycleNode):
             f"for {', '.join(camera.topic for camera in self._cameras.values())}"
         )
 
-    def _stop(self) -> str:
-        """Stop segmenting. Log and return what went wrong; empty if nothing did."""
-        if problem := self._pipeline.stop():
-            self._log_failure(problem)
-        return problem
+    def _stop(self) -> None:
+        """Stop segmenting, and log what had to be given up."""
+        if given_up := self._pipeline.stop():
+            self._log_failure(given_up)
 
     def _release(self) -> None:
         """Stop, free the model and destroy the topics."""
@@ -276,13 +281,25 @@ class SegmentNode(LifecycleNode):
 
     def _declare(self, specs: Sequence[parameters.Spec]) -> None:
         """Declare the parameters that are not declared yet."""
-        new = [spec for spec in specs if spec.name not in self._specs]
-        parameters.declare(self, new)
-        self._specs |= {spec.name: spec for spec in new}
+        for spec in specs:
+            if spec.name not in self._specs:
+                try:
+                    parameters.declare(self, [spec])
+                finally:
+                    if self.has_parameter(spec.name):  # even with a value that is refused
+                        self._specs[spec.name] = spec
 
     def _declare_cameras(self) -> None:
         for name in self.get_parameter("cameras").value:
             self._declare(parameters.specs_of(CameraParameters, f"{name}."))
+
+    def _refuse_unknown_cameras(self) -> None:
+        """Refuse parameters of cameras that there are not: a mistyped name must not lose an ego mask."""
+        own = {spec.name for spec in parameters.specs_of(CameraParameters)}
+        for name in parameters.undeclared(self):
+            camera, dot, last = name.rpartition(".")
+            if dot and last in own:
+                raise ValueError(f"{name} is given, and {quote(camera)} is not among cameras: correct one of the two")
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         problems = parameters.check_changes(self._specs, changes, configured=self._state() != "unconfigured")
@@ -339,6 +356,8 @@ class SegmentNode(LifecycleNode):
 
     def _publish_diagnostics(self, *, final: bool = False) -> None:
         """Publish the statuses of the node and of its active cameras; with ``final``, of those just deactivated."""
+        if not self.context.ok():  # after a signal
+            return
         node, pipeline = self.get_fully_qualified_name().removeprefix("/"), self._pipeline
         thresholds = parameters.read(self, Thresholds)
         status = node_status(
@@ -354,11 +373,19 @@ class SegmentNode(LifecycleNode):
         diagnostics = DiagnosticArray(status=[status])
         diagnostics.header.stamp = self.get_clock().now().to_msg()
         for name, camera in self._cameras.items() if final or pipeline.is_running else ():
+            if not camera.history:  # it has never been active
+                continue
             camera.history.append(camera.counter.snapshot())
-            stuck = stuck_problem(camera.topic, camera.working_s(), thresholds.stuck_error)
             diagnostics.status.append(
                 camera_status(
-                    f"{node}: {name}", name, camera.topic, camera.history, thresholds, camera.qos_problem, stuck=stuck
+                    f"{node}: {name}",
+                    name,
+                    camera.topic,
+                    camera.history,
+                    thresholds,
+                    camera.qos_problem,
+                    stuck=stuck_problem(camera.topic, camera.working_s(), thresholds.stuck_error),
+                    drawing_s=camera.drawing_s(),
                 )
             )
         self._diagnostics_publisher.publish(diagnostics)

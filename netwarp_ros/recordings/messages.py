@@ -151,7 +151,7 @@ def timing_message(header: Any, sequence: int, stages_ms: Mapping[str, float], m
 
 
 def label_info(header: Any, classes: ClassSet) -> Any:
-    """Return a ``vision_msgs/LabelInfo``, the names of class ids. The threshold is 0: every pixel has a class."""
+    """Return a ``vision_msgs/LabelInfo``, the names of class ids. The threshold is 0: none is too unsure."""
     vision_class = typestore.types[_VISION_CLASS]
     class_map = [vision_class(class_id=index, class_name=name) for index, name in enumerate(classes.names)]
     return typestore.types[LABEL_INFO](header=header, class_map=class_map, threshold=0.0)

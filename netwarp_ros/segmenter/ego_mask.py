@@ -41,7 +41,8 @@ class EgoMask:
         # Images of a camera usually have one size.
         self._left_out = lru_cache(2)(lambda size: at_size(self._mask, size))
         self._kept_of_frame = lru_cache(2)(self._find_kept_of_frame)
-        self._kept_of_map = lru_cache(16)(self._find_kept_of_map)
+        self._left_out_of_map = lru_cache(16)(self._find_left_out_of_map)
+        self._paint = lru_cache(2)(self._make_paint)
 
     def paint_over(self, scaled: np.ndarray, image: Size) -> np.ndarray:
         """Return an image that is scaled for the network, painted over with the mean color where it is left out.
@@ -50,17 +51,13 @@ class EgoMask:
             scaled: ``(h, w, 3)`` BGR uint8.
             image: Size of the image that was scaled.
         """
-        mean = [round(255 * value) for value in reversed(self._frames.spec.mean)]
-        painted = np.empty_like(scaled)
-        painted[:] = mean
-        return cv2.copyTo(scaled, self._kept_of_frame(image), painted)
+        return cv2.copyTo(scaled, self._kept_of_frame(image), self._paint(scaled.shape).copy())
 
     def forget(self, memory: Memory, image: Size) -> Memory:
         """Return the memory of a frame without the representations of what is left out."""
         representations = {}
         for name, z in memory.representations.items():
-            kept = self._kept_of_map(image, (z.shape[-2], z.shape[-1])).to(z.device, z.dtype)
-            representations[name] = z * kept
+            representations[name] = z.masked_fill(self._left_out_of_map(image, (z.shape[-2], z.shape[-1]), z.device), 0)
         return memory._replace(representations=representations)
 
     def leave_out(self, mask: np.ndarray) -> np.ndarray:
@@ -73,7 +70,12 @@ class EgoMask:
         left_out = self._frames.scale(self._left_out(image).astype(np.float32))
         return np.where(left_out > 0, np.uint8(0), np.uint8(255))
 
-    def _find_kept_of_map(self, image: Size, size: Size) -> torch.Tensor:
-        """Return what is kept of a representation, ``(h, w)``, 0 or 1: cells without any pixel that is left out."""
-        left_out = 255 - self._frames.pad(self._kept_of_frame(image))
-        return torch.from_numpy(cv2.resize(left_out.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) == 0)
+    def _find_left_out_of_map(self, image: Size, size: Size, device: torch.device) -> torch.Tensor:
+        """Return what is left out of a representation, ``(h, w)`` bool: cells with any pixel that is left out."""
+        left_out = (255 - self._frames.pad(self._kept_of_frame(image))).astype(np.float32)
+        return torch.from_numpy(cv2.resize(left_out, size[::-1], interpolation=cv2.INTER_AREA) > 0).to(device)
+
+    def _make_paint(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """Return an image ``(h, w, 3)`` of the mean color, BGR uint8."""
+        mean = [round(255 * value) for value in reversed(self._frames.spec.mean)]
+        return np.full(shape, np.array(mean, np.uint8))

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from netwarp_ros import ops
 from netwarp_ros.classes import VOID, ClassSet
+from netwarp_ros.models.resampling import Size
 from netwarp_ros.resources import cut, quote
-
-Size = tuple[int, int]
-"""Height and width."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_masks import EGO, network
+from test_segmenter import SECOND, images
 from torch import Tensor, fx, nn
 
 from netwarp_ros import engines
@@ -29,6 +31,7 @@ from netwarp_ros.engines.openvino import OpenVINOEngine, convert, core
 from netwarp_ros.engines.pytorch import CompiledTorchEngine, TorchEngine
 from netwarp_ros.models import Inference, Memory, Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.models.hosts import DDRNet23Slim
+from netwarp_ros.segmenter import MemoryState
 
 SIZE = (37, 52)
 SPEC = ModelSpec(
@@ -434,3 +437,15 @@ def test_auto_is_bfloat16_only_where_the_cpu_computes_it(variables: dict[str, st
 
 def test_all_engines_are_listed() -> None:
     assert set(ENGINES) < set(engines.ENGINES) and choice.ENGINES == engines.ENGINES
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_other_engines_leave_out_the_same(engine: str) -> None:
+    streams = [network("before", 1, one).stream(ego_mask=EGO) for one in ("torch", engine)]
+    for index, image in enumerate(images(4)):
+        results = [stream.segment(image, index * SECOND // 10, confidence=True) for stream in streams]
+        assert results[1].memory == (MemoryState.KEPT if index else MemoryState.NEW)
+        assert np.mean(results[0].mask == results[1].mask) > 0.999
+        confidences = [result.confidence for result in results]
+        assert confidences[0] is not None and confidences[1] is not None
+        assert np.abs(confidences[0].astype(int) - confidences[1]).max() <= 1

@@ -188,7 +188,7 @@ def test_what_the_ego_mask_covers_changes_nothing_elsewhere(
     assert any(not np.array_equal(*pair) for pair in zip(masks["noise False"], masks["black False"], strict=True))
 
 
-def network(remember: Any, multiple: int) -> Segmenter:
+def network(remember: Any, multiple: int, engine: str = "torch") -> Segmenter:
     video = augment(host(), ["0"], flow_grid="features", remember=remember)
     torch.nn.init.constant_(video.netwarps[0].w2, 0.8)
     spec = ModelSpec(
@@ -198,7 +198,7 @@ def network(remember: Any, multiple: int) -> Segmenter:
         input_height=48,
         input_size=InputSize(multiple=multiple),
     )
-    return Segmenter(Model(video, spec, "test"), precision="float32", engine="torch")
+    return Segmenter(Model(video, spec, "test"), precision="float32", engine=engine)
 
 
 def test_covered_pixels_do_not_flow_into_the_blend() -> None:

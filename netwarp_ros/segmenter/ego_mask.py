@@ -57,7 +57,8 @@ class EgoMask:
         """Return the memory of a frame without the representations of what is left out."""
         representations = {}
         for name, z in memory.representations.items():
-            representations[name] = z.masked_fill(self._left_out_of_map(image, (z.shape[-2], z.shape[-1]), z.device), 0)
+            left_out = self._left_out_of_map(image, (z.shape[-2], z.shape[-1]), z.device)
+            representations[name] = z.clone().masked_fill_(left_out, 0)  # masked_fill would change the layout
         return memory._replace(representations=representations)
 
     def leave_out(self, mask: np.ndarray) -> np.ndarray:

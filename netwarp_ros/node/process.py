@@ -221,7 +221,7 @@ class _Executor(SingleThreadedExecutor):
     def _execute_beside(self, handler: Any, entity: Any, node: Any) -> None:
         try:
             self._execute(handler, entity, node)
-        except InvalidHandle:  # the node was destroyed meanwhile
+        except (InvalidHandle, SystemExit):  # the node was destroyed meanwhile
             pass
         except BaseException as error:
             if self.context.ok():

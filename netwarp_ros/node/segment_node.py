@@ -58,8 +58,8 @@ from netwarp_ros.segmenter import Confidence, Segmenter
 Transition = Callable[["SegmentNode", LifecycleState], TransitionCallbackReturn]
 
 
-class NodeEndsError(RuntimeError):
-    """The node is destroyed in the middle of a transition."""
+class TransitionExit(SystemExit):
+    """The node is destroyed in the middle of a transition: it ends the transition's thread, without a word of rclpy."""
 
 
 def _logging_errors(transition: Transition) -> Transition:
@@ -130,8 +130,6 @@ class SegmentNode(LifecycleNode):
             self._make_cameras(settings, segmenter)
             self._pipeline.loading = ""
             self._apply_live_parameters(segmenter)  # those that were set meanwhile
-        except NodeEndsError:
-            return TransitionCallbackReturn.FAILURE
         except Exception as error:  # rclpy would discard the message
             self._log_failure(f"cannot be configured: {error}")
             self._failure = self._last_error
@@ -207,12 +205,12 @@ class SegmentNode(LifecycleNode):
         """Wait for a task, and raise its error.
 
         Raises:
-            NodeEndsError: If the node is destroyed before that.
+            TransitionExit: If the node is destroyed before that.
         """
         try:
             wait((task, self._ending), return_when=FIRST_COMPLETED)
             if self._ending.done():
-                raise NodeEndsError
+                raise TransitionExit
             task.result()
         finally:
             del task  # an error refers to this frame: with the task, which has the error, that would be a circle

@@ -60,6 +60,36 @@ def resource(*parts: str) -> Path:
     return path
 
 
+def shipped_names(folder: str) -> list[str]:
+    """Return the names of the YAML files in a folder of `config/`, without their ending."""
+    return sorted(file.stem for file in resource(folder).glob("*.yaml"))
+
+
+def find_yaml(folder: str, name_or_path: str | Path, kind: str, file_kind: str) -> Path:
+    """Find a YAML file of a folder of `config/` by its name, or any other by its path, which ends in .yaml or .yml.
+
+    Args:
+        folder: The folder.
+        name_or_path: The name, without ending, or the path.
+        kind: What a name is of, for the error: ``class set``.
+        file_kind: What a path is of, for the error: ``class file``.
+
+    Raises:
+        FileNotFoundError: There is no such name or file.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.exists():
+            raise FileNotFoundError(f"no {file_kind} {path}")
+        return path
+    known = shipped_names(folder)
+    if str(name_or_path) not in known:
+        raise FileNotFoundError(
+            f"no {kind} named {quote(str(name_or_path))}: give one of {', '.join(known)}, or the path of a .yaml file"
+        )
+    return resource(folder) / f"{name_or_path}.yaml"
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:

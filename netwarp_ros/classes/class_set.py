@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from netwarp_ros.resources import Checked, cut, quote, read_yaml, resource
+from netwarp_ros.resources import Checked, cut, find_yaml, quote, read_yaml, shipped_names
 
 MAX_CLASSES = 255
 """Most classes of a set: masks have 8 bits, and one value is void."""
@@ -295,18 +295,7 @@ def load_classes(name_or_path: str | Path) -> ClassSet:
         FileNotFoundError: There is no such class set or file.
         ValueError: The file is not valid.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        known = _shipped()
-        if str(name_or_path) not in known:
-            raise FileNotFoundError(
-                f"no class set named {quote(str(name_or_path))}: give one of {', '.join(known)}, or the path of a "
-                ".yaml file"
-            )
-        path = resource("classes") / f"{name_or_path}.yaml"
-    elif not path.exists():
-        raise FileNotFoundError(f"no class file {path}")
-    return read_yaml(ClassSet, path)
+    return read_yaml(ClassSet, find_yaml("classes", name_or_path, "class set", "class file"))
 
 
 def classes_from_labels(name: str, labels: Sequence[str]) -> ClassSet:
@@ -328,7 +317,7 @@ def classes_from_labels(name: str, labels: Sequence[str]) -> ClassSet:
     names: list[str] = []
     for position, label in enumerate(labels):
         names.append(_unique(cut(label, 90) or f"class {position}", names))
-    for shipped in map(load_classes, _shipped()):
+    for shipped in map(load_classes, shipped_names("classes")):
         if [known.casefold() for known in shipped.names] == [given.casefold() for given in names]:
             return shipped
     entries = tuple(ClassEntry(given, generated_color(position)) for position, given in enumerate(names))
@@ -346,11 +335,6 @@ def generated_color(position: int) -> tuple[int, int, int]:
         color[place % 3] |= (index >> place & 1) << (7 - place // 3)
     red, green, blue = color
     return red, green, blue
-
-
-def _shipped() -> list[str]:
-    """Return the names of the class sets of this package."""
-    return sorted(file.stem for file in resource("classes").glob("*.yaml"))
 
 
 def _unique(name: str, others: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from netwarp_ros.classes.class_set import VOID, ClassSet, load_classes
-from netwarp_ros.resources import Checked, cut, quote, read_yaml, resource
+from netwarp_ros.resources import Checked, cut, find_yaml, quote, read_yaml
 
 ClassName = Annotated[str, Field(max_length=100)]
 ClassNames = Annotated[tuple[ClassName, ...], Field(max_length=2000)]
@@ -122,18 +122,7 @@ def label_map_file(name_or_path: str | Path) -> Path:
     Raises:
         FileNotFoundError: There is no such label map or file.
     """
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.exists():
-            raise FileNotFoundError(f"no label map {path}")
-        return path
-    files = {file.stem: file for file in sorted(resource("label_maps").glob("*.yaml"))}
-    if str(name_or_path) not in files:
-        raise FileNotFoundError(
-            f"no label map named {quote(str(name_or_path))}: give one of {', '.join(files)}, or the path of a .yaml "
-            "file"
-        )
-    return files[str(name_or_path)]
+    return find_yaml("label_maps", name_or_path, "label map", "label map")
 
 
 def _plain_name(name: str) -> str:

@@ -189,8 +189,7 @@ class Camera:
             self._stream.reset()
         encoding = message.format if self._compressed else message.encoding
         with self._warmed_up(image.shape[1], image.shape[0], self._stream.segmenter):
-            wanted = self.outputs.wants_confidence
-            result = self._stream.segment(image, stamp_ns, frame_id, encoding, confidence=wanted)
+            result = self._stream.segment(image, stamp_ns, frame_id, encoding, confidence=self.outputs.wants_confidence)
             segmented = perf_counter()
             self.outputs.publish_mask(result, header)
             mask_published, age_ns = perf_counter(), self._node.get_clock().now().nanoseconds - stamp_ns

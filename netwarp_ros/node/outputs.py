@@ -131,10 +131,10 @@ class Outputs:
         self._mask.publish(mask_message(result.mask, header, self._encoding))
 
     def publish_beside_mask(self, result: Result, image: np.ndarray, header: Header, info: CameraInfo | None) -> None:
-        """Publish what goes with a mask: confidence, calibration, binary masks."""
-        if result.confidence is not None and self.wants_confidence:
+        """Publish what goes with a mask: the confidence and the camera's calibration, if given, and binary masks."""
+        if result.confidence is not None:
             self._confidence.publish(mask_message(result.confidence, header))
-        if info is not None and self.wants_camera_info:
+        if info is not None:
             size = (image.shape[0], image.shape[1])
             self._camera_info.publish(
                 scaled_camera_info(info, size, (result.mask.shape[0], result.mask.shape[1]), header)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from netwarp_ros.engines import EngineError
-from netwarp_ros.engines.int8 import Int8Graphs, StepIR, load_int8, read_int8_spec, save_int8
+from netwarp_ros.engines.int8 import Int8Graphs, StepIR, load_int8, read_int8_spec, save_int8, share_constants
 from netwarp_ros.engines.openvino import import_openvino, serialise
 from netwarp_ros.models import (
     DEFAULT_MODEL,
@@ -52,9 +52,8 @@ SPEC = replace(commands.SPEC, netwarp=NetWarpSpec(layers=("features",), flow_cnn
 
 SHIPPED = ["swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid"]
 
-GRAPHS = Int8Graphs(
-    StepIR(b'<?xml version="1.0"?><net/>', b"first"), StepIR(b'<?xml version="1.0"?><net>', b"step"), ("features",), ""
-)
+_NET = b'<?xml version="1.0"?><net><data offset="0" size="4" />'
+GRAPHS = Int8Graphs(StepIR(_NET, b"same"), StepIR(_NET + b"<more/>", b"same"), ("features",), "")
 """Graphs that OpenVINO cannot read: what is checked before it sees them needs no others."""
 
 
@@ -109,50 +108,59 @@ def test_graphs_are_read_as_they_were_written(file: Path, model: Path) -> None:
     assert [path.name for path in file.parent.iterdir() if ".part-" in path.name] == []
 
 
+def test_graphs_share_their_constants() -> None:
+    def net(*offsets: int) -> bytes:
+        return b"".join(b'<data offset="%d" size="4" />' % offset for offset in offsets)
+
+    xmls, binary = share_constants([StepIR(net(0, 4), b"one_two_"), StepIR(net(4, 0, 8), b"sixxtwo_one_")])
+    assert xmls == [net(0, 64), net(64, 128, 0)]
+    assert binary == b"one_".ljust(64, b"\0") + b"two_".ljust(64, b"\0") + b"sixx"
+
+
 TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other bytes": (
-        lambda file: rewrite(file, tensors={"step.bin": bytes_of(b"stop")}),
-        "step.bin has another SHA-256 than its header says: the file is damaged",
+        lambda file: rewrite(file, tensors={"constants.bin": bytes_of(b"stop")}),
+        "constants.bin has another SHA-256 than its header says: the file is damaged",
     ),
     "other size": (
-        lambda file: rewrite(file, tensors={"first.bin": bytes_of(b"longer")}),
-        r"first.bin is \[6\] U8, its header says \[5\] U8",
+        lambda file: rewrite(file, tensors={"constants.bin": bytes_of(b"longer")}),
+        r"constants.bin is \[6\] U8, its header says \[4\] U8",
     ),
     "other type": (
-        lambda file: rewrite(file, tensors={"first.bin": torch.zeros(5)}),
-        r"first.bin is \[5\] F32, its header says \[5\] U8",
+        lambda file: rewrite(file, tensors={"constants.bin": torch.zeros(4)}),
+        r"constants.bin is \[4\] F32, its header says \[4\] U8",
     ),
     "other shape": (
-        lambda file: rewrite(file, tensors={"step.bin": bytes_of(b"step").view(2, 2)}),
-        r"step.bin is \[2, 2\] U8, its header says \[4\] U8",
+        lambda file: rewrite(file, tensors={"constants.bin": bytes_of(b"same").view(2, 2)}),
+        r"constants.bin is \[2, 2\] U8, its header says \[4\] U8",
     ),
     "missing tensor": (
-        lambda file: rewrite(file, tensors={"step.bin": None}),  # type: ignore[dict-item]
-        "it holds the tensors first.bin, first.xml, step.xml, not first.bin, first.xml, step.bin, step.xml",
+        lambda file: rewrite(file, tensors={"constants.bin": None}),  # type: ignore[dict-item]
+        "it holds the tensors first.xml, step.xml, not constants.bin, first.xml, step.xml",
     ),
     "further tensor": (
         lambda file: rewrite(file, tensors={"code": bytes_of(b"import os")}),
-        "it holds the tensors code, first.bin",
+        "it holds the tensors code, constants.bin",
     ),
     "tensor that is not described": (
         lambda file: rewrite(file, lambda spec: spec["tensors"].pop("step.xml")),
-        "its header describes the tensors first.bin, first.xml, step.bin, not",
+        "its header describes the tensors constants.bin, first.xml, not",
     ),
     "layers of an image CNN": (
         lambda file: rewrite(file, lambda spec: spec.update(layers=[])),
-        "its header describes the tensors .*, not first.bin, first.xml$",
+        "its header describes the tensors .*, not constants.bin, first.xml$",
     ),
     "too large": (
         lambda file: rewrite(file, lambda spec: spec["tensors"]["step.xml"].update(bytes=2**25)),
         "step.xml has 33554432 bytes, at most 16777216 are read",
     ),
     "larger than anything": (
-        lambda file: rewrite(file, lambda spec: spec["tensors"]["step.bin"].update(bytes=2**40)),
-        "tensors.step.bin.bytes is 1099511627776",
+        lambda file: rewrite(file, lambda spec: spec["tensors"]["constants.bin"].update(bytes=2**40)),
+        "tensors.constants.bin.bytes is 1099511627776",
     ),
     "no hash": (
-        lambda file: rewrite(file, lambda spec: spec["tensors"]["step.bin"].update(sha256="")),
-        "tensors.step.bin.sha256",
+        lambda file: rewrite(file, lambda spec: spec["tensors"]["constants.bin"].update(sha256="")),
+        "tensors.constants.bin.sha256",
     ),
     "unknown key": (lambda file: rewrite(file, lambda spec: spec.update(library="x.so")), "unknown key library"),
     "missing key": (lambda file: rewrite(file, lambda spec: spec.pop("weights")), "weights is missing"),
@@ -320,7 +328,7 @@ def test_image_cnn_has_the_graph_of_a_first_frame_alone(tmp_path: Path, model: P
     assert quantized(model, images, "--max-drop", 100) == 0
     described = read_int8_spec(int8_file(model))
     assert described is not None
-    assert set(described.tensors) == {"first.xml", "first.bin"} and "miou_int8" not in described.report
+    assert set(described.tensors) == {"first.xml", "constants.bin"} and "miou_int8" not in described.report
     int8 = Segmenter(model, precision="int8", threads=1)
     assert differing(Segmenter(model, engine="torch", precision="float32"), int8, noise(48, 64)) < 0.2
 

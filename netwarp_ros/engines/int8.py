@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The int8 graphs of a model, in a file beside its weights: ``MODEL-int8.safetensors`` for ``MODEL.safetensors``.
 
-The file holds the step graphs (`netwarp_ros.engines.graphs.StepGraph`) as OpenVINO's XML and binary, each a tensor of
-bytes. Its header holds an `Int8Spec` as JSON: the SHA-256 of the weights that the graphs were made from, and size and
+The file holds the step graphs (`netwarp_ros.engines.graphs.StepGraph`) as OpenVINO's XML, and the constants of both as
+one binary, for nearly all are the same; each is a tensor of bytes. Its header holds an `Int8Spec` as JSON: the SHA-256 of the weights that the graphs were made from, and size and
 SHA-256 of each tensor. OpenVINO sees nothing of a file until all of this has been checked. Nothing is unpickled, and a
 graph holds no code: it names operations of OpenVINO.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -46,6 +47,12 @@ _XML_START = b'<?xml version="1.0"'
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=2000)]
 Number = Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictInt
+
+
+_CONSTANT = re.compile(rb'offset="(\d+)" size="(\d+)"')
+"""Where a graph says which bytes of its binary are a constant."""
+
+_ALIGNMENT = 64  # bytes
 
 
 class StepIR(NamedTuple):
@@ -108,7 +115,32 @@ class Int8Graphs:
     def tensors(self) -> dict[str, bytes]:
         """Return the contents of the file's tensors, by name."""
         graphs = {"first": self.first} if self.step is None else {"first": self.first, "step": self.step}
-        return {f"{name}.{kind}": getattr(graph, kind) for name, graph in graphs.items() for kind in MAX_BYTES}
+        xmls, constants = share_constants(list(graphs.values()))
+        return {**{f"{name}.xml": xml for name, xml in zip(graphs, xmls, strict=True)}, "constants.bin": constants}
+
+
+def share_constants(graphs: Sequence[StepIR]) -> tuple[list[bytes], bytes]:
+    """Give graphs one binary, in which each constant is once.
+
+    Returns:
+        The XML of each graph, and the binary of all.
+    """
+    offsets: dict[bytes, int] = {}
+    binary = bytearray()
+
+    def moved(graph: StepIR) -> bytes:
+        def place(constant: re.Match[bytes]) -> bytes:
+            begin, size = map(int, constant.groups())
+            content = graph.bin[begin : begin + size]
+            if content not in offsets:
+                binary.extend(bytes(-len(binary) % _ALIGNMENT))
+                offsets[content] = len(binary)
+                binary.extend(content)
+            return b'offset="%d" size="%d"' % (offsets[content], size)
+
+        return _CONSTANT.sub(place, graph.xml)
+
+    return [moved(graph) for graph in graphs], bytes(binary)
 
 
 def load_int8(model: Model) -> Int8Graphs:
@@ -148,8 +180,8 @@ def load_int8(model: Model) -> Int8Graphs:
             f"{path} was made from other weights than those of {model.file}: make it again with `netwarp quantize "
             f"{model.file} --images ...`"
         )
-    first = StepIR(tensors["first.xml"], tensors["first.bin"])
-    step = StepIR(tensors["step.xml"], tensors["step.bin"]) if spec.layers else None
+    first = StepIR(tensors["first.xml"], tensors["constants.bin"])
+    step = StepIR(tensors["step.xml"], tensors["constants.bin"]) if spec.layers else None
     return Int8Graphs(first, step, spec.layers, str(path))
 
 
@@ -255,7 +287,7 @@ def _parse(header: str, path: Path) -> Int8Spec:
 
 
 def _check_names(path: Path, spec: Int8Spec, held: Sequence[str]) -> None:
-    wanted = {f"{name}.{kind}" for name in (("first", "step") if spec.layers else ("first",)) for kind in MAX_BYTES}
+    wanted = {"first.xml", "constants.bin", *(["step.xml"] if spec.layers else [])}
     for what, names in (("its header describes", set(spec.tensors)), ("it holds", set(held))):
         if names != wanted:
             listed = cut(", ".join(sorted(names)))

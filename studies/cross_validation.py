@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-validation over the drives of CamVid: train a recipe without each drive in turn, and score it on that drive.
 
-``python studies/cross_validation.py config/training/swiftnet_lite0_camvid.yaml`` prints the scores in docs/models.md.
+``python studies/cross_validation.py config/training/swiftnet_lite2_camvid.yaml`` prints the scores in docs/models.md.
 Frames of a drive resemble one another, so only a drive that is left out as a whole shows how a model does on new
 drives. A run that was stopped continues from its checkpoint.
 """
@@ -24,16 +24,17 @@ DRIVES = ("0001TP", "0006R0", "0016E5")
 """Drives of CamVid's training split. The name of a frame starts with that of its drive."""
 
 
-def fold(recipe: TrainingConfig, drive: str, steps: int, average: float) -> TrainingConfig:
+def fold(recipe: TrainingConfig, drive: str, steps: int | None = None) -> TrainingConfig:
     """Return a recipe that leaves out a drive and is validated on it."""
     pattern = (f"{drive}_*",)
     camvid = [source for source in recipe.data if isinstance(source, CamVidConfig)]
     others = [source for source in recipe.data if source not in camvid]
+    steps = steps or recipe.optimiser.steps
     return dataclasses.replace(
         recipe,
         data=(*(dataclasses.replace(source, leave_out=source.leave_out + pattern) for source in camvid), *others),
         validation=tuple(dataclasses.replace(source, names=pattern, stills=True) for source in camvid),
-        optimiser=dataclasses.replace(recipe.optimiser, steps=steps, average=average),
+        optimiser=dataclasses.replace(recipe.optimiser, steps=steps),
         output=str(Path(recipe.output) / f"without_{drive}"),
         evaluate_every=steps,
     )
@@ -44,14 +45,13 @@ def main(
     drives: Annotated[
         list[str] | None, typer.Option("--drive", help="Drive to leave out; may be given more than once.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of each training.", min=1)] = 600,
-    average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.", min=0, max=1)] = 0.99,
+    steps: Annotated[int | None, typer.Option(help="Steps of each training; by default, the recipe's.", min=1)] = None,
 ) -> None:
     """Train a recipe without each drive of CamVid in turn, and score it on that drive."""
     config = load_config(recipe)
     scores = {}
     for drive in drives or DRIVES:
-        without = fold(config, drive, steps, average)
+        without = fold(config, drive, steps)
         held_out = open_sources(without.validation, without.augment)
         scores[drive] = (sum(map(len, held_out)), validate(load_model(train(without)), held_out, without))
     print("| drive left out | frames | mIoU |\n|---|---|---|")

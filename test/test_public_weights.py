@@ -26,6 +26,7 @@ from netwarp_ros.models.hosts import (
     PSPNet50,
     PSPNet101,
     SwiftNetLite0,
+    SwiftNetLite2,
 )
 from netwarp_ros.models.others.public_weights import load_public_weights, read_checkpoint
 
@@ -216,11 +217,14 @@ def test_matrices_of_torchvisions_vgg16_become_convolutions() -> None:
     torch.testing.assert_close(convolution.flatten(1), linear)
 
 
-def test_efficientnet_lite_loads_into_the_backbone(frame: Tensor) -> None:
+@pytest.mark.parametrize(("kind", "count"), [(SwiftNetLite0, 16), (SwiftNetLite2, 21)])
+def test_efficientnet_lite_loads_into_the_backbone(
+    kind: type[SwiftNetLite0] | type[SwiftNetLite2], count: int, frame: Tensor
+) -> None:
     torch.manual_seed(0)
-    theirs, ours = SwiftNetLite0(5).eval(), SwiftNetLite0(5).eval()
+    theirs, ours = kind(5).eval(), kind(5).eval()
     blocks = [f"{stage}.{block}" for stage, blocks in enumerate(theirs.backbone.stages) for block in range(len(blocks))]
-    assert len(blocks) == 16
+    assert len(blocks) == count
     parts = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
     parts |= {"project": ("_project_conv", "_bn2")}
     rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
@@ -229,7 +233,7 @@ def test_efficientnet_lite_loads_into_the_backbone(frame: Tensor) -> None:
         (r"stages\.(\d\.\d)\.(\w+)\.(\d)\.", lambda m: f"_blocks.{blocks.index(m[1])}.{parts[m[2]][int(m[3])]}."),
     ]
     state = rename(theirs.backbone.state_dict(), rules) | {"_fc.weight": torch.zeros(1000, 1280)}
-    assert "_blocks.15._depthwise_conv.weight" in state and "_blocks.0._expand_conv.weight" not in state
+    assert f"_blocks.{count - 1}._depthwise_conv.weight" in state and "_blocks.0._expand_conv.weight" not in state
     result = load_public_weights(ours, state)
     assert result.unused == ("_fc.weight",) and not result.mismatched
     assert not any(name.startswith("backbone.") for name in result.missing)
@@ -340,7 +344,7 @@ def test_ddrnets_layers_that_equal_the_papers_are_loaded(
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", [DDRNet23Slim, SwiftNetLite0])
+@pytest.mark.parametrize("kind", [DDRNet23Slim, SwiftNetLite0, SwiftNetLite2])
 def test_weights_under_the_hosts_own_names_are_loaded(kind: type[nn.Module], frame: Tensor) -> None:
     torch.manual_seed(0)
     trained, fresh = kind(5).eval(), kind(5).eval()

@@ -11,9 +11,19 @@ from netwarp_ros.models.hosts.ddrnet import DDRNet23Slim
 from netwarp_ros.models.hosts.dilation import Dilation8, Dilation10
 from netwarp_ros.models.hosts.playdata import PlayData
 from netwarp_ros.models.hosts.pspnet import PSPNet50, PSPNet101
-from netwarp_ros.models.hosts.swiftnet import SwiftNetLite0
+from netwarp_ros.models.hosts.swiftnet import SwiftNetLite0, SwiftNetLite2
 
-__all__ = ["HOSTS", "DDRNet23Slim", "Dilation8", "Dilation10", "PSPNet50", "PSPNet101", "PlayData", "SwiftNetLite0"]
+__all__ = [
+    "HOSTS",
+    "DDRNet23Slim",
+    "Dilation8",
+    "Dilation10",
+    "PSPNet50",
+    "PSPNet101",
+    "PlayData",
+    "SwiftNetLite0",
+    "SwiftNetLite2",
+]
 
 HOSTS: dict[str, Callable[..., nn.Module]] = {
     "ddrnet23slim": DDRNet23Slim,
@@ -23,5 +33,6 @@ HOSTS: dict[str, Callable[..., nn.Module]] = {
     "pspnet101": PSPNet101,
     "pspnet50": PSPNet50,
     "swiftnet_lite0": SwiftNetLite0,
+    "swiftnet_lite2": SwiftNetLite2,
 }
 """The hosts that a `ModelSpec` can name."""

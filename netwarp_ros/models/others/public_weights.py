@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from netwarp_ros.models.checkpoints import DamagedFileError, load_tensors
-from netwarp_ros.models.hosts import DDRNet23Slim, PSPNet101, SwiftNetLite0
-from netwarp_ros.models.hosts.swiftnet import InvertedBottleneck
+from netwarp_ros.models.hosts import DDRNet23Slim, PSPNet101
+from netwarp_ros.models.hosts.swiftnet import InvertedBottleneck, SwiftNet
 from netwarp_ros.models.hosts.vgg import DilatedVGG16
 from netwarp_ros.models.others.load_result import LoadResult
 from netwarp_ros.models.spec import WeightsError
@@ -39,7 +39,7 @@ _VGG_SOURCES = (
     "(features.0.weight, classifier.0.weight)"
 )
 _EFFICIENTNET_SOURCES = (
-    "EfficientNet-Lite0 in efficientnet_lite_pytorch (_conv_stem.weight, _blocks.0._bn1.weight) and in timm "
+    "EfficientNet-Lite in efficientnet_lite_pytorch (_conv_stem.weight, _blocks.0._bn1.weight) and in timm "
     "(conv_stem.weight, blocks.0.0.conv_dw.weight)"
 )
 _DDRNET_SOURCES = (
@@ -171,7 +171,7 @@ def _layer_names(host: nn.Module) -> tuple[dict[str, str], str]:
         return _resnet_names(host.depths) | _pspnet_names(), _PSPNET_SOURCES
     if isinstance(host, DilatedVGG16):
         return _vgg_names(host), _VGG_SOURCES
-    if isinstance(host, SwiftNetLite0):
+    if isinstance(host, SwiftNet):
         return _efficientnet_names(host), _EFFICIENTNET_SOURCES
     if isinstance(host, DDRNet23Slim):
         return _ddrnet_names(), _DDRNET_SOURCES
@@ -213,7 +213,7 @@ def _vgg_names(host: DilatedVGG16) -> dict[str, str]:
     return table | {"classifier.0": "fc6", "classifier.3": "fc7"}
 
 
-def _efficientnet_names(host: SwiftNetLite0) -> dict[str, str]:
+def _efficientnet_names(host: SwiftNet) -> dict[str, str]:
     """Return the table for EfficientNet in timm and efficientnet_lite_pytorch, which numbers blocks across stages."""
     table = {"_conv_stem": "backbone.stem.0", "_bn0": "backbone.stem.1"}
     table |= {"conv_stem": "backbone.stem.0", "bn1": "backbone.stem.1"}

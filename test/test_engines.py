@@ -59,7 +59,7 @@ def video_cnn(host: nn.Module | None = None, layers: Sequence[str] = ("1", "3"),
         for name, parameter in network.named_parameters():
             if "w1" in name or "w2" in name:
                 parameter.copy_(torch.linspace(0.2, 0.8, parameter.numel()))
-            if "flow_cnn" in name or "combine" in name:
+            if "flow_cnn" in name or "combine" in name or "gate.conv2" in name:
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return network
 
@@ -121,6 +121,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one grid, remember after": {"flow_grid": "first", "remember": "after"},
     "no flow CNN": {"flow_cnn": False, "remember": "after"},
     "concatenation": {"flow_grid": "features", "blend": "concatenation"},
+    "gated": {"flow_grid": "first", "remember": "after", "blend": "gated"},
+    "gated, no flow CNN": {"flow_grid": "features", "flow_cnn": False, "blend": "gated"},
 }
 
 
@@ -221,12 +223,14 @@ def test_windows_scales_and_mirrored_views_go_through_an_engine() -> None:
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
-def test_no_graph_has_a_warp_and_all_are_free_of_hooks() -> None:
-    network = video_cnn()
+@pytest.mark.parametrize("blend", ["netwarp", "gated"])
+def test_no_graph_has_our_operator_or_grid_sample_and_all_are_free_of_hooks(blend: str) -> None:
+    network = video_cnn(blend=blend)
     sizes = {"1": (19, 26), "3": (10, 13)}
     frame = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)
     step = StepGraph(network, NORMALISATION, ["1", "3"])
     warped = [torch.zeros(1, 19, 26, 6), torch.zeros(1, 10, 13, 8)]
+    warped += [torch.zeros(1, 19, 26, 1), torch.zeros(1, 10, 13, 1)] if blend == "gated" else []
     flow = FlowGraph(network, NORMALISATION, SIZE, sizes, on_grids=True)
     maps = [torch.zeros(1, *SIZE, 2), torch.zeros(1, *SIZE, 3)]
     for graph, inputs in ((step, [frame, *warped]), (flow, [maps[0], frame, maps[1]])):

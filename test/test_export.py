@@ -64,10 +64,11 @@ NETWARPS = {
     ),
     "Λ on every grid": NetWarpSpec(layers=("body_late", "body.late"), flow_grid="features", blend="concatenation"),
     "no Λ": NetWarpSpec(layers=("body.late", "body.early"), flow_cnn=False),
+    "a gate": NetWarpSpec(layers=("body.late", "body_late"), flow_grid="first", remember="after", blend="gated"),
 }
 
 
-CASES = list(zip(NETWARPS, ("onnx", "openvino", "onnx"), strict=True))
+CASES = list(zip(NETWARPS, ("onnx", "openvino", "onnx", "openvino"), strict=True))
 
 
 class Export(NamedTuple):
@@ -219,10 +220,12 @@ def test_the_json_says_which_maps_belong_together(an_export: Export) -> None:
     maps = {key: {layer[key] for layer in described["layers"]} for key in ("memory", "flow", "warped")}
     grids = {key: {grid[key] for grid in described["grids"]} for key in ("frame", "previous")}
     assert inputs["first"] == {"frame"}
-    assert inputs["step"] == {"frame"} | maps["warped"]
+    gates = {layer["gate"] for layer in described["layers"] if "gate" in layer}
+    assert described["format"] == (2 if gates else 1)
+    assert inputs["step"] == {"frame"} | maps["warped"] | gates
     assert outputs["first"] == outputs["step"] == {"scores"} | maps["memory"]
     assert inputs["flow"] == ({"flow", "frame"} if grids["frame"] else {"flow"}) | grids["previous"]
-    assert outputs["flow"] == grids["frame"] | maps["flow"]
+    assert outputs["flow"] == grids["frame"] | maps["flow"] | gates
     assert len(maps["memory"]) == len(described["layers"])
 
 

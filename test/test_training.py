@@ -238,10 +238,11 @@ def test_the_loss_at_the_start_is_that_of_the_host(tmp_path: Path, camvid: Path)
         config = configure(tmp_path, camvid, **video(camvid, loss_on=loss_on))
         datasets = open_sources(config.data, config.augment)
         network, spec = build_network(config, datasets[0].classes, 64)
-        images, labels, flows = Batches(datasets, config)[0]
+        batch = Batches(datasets, config)[0]
+        images, labels = batch.images, batch.labels
         weights = torch.linspace(0.5, 1.5, 11)
         with torch.no_grad():
-            loss = ClipLoss(network, spec, weights, config).eval()(images, labels, flows)
+            loss = ClipLoss(network, spec, weights, config).eval()(*batch)
             seen = images[:, scored].flatten(0, 1)
             logits, auxiliary = network.host(normalise(seen, MEAN, STD), auxiliary=True)
         label = labels[:, scored].flatten(0, 1)
@@ -294,9 +295,9 @@ def test_a_batch_without_labels_makes_no_weight_nan(tmp_path: Path, camvid: Path
     config = configure(tmp_path, camvid, **video(camvid))
     datasets = open_sources(config.data, config.augment)
     network, spec = build_network(config, datasets[0].classes, 64)
-    images, labels, flows = Batches(datasets, config)[0]
+    batch = Batches(datasets, config)[0]
     state = training.TrainingState(network, spec, torch.ones(11), config)
-    assert training.train_step(state, Batch(images, torch.full_like(labels, 11), flows)) == 0
+    assert training.train_step(state, batch._replace(labels=torch.full_like(batch.labels, 11))) == 0
     assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
@@ -304,12 +305,10 @@ def test_frames_without_labels_do_not_count(tmp_path: Path, camvid: Path) -> Non
     config = configure(tmp_path, camvid, **video(camvid, loss_on="all"))
     datasets = open_sources(config.data, config.augment)
     network, spec = build_network(config, datasets[0].classes, 64)
-    images, labels, flows = Batches(datasets, config)[0]
-    labels[:, :2] = 11
+    batch = Batches(datasets, config)[0]
+    batch.labels[:, :2] = 11
     last = dataclasses.replace(config, clip=dataclasses.replace(config.clip, loss_on="last"))
-    sparse, only = (
-        ClipLoss(network, spec, torch.ones(11), each).eval()(images, labels, flows) for each in (config, last)
-    )
+    sparse, only = (ClipLoss(network, spec, torch.ones(11), each).eval()(*batch) for each in (config, last))
     torch.testing.assert_close(sparse, only)
 
 

@@ -85,7 +85,7 @@ def test_each_epoch_has_every_still_once(camvid: Path, monkeypatch: pytest.Monke
 
 def test_all_sources_are_in_each_batch(camvid: Path) -> None:
     config = configure(CamVidConfig(root=str(camvid), per_batch=2), StreetConfig(seeds=1, frames=1))
-    images, labels, displacements = batches(config)[0]
+    images, labels, displacements, *_ = batches(config)[0]
     assert images.shape == (3, 1, 32, 48, 3) and labels.shape == (3, 1, 32, 48)
     assert displacements.shape == (3, 0, 2, 32, 48)
     assert set(labels[:2].unique().tolist()) <= {0, 3, VOID}
@@ -95,7 +95,7 @@ def test_all_sources_are_in_each_batch(camvid: Path) -> None:
 def test_a_batch_mixes_stills_in_motion_and_video(camvid: Path) -> None:
     video = FolderConfig(images=str(camvid / "images"), labels=str(camvid / "labels"), classes="camvid")
     config = configure(CamVidConfig(root=str(camvid), stills=True), video, length=3)
-    images, labels, displacements = batches(config)[1]
+    images, labels, displacements, *_ = batches(config)[1]
     assert images.shape == (2, 3, 32, 48, 3) and labels.shape == (2, 3, 32, 48)
     assert displacements.shape == (2, 2, 2, 32, 48) and displacements.dtype == torch.float32
     assert displacements.abs().amax(dim=(1, 2, 3, 4)).min() > 0

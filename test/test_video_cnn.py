@@ -314,13 +314,13 @@ def test_a_copy_is_independent() -> None:
         assert not torch.allclose(run(twin, sequence, motion)[-1], run(video_cnn, sequence, motion)[-1])
 
 
-@pytest.mark.parametrize("blend", ["netwarp", "concatenation"])
+@pytest.mark.parametrize("blend", ["netwarp", "gated", "concatenation"])
 @pytest.mark.parametrize("remember", ["before", "after"])
 @pytest.mark.parametrize("flow_grid", ["image", "features", "first"])
 def test_parts_of_a_frame_give_the_frame(flow_grid: str, remember: str, blend: str) -> None:
     torch.manual_seed(0)
     network = augment(sequential(), ["0", "3"], flow_grid=flow_grid, remember=remember, blend=blend).eval()
-    for parameter in network.netwarps.parameters():
+    for parameter in (*network.netwarps.parameters(), *(network.gate.conv2.parameters() if network.gate else ())):
         nn.init.normal_(parameter)
     (first, second), (flow, _) = frames(2), flows(2)
     with torch.no_grad():
@@ -330,9 +330,9 @@ def test_parts_of_a_frame_give_the_frame(flow_grid: str, remember: str, blend: s
         sizes = map_sizes(representations)
         previous, present = (network.frames_for_flow(frame, sizes) for frame in (first, second))
         on_grids = network.flow_on_grids(flow, SIZE, sizes)
-        along = network.transform_flow(on_grids, SIZE, present, previous, sizes)
+        along, gates = network.transform_flow(on_grids, SIZE, present, previous, sizes)
         warped = {name: ops.warp(z, along[name] + EPSILON) for name, z in representations.items()}
-        output, representations = network.step(second, warped)
+        output, representations = network.step(second, warped, gates)
     torch.testing.assert_close(logits_of(output), logits_of(expected))
     for name, z in expected_memory.representations.items():
         torch.testing.assert_close(representations[name], z)

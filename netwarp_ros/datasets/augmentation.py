@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from netwarp_ros.datasets.motion import flow_of
 from netwarp_ros.datasets.samples import Clip
 
 _GREY = (104, 116, 124)  # BGR, about the mean of ImageNet
@@ -52,7 +53,7 @@ class Augmentation:
         Returns:
             The clip, with T frames of size (height, width).
         """
-        images, labels = self._views(clip, motion, rng, void)
+        images, labels, flow = self._views(clip, motion, rng, void)
         saturation, table = _draw_colors(self.colour, rng)
         deviation = rng.uniform(0.4, 1.3) if rng.random() < self.blur else 0.0
         noise = rng.uniform(0, self.noise)
@@ -65,12 +66,12 @@ class Augmentation:
                 image += np.float32(noise) * rng.standard_normal(image.shape, dtype=np.float32)
                 image = image.clip(0, 255).astype(np.uint8)
             images[t] = image
-        return Clip(np.stack(images), np.stack(labels))
+        return Clip(np.stack(images), np.stack(labels), flow)
 
     def _views(
         self, clip: Clip, motion: Sequence[np.ndarray] | None, rng: np.random.Generator, void: int
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Zoom, crop, flip and move images and label maps."""
+    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
+        """Zoom, crop, flip and move images, label maps, and their exact motion."""
         zoom = np.exp(rng.uniform(np.log(self.min_scale), np.log(self.max_scale)))
         view = self._view(zoom, clip.labels.shape[1:], rng)
         frames = list(zip(clip.images, clip.labels, strict=True))
@@ -82,7 +83,16 @@ class Augmentation:
             matrix, size = (move @ view)[:2], (self.width, self.height)
             images.append(cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=_GREY))
             labels.append(cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=void))
-        return images, labels
+        if motion is not None:
+            return images, labels, flow_of(motion, self.height, self.width)
+        flow = None if clip.motion is None else np.stack([self._moved(field, view) for field in clip.motion])
+        return images, labels, flow
+
+    def _moved(self, flow: np.ndarray, view: np.ndarray) -> np.ndarray:
+        """Return a flow ``(H, W, 2)`` as it is in the crop."""
+        size, unknown = (self.width, self.height), (np.nan, np.nan)
+        there = cv2.warpAffine(flow, view[:2], size, flags=cv2.INTER_NEAREST, borderValue=unknown)
+        return (there @ view[:2, :2].T).astype(np.float32)
 
     def _view(self, zoom: float, size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Return the matrix (3, 3) from the image to the crop."""

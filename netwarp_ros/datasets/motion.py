@@ -8,6 +8,7 @@ There is no parallax and no occlusion; the synthetic street has both. Noise and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,3 +51,23 @@ class Motion:
         step[:2, 2] = center + shift - step[:2, :2] @ center
         back = np.linalg.inv(step)
         return [np.linalg.matrix_power(back, before) for before in reversed(range(length))]
+
+
+def flow_of(moves: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Return the exact reverse flow of frames that `Motion` moves.
+
+    Args:
+        moves: T matrices, as `Motion` returns them.
+        height: Height of a frame in pixels.
+        width: Width of a frame in pixels.
+
+    Returns:
+        ``(T, height, width, 2)`` float32, in pixels; 0 for the first frame.
+    """
+    y, x = np.mgrid[:height, :width]
+    points = np.stack([x, y, np.ones_like(x)], axis=-1).astype(np.float64)
+    flow = np.zeros((len(moves), height, width, 2), np.float32)
+    for t in range(1, len(moves)):
+        back = moves[t - 1] @ np.linalg.inv(moves[t])
+        flow[t] = (points @ (back - np.eye(3))[:2].T).astype(np.float32)
+    return flow

@@ -24,11 +24,14 @@ class Sample:
         name: The stem of the image file, for instance ``0016E5_07959``, or another unique name.
         image: ``(H, W, 3)`` uint8, BGR.
         label: ``(H, W)`` uint8 class ids or void.
+        motion: ``(H, W, 2)`` float32, the exact reverse flow to the frame before, in pixels; NaN where a pixel was
+            hidden or out of view. None if it is not known.
     """
 
     name: str
     image: np.ndarray
     label: np.ndarray
+    motion: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,12 @@ class Clip:
     Attributes:
         images: ``(T, H, W, 3)`` uint8, BGR.
         labels: ``(T, H, W)`` uint8 class ids or void.
+        motion: ``(T, H, W, 2)`` float32, see `Sample`; of no use for the first frame. None if it is not known.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    motion: np.ndarray | None = None
 
 
 class Samples(Sequence[Sample]):
@@ -196,7 +201,12 @@ class _Clips(Sequence[Clip]):
                     f"{frame.name} is {frame.label.shape[1]}x{frame.label.shape[0]}, but {frames[-1].name}, the last "
                     f"frame of its clip, is {frames[-1].label.shape[1]}x{frames[-1].label.shape[0]}"
                 )
-        return Clip(np.stack([frame.image for frame in frames]), np.stack([frame.label for frame in frames]))
+        motion = [frame.motion for frame in frames if frame.motion is not None]
+        return Clip(
+            np.stack([frame.image for frame in frames]),
+            np.stack([frame.label for frame in frames]),
+            np.stack(motion) if len(motion) == len(frames) else None,
+        )
 
 
 class SampleFrames(FrameSource):

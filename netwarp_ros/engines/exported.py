@@ -26,8 +26,9 @@ from netwarp_ros.models.weights import Model
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 """Formats of the graphs, and the endings of their files. An ``.xml`` has its weights in a ``.bin`` beside it."""
 
-FORMAT_VERSION = 1
-"""Version of the JSON file's format: it rises when a program that reads version 1 would fail or go wrong."""
+FORMAT_VERSION, GATED_VERSION = 1, 2
+"""Version of the JSON file's format, and that of a network with a gate: it rises when a program that reads version 1
+would fail or go wrong."""
 
 MIN_SIDE, MAX_WIDTH = 32, 4096
 """Least height and width, in pixels, below which DIS needs images to be padded; and the greatest width."""
@@ -54,8 +55,8 @@ _FRAME = [
     "Frame with memory: estimate `flow` to the previous frame, as `flow` says. Run `flow`; each `previous` of `grids` "
     "is the `frame` of the same grid that this graph gave for the previous frame.",
     "For each of `layers`, warp its `memory` of the previous frame along its `flow`, as `warp` says: `warped`.",
-    "Run `step` with the frame and the warped maps. Keep its `memory` outputs for the next frame; its scores give the "
-    "mask.",
+    "Run `step` with the frame, the warped maps and, if `layers` have one, the `gate` outputs of `flow`. Keep its "
+    "`memory` outputs for the next frame; its scores give the mask.",
     "Frame without memory: run `first` instead of `step`. Run `flow` too, with zeros for the flow and each `previous`: "
     "only the `frame` outputs are of use, for the next frame. If `grids` is empty, `flow` need not be run.",
 ]
@@ -140,7 +141,7 @@ class Exporter:
         (folder / "run.py").write_text(run_program(self.format), encoding="utf-8")
         classes = enumerate(spec.classes.classes)
         return {
-            "format": FORMAT_VERSION,
+            "format": FORMAT_VERSION if network.gate is None else GATED_VERSION,
             "model": {
                 "name": self.model.name,
                 "host": spec.host,
@@ -180,14 +181,15 @@ class _Graphs:
     Attributes:
         names: Names of the graphs.
         layers: Of each insertion layer, in the order that they run in: its name, and the names of its maps.
-        grids: Of each grid of Λ, the names of its maps.
+        grids: Of each grid of Λ and the gate, the names of its maps.
     """
 
     def __init__(self, network: VideoCNN, normalisation: Normalisation, size: Size) -> None:
         self._graphs = FrameGraphs(network, normalisation, torch.zeros(1, *size, 3, dtype=torch.uint8))
         self.names = ("first", "flow", "step") if self._graphs.sizes else ("first",)
+        kinds = ("memory", "flow", "warped", *(("gate",) if network.gate is not None else ()))
         self.layers = [
-            {"name": name, "memory": f"memory_{safe}", "flow": f"flow_{safe}", "warped": f"warped_{safe}"}
+            {"name": name, **{kind: f"{kind}_{safe}" for kind in kinds}}
             for name, safe in zip(self._graphs.sizes, identifiers(self._graphs.sizes), strict=True)
         ]
         by_size = [f"{height}x{width}" for height, width in self._graphs.grids]
@@ -215,7 +217,7 @@ class _Graphs:
 
     def _step(self) -> tuple[FrameGraph, list[Tensor], dict[str, str]]:
         warped = {layer["warped"]: f"{layer['memory']} of the previous frame, warped" for layer in self.layers}
-        return *self._graphs.step_graph(), {"frame": "the frame", **warped, **self._step_outputs()}
+        return *self._graphs.step_graph(), {"frame": "the frame", **warped, **self._gates(), **self._step_outputs()}
 
     def _step_outputs(self) -> dict[str, str]:
         kept = {layer["memory"]: f"memory of layer {layer['name']}, for the next frame" for layer in self.layers}
@@ -229,7 +231,12 @@ class _Graphs:
             **{grid["previous"]: f"{grid['frame']} of the previous frame; zeros without memory" for grid in self.grids},
             **{grid["frame"]: "the frame, normalised, on this grid; for the next frame" for grid in self.grids},
             **{layer["flow"]: f"where to warp {layer['memory']} from, (u, v) in its pixels" for layer in self.layers},
+            **self._gates(),
         }  # fmt: skip
+
+    def _gates(self) -> dict[str, str]:
+        gated = [layer for layer in self.layers if "gate" in layer]
+        return {layer["gate"]: f"how far to blend {layer['warped']} in, from 0 to 1" for layer in gated}
 
 
 def identifiers(names: Sequence[str] | Mapping[str, Any]) -> list[str]:

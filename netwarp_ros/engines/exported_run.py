@@ -82,6 +82,7 @@ def main(source: Path, masks: Path) -> None:
             maps |= {"flow": flow[None], **{grid["previous"]: previous[grid["frame"]] for grid in model["grids"]}}
         transformed = run("flow", maps) if layers else {}
         if has_memory:
+            maps |= transformed  # of these, `step` takes the gates, if there are any
             maps |= {layer["warped"]: warp(previous[layer["memory"]], transformed[layer["flow"]]) for layer in layers}
         results = run("step" if has_memory else "first", maps)
         if layers:

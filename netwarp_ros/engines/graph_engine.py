@@ -68,11 +68,12 @@ class GraphEngine(ABC):
             on_grids = to_pixels(*(along.contiguous(memory_format=torch.channels_last) for along in motion.values()))
             previous = to_pixels(*(memory.frames[grid] for grid in graphs.grids))
             maps = graphs.flow(*on_grids, pixels, *previous) if previous else graphs.flow(*on_grids)
-            flows = map(to_planes, maps[len(graphs.grids) :])
+            count, along = len(graphs.sizes), maps[len(graphs.grids) :]
             warped = [
-                ops.warp(memory.representations[name], along) for name, along in zip(graphs.sizes, flows, strict=True)
+                ops.warp(memory.representations[name], flow)
+                for name, flow in zip(graphs.sizes, map(to_planes, along[:count]), strict=True)
             ]
-            scores, *representations = graphs.step(pixels, *to_pixels(*warped))
+            scores, *representations = graphs.step(pixels, *to_pixels(*warped), *along[count:])
         return to_planes(scores), Memory(
             tuple(frame.shape),
             {grid: to_planes(small) for grid, small in zip(graphs.grids, maps, strict=False)},

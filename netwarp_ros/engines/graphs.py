@@ -43,8 +43,9 @@ class FrameGraph(nn.Module):
 class FlowGraph(FrameGraph):
     """Flow, frame, and the previous frame on the grids of Λ → the frame on these grids, and a flow for each layer.
 
-    The flow is either one map of any size, or one on each of `VideoCNN.flow_grids`. Without Λ, it is all that the graph
-    takes. For a first frame, all but the frame are zeros, and only the frame on the grids is of use.
+    If the network has a gate, a gate for each layer follows. The flow is either one map of any size, or one on each of
+    `VideoCNN.flow_grids`. Without Λ and a gate, it is all that the graph takes. For a first frame, all but the frame
+    are zeros, and only the frame on the grids is of use.
 
     Args:
         network: The network.
@@ -86,8 +87,8 @@ class FlowGraph(FrameGraph):
         previous = dict(zip(self.grids, map(to_planes, frames[1:]), strict=True))
         motion = dict(zip(self._flow_grids, given, strict=True)) if self._flow_grids else given[0]
         on_grids = self.network.flow_on_grids(motion, self.frame, self.sizes)
-        flows = self.network.transform_flow(on_grids, self.frame, present, previous, self.sizes, flow_cnn)
-        return to_pixels(*present.values(), *(flows[name] + EPSILON for name in self.sizes))
+        flows, gates = self.network.transform_flow(on_grids, self.frame, present, previous, self.sizes, flow_cnn)
+        return to_pixels(*present.values(), *(flows[name] + EPSILON for name in self.sizes), *gates.values())
 
 
 class FlowCNNGraph(nn.Module):
@@ -102,9 +103,10 @@ class FlowCNNGraph(nn.Module):
 
 
 class StepGraph(FrameGraph):
-    """Frame and warped representations → scores, and the representations for the memory.
+    """Frame, and warped representations → scores, and the representations for the memory.
 
-    Without warped representations it is the graph of a first frame.
+    If the network has a gate, that of each layer follows the warped representations. Without these it is the graph of a
+    first frame.
 
     Attributes:
         layers: Names of the representations, in their order: that in which the layers run. Known once it has run.
@@ -114,11 +116,14 @@ class StepGraph(FrameGraph):
         super().__init__(network, normalisation)
         self.layers = tuple(layers)
 
-    def forward(self, frame: Tensor, *warped: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, frame: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         planes = self.normalisation(to_planes(frame))
         weight = next(self.network.host.parameters(), planes)
-        maps = dict(zip(self.layers, map(to_planes, warped), strict=True)) if warped else None
-        output, representations = self.network.step(planes.to(weight.dtype), maps)
+        count = len(self.layers)
+        warped, gates = (
+            dict(zip(self.layers, map(to_planes, part), strict=False)) for part in (maps[:count], maps[count:])
+        )
+        output, representations = self.network.step(planes.to(weight.dtype), warped or None, gates)
         self.layers = tuple(representations)
         return to_pixels(class_scores(output), *representations.values())
 
@@ -170,7 +175,8 @@ class FrameGraphs:
     def step_graph(self) -> tuple[StepGraph, list[Tensor]]:
         """Return the step graph of further frames."""
         graph = StepGraph(self._network, self._normalisation, tuple(self.sizes))
-        return graph, [self.frame, *self._representations]
+        gates = [self.no_map(size, 1) for size in self.sizes.values()] if self._network.gate is not None else []
+        return graph, [self.frame, *self._representations, *gates]
 
 
 def to_planes(pixels: Tensor) -> Tensor:
@@ -213,7 +219,7 @@ def export(graph: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False)
     if dynamic:
         sizes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
         assert isinstance(graph, StepGraph) and inputs[0].shape[0] > 1  # a batch of 1 would be taken as a constant
-        shapes = {"frame": sizes, **({"warped": tuple(sizes for _ in inputs[1:])} if inputs[1:] else {})}
+        shapes = {"frame": sizes, **({"maps": tuple(sizes for _ in inputs[1:])} if inputs[1:] else {})}
     with torch.inference_mode(False), torch.no_grad():
         examples = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in inputs)
         return torch.export.export(graph.eval(), examples, dynamic_shapes=shapes, strict=False)

@@ -2,9 +2,9 @@
 """The int8 graphs of a model, in a file beside its weights: ``MODEL-int8.safetensors`` for ``MODEL.safetensors``.
 
 The file holds the step graphs (`netwarp_ros.engines.graphs.StepGraph`) as OpenVINO's XML, and the constants of both as
-one binary, for nearly all are the same; each is a tensor of bytes. Its header holds an `Int8Spec` as JSON: the SHA-256 of the weights that the graphs were made from, and size and
-SHA-256 of each tensor. OpenVINO sees nothing of a file until all of this has been checked. Nothing is unpickled, and a
-graph holds no code: it names operations of OpenVINO.
+one binary, for nearly all are the same; each is a tensor of bytes. Its header holds an `Int8Spec` as JSON: the SHA-256
+of the weights that the graphs were made from, and size and SHA-256 of each tensor. OpenVINO sees nothing of a file
+until all of this has been checked. Nothing is unpickled, and a graph holds no code: it names operations of OpenVINO.
 """
 
 from __future__ import annotations

@@ -31,26 +31,34 @@ class NetWarp(nn.Module):
         self.w1 = nn.Parameter(torch.ones(channels))
         self.w2 = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, present: Tensor, previous: Tensor, flow: Tensor) -> Tensor:
+    def forward(self, present: Tensor, previous: Tensor, flow: Tensor, gate: Tensor | None = None) -> Tensor:
         """Blend two representations.
 
         Args:
             present: ``(B, C, h, w)``, z_t.
             previous: ``(B, C, h, w)``, z_{t-1}.
             flow: ``(B, 2, h, w)`` float32, the transformed reverse flow in pixels of the feature grid.
+            gate: ``(B, 1, h, w)`` float32, see `blend`; None is 1 everywhere.
 
         Returns:
             ``(B, C, h, w)``, z̃_t.
         """
-        return ops.warp_combine(present, previous, flow + EPSILON, self.w1, self.w2)
+        if gate is None:
+            return ops.warp_combine(present, previous, flow + EPSILON, self.w1, self.w2)
+        return self.blend(present, ops.warp(previous, flow + EPSILON), gate)
 
-    def blend(self, present: Tensor, warped: Tensor) -> Tensor:
+    def blend(self, present: Tensor, warped: Tensor, gate: Tensor | None = None) -> Tensor:
         """Blend z_t with a representation that is warped already; both ``(B, C, h, w)``. Rounded once, as `forward`.
+
+        With a gate g, ``(B, 1, h, w)``, it is w1 ⊙ z_t + w2 ⊙ (z_t + g (warped - z_t)): what g takes from the warped
+        representation, the present one gets. Written as here, g = 1 gives the very result that there is without a gate.
 
         The clamp changes no finite value. Without it, OpenVINO fuses the sum into the convolution that gives z_t, and
         then converts the layout of the result, which takes 2 % of a frame.
         """
         w1, w2, most = self.w1.view(1, -1, 1, 1), self.w2.view(1, -1, 1, 1), torch.finfo(present.dtype).max
+        if gate is not None:
+            w1, w2 = w1 + w2 * (1 - gate), w2 * gate
         return (w1 * present.clamp(-most, most) + w2 * warped).to(present.dtype)
 
     def extra_repr(self) -> str:
@@ -74,12 +82,12 @@ class Concatenation(nn.Module):
             assert self.combine.bias is not None
             self.combine.bias.zero_()
 
-    def forward(self, present: Tensor, previous: Tensor, flow: Tensor) -> Tensor:
-        """Blend two representations; see `NetWarp.forward`."""
+    def forward(self, present: Tensor, previous: Tensor, flow: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Blend two representations; see `NetWarp.forward`. There is no gate."""
         return self.blend(present, ops.warp(previous, flow + EPSILON))
 
-    def blend(self, present: Tensor, warped: Tensor) -> Tensor:
-        """Blend z_t with a representation that is warped already; see `NetWarp.blend`."""
+    def blend(self, present: Tensor, warped: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Blend z_t with a representation that is warped already; see `NetWarp.blend`. There is no gate."""
         both = torch.cat((present, warped), dim=1)
         return self.combine(both.to(self.combine.weight.dtype)).to(present.dtype)
 

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from netwarp_ros.models.flow_cnn import FlowCNN
+from netwarp_ros.models.gate import Gate, resize_gate
 from netwarp_ros.models.layer_outputs import MapPlace
 from netwarp_ros.models.netwarp import Concatenation, NetWarp, resize_flow
 from netwarp_ros.models.resampling import Size, average
 
 FlowGrid = Literal["image", "features", "first"]
 Remember = Literal["before", "after"]
-Blend = Literal["netwarp", "concatenation"]
+Blend = Literal["netwarp", "gated", "concatenation"]
 GridFlows = Mapping[Size, Tensor]
 """A flow on each grid that Λ works on, in pixels of that grid: what `VideoCNN.flow_on_grids` returns."""
 Flow = Tensor | GridFlows | Callable[[], Tensor | GridFlows]
@@ -52,7 +53,8 @@ class Memory(NamedTuple):
 
     Attributes:
         shape: ``(B, 3, H, W)``, shape of the frame.
-        frames: The normalised frame, ``(B, 3, h, w)`` float32, on each grid that Λ works on. Keys: size of the grid.
+        frames: The normalised frame, ``(B, 3, h, w)`` float32, on each grid that Λ and the gate work on. Keys: size of
+            the grid.
         representations: Output ``(B, C, h, w)`` of each insertion layer. Keys: name of the layer.
     """
 
@@ -64,6 +66,18 @@ class Memory(NamedTuple):
         """Return the memory detached from the autograd graph, so that no gradient goes further back."""
         frames = {size: frame.detach() for size, frame in self.frames.items()}
         return Memory(self.shape, frames, {name: z.detach() for name, z in self.representations.items()})
+
+
+class Warping(NamedTuple):
+    """How the memory of each insertion layer is warped and blended.
+
+    Attributes:
+        flows: ``(B, 2, h, w)`` float32, the transformed flow in pixels of the layer's grid. Keys: name of the layer.
+        gates: ``(B, 1, h, w)`` float32, the gate; empty without one. Keys: name of the layer.
+    """
+
+    flows: dict[str, Tensor]
+    gates: dict[str, Tensor]
 
 
 Blended = Callable[[int, Tensor], Tensor]
@@ -138,7 +152,8 @@ class VideoCNN(nn.Module):
             ``"after"`` it (a recursive filter). With ``"before"`` and one insertion layer, frame t-2 has no effect on
             frame t. With two layers in series it has: the second layer's output at t-1 depends on the first one's blend
             of t-1 and t-2. Each further layer in series adds one frame.
-        blend: What follows an insertion layer: ``"netwarp"`` (`NetWarp`), or ``"concatenation"`` (`Concatenation`).
+        blend: What follows an insertion layer: ``"netwarp"`` (`NetWarp`), ``"gated"`` (the same with a `Gate`, which
+            works where Λ does, and which all layers share), or ``"concatenation"`` (`Concatenation`).
 
     Raises:
         ValueError: If an option has another value, or the host has no such layer.
@@ -165,9 +180,10 @@ class VideoCNN(nn.Module):
         self.host = host
         self.layers = tuple(layers)
         self.flow_cnn = FlowCNN() if flow_cnn and layers else None
+        self.gate = Gate() if blend == "gated" and layers else None
         self.flow_grid = flow_grid
         self.remember = remember
-        blend_module = NetWarp if blend == "netwarp" else Concatenation
+        blend_module = Concatenation if blend == "concatenation" else NetWarp
         self.netwarps = nn.ModuleList(blend_module(layer.channels) for layer in layers.values())
         self._insertions = tuple(layers.values())
         self.insert()
@@ -200,19 +216,25 @@ class VideoCNN(nn.Module):
             return output, Memory(tuple(frame.shape), frames, representations)
 
         sizes = map_sizes(memory.representations)
-        frames, flows = self.frames_for_flow(frame, sizes), dict[str, Tensor]()
+        frames, warping = self.frames_for_flow(frame, sizes), Warping({}, {})
 
         def blend(index: int, z: Tensor) -> Tensor:
-            if not flows:
+            nonlocal warping
+            if not warping.flows:
                 motion = self.flow_on_grids(computed_flow(flow, frame), map_size(frame), sizes, frame.device)
-                flows.update(self.transform_flow(motion, map_size(frame), frames, memory.frames, sizes))
+                warping = self.transform_flow(motion, map_size(frame), frames, memory.frames, sizes)
             name = self.layers[index]
-            return self.netwarps[index](z, memory.representations[name], flows[name])
+            return self.netwarps[index](z, memory.representations[name], warping.flows[name], warping.gates.get(name))
 
         output, representations = self.run_host(frame, blend, host_arguments)
         return output, Memory(tuple(frame.shape), frames, representations)
 
-    def step(self, frame: Tensor, warped: Mapping[str, Tensor] | None) -> tuple[Any, dict[str, Tensor]]:
+    def step(
+        self,
+        frame: Tensor,
+        warped: Mapping[str, Tensor] | None,
+        gates: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Run the host and blend its layers with representations that are warped already.
 
         Warping needs the memory and the flow, not the present representations. So a frame of a video CNN can be
@@ -222,20 +244,21 @@ class VideoCNN(nn.Module):
         Args:
             frame: ``(B, 3, H, W)``, normalised as the host expects.
             warped: The warped representation of each insertion layer; None for a first frame.
+            gates: What `transform_flow` returned as `Warping.gates`.
 
         Returns:
             The host's output, and the representations for the memory.
         """
 
         def blend(index: int, z: Tensor) -> Tensor:
-            module = self.netwarps[index]
+            module, name = self.netwarps[index], self.layers[index]
             assert warped is not None and isinstance(module, NetWarp | Concatenation)
-            return module.blend(z, warped[self.layers[index]])
+            return module.blend(z, warped[name], gates.get(name))
 
         return self.run_host(frame, None if warped is None else blend)
 
     def frames_for_flow(self, frame: Tensor, sizes: Mapping[str, Size]) -> dict[Size, Tensor]:
-        """Return the frame, float32, on each grid that Λ works on: what `Memory.frames` is.
+        """Return the frame, float32, on each grid that Λ and the gate work on: what `Memory.frames` is.
 
         Args:
             frame: ``(B, 3, H, W)``.
@@ -244,8 +267,8 @@ class VideoCNN(nn.Module):
         return {grid: _resize_frame(frame, grid) for grid in self.flow_cnn_grids(map_size(frame), sizes)}
 
     def flow_cnn_grids(self, frame: Size, sizes: Mapping[str, Size]) -> tuple[Size, ...]:
-        """Return the grids that Λ works on; none if there is no Λ. Arguments as for `frames_for_flow`."""
-        return () if self.flow_cnn is None else self.flow_grids(frame, sizes)
+        """Return the grids that Λ and the gate work on; none without both. Arguments as for `frames_for_flow`."""
+        return () if self.flow_cnn is None and self.gate is None else self.flow_grids(frame, sizes)
 
     def flow_grids(self, frame: Size, sizes: Mapping[str, Size]) -> tuple[Size, ...]:
         """Return the grids that the flow is first brought to: those that Λ works on, or would without Λ."""
@@ -282,10 +305,10 @@ class VideoCNN(nn.Module):
         previous_frames: Mapping[Size, Tensor],
         sizes: Mapping[str, Size],
         flow_cnn: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return Λ(F), or F if there is no Λ, on the grid of each insertion layer, in pixels of that grid.
+    ) -> Warping:
+        """Return Λ(F), or F if there is no Λ, and the gate, on the grid of each insertion layer.
 
-        Λ always computes in float32, see `FlowCNN.forward`.
+        Λ and the gate always compute in float32, see `FlowCNN.forward`.
 
         Args:
             flows: What `flow_on_grids` returned for the flow F.
@@ -296,16 +319,22 @@ class VideoCNN(nn.Module):
             flow_cnn: What computes Λ: takes F, the previous and the present frame. By default, PyTorch.
         """
         by_size: dict[Size, Tensor] = {}
+        gates: dict[Size, Tensor] = {}
         flow_cnn = flow_cnn or self.flow_cnn
         for name, grid in self._flow_cnn_grid(frame, sizes).items():
             if grid not in by_size:
                 by_size[grid] = flow = flows[grid]
-                if flow_cnn is not None:
-                    with torch.autocast(flow.device.type, enabled=False):
+                with torch.autocast(flow.device.type, enabled=False):
+                    if flow_cnn is not None:
                         by_size[grid] = flow_cnn(flow, previous_frames[grid], frames[grid])
+                    if self.gate is not None:
+                        gates[grid] = self.gate(by_size[grid], previous_frames[grid], frames[grid])
             if sizes[name] not in by_size:
                 by_size[sizes[name]] = resize_flow(by_size[grid], sizes[name])
-        return {name: by_size[size] for name, size in sizes.items()}
+                if self.gate is not None:
+                    gates[sizes[name]] = resize_gate(gates[grid], sizes[name])
+        flows_by_layer = {name: by_size[size] for name, size in sizes.items()}
+        return Warping(flows_by_layer, {name: gates[size] for name, size in sizes.items()} if gates else {})
 
     def check(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> None:
         """Check the arguments of a call.

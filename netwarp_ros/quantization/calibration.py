@@ -25,8 +25,8 @@ MAX_SAMPLE_BYTES = 2**29
 """Most memory for samples. One of the default model at 480×360 has 10 MB, so there are at most 50."""
 
 Sample = tuple[np.ndarray, ...]
-"""A frame ``(1, H, W, 3)`` uint8, and the warped representations ``(1, h, w, C)`` float32; without those of layers, or
-for a first frame, the frame alone."""
+"""A frame ``(1, H, W, 3)`` uint8, and the warped representations ``(1, h, w, C)`` and gates ``(1, h, w, 1)`` float32;
+without those of layers, or for a first frame, the frame alone."""
 
 MakeEngine = Callable[[VideoCNN, Normalisation], Engine]
 

@@ -74,7 +74,8 @@ def quantize(model: Model, samples: Sequence[Sample]) -> Int8Graphs:
         _, *warped = first(frame)
     graphs, layers = [(StepGraph(model.network, normalisation), [frame])], first.layers
     if layers:
-        graphs.append((StepGraph(model.network, normalisation, layers), [frame, *warped]))
+        gates = [z.new_ones(*z.shape[:3], 1) for z in warped] if model.network.gate is not None else []
+        graphs.append((StepGraph(model.network, normalisation, layers), [frame, *warped, *gates]))
     quantized = []
     for graph, inputs in graphs:
         fitting = [sample[: len(inputs)] for sample in samples if len(sample) >= len(inputs)]
@@ -118,14 +119,18 @@ def _quantize(nncf: Any, exported: Any, calibration: Any, count: int) -> StepIR:
 
 
 def _blends(model: Any) -> list[str]:
-    """Return the names of the operations between the warped representations and the next layer: products and a sum."""
+    """Return the names of the operations between the warped representations and the next layer: products and a sum.
+
+    Those of the gates are among them: differences, and sums that only products follow.
+    """
     names, parameters = set[str](), model.get_parameters()[1:]
     pending = list(parameters)
     while pending:
         for port in pending.pop().output(0).get_target_inputs():
             node = port.get_node()
-            if node.get_type_name() in ("Transpose", "Multiply", "Add"):
+            kind, users = node.get_type_name(), node.output(0).get_target_inputs()
+            if kind in ("Transpose", "Multiply", "Subtract", "Add"):
                 names.add(node.get_friendly_name())
-            if node.get_type_name() in ("Transpose", "Multiply"):
-                pending.append(node)
+                if kind != "Add" or all(user.get_node().get_type_name() == "Multiply" for user in users):
+                    pending.append(node)
     return sorted(names)

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from netwarp_ros import ops
 from netwarp_ros.classes import VOID
 from netwarp_ros.engines import PRECISIONS
 from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
@@ -37,7 +36,7 @@ from netwarp_ros.models.weights import MODEL_MARK, stored_type
 from netwarp_ros.recordings.atomic import refuse_foreign
 from netwarp_ros.resources import Checked
 from netwarp_ros.training.agreement import MOVING, Agreement, Guard
-from netwarp_ros.training.losses import lovasz_softmax, normalise
+from netwarp_ros.training.losses import consistency_loss, lovasz_softmax, normalise
 from netwarp_ros.training.soft_targets import Drive, Recording, Run, Teacher, read_runs
 
 RATE = 0.02
@@ -297,8 +296,7 @@ def clip_loss(student: Student, clips: Drive) -> Tensor:
         scores, memory = student.scores(images[:, t], flows[:, t], memory, grid)
         probabilities = scores.softmax(1)
         if t:
-            difference = (probabilities - ops.warp(previous, motion[:, t])).square().sum(1, keepdim=True)
-            consistency = (difference * trust[:, t]).sum() / trust[:, t].sum().clamp(min=1)
+            consistency = consistency_loss(probabilities, previous, motion[:, t], trust[:, t])
             losses.append(target_loss(scores, targets[:, t].float()) + CONSISTENCY * consistency)
         previous = probabilities
     return torch.stack(losses).mean()

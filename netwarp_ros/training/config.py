@@ -23,6 +23,7 @@ UpTo64 = Annotated[int, Field(strict=True, ge=0, le=64)]
 Pixels = Annotated[int, Field(strict=True, ge=32, le=8192)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 UpTo10 = Annotated[float, Field(strict=True, ge=0, le=10)]
+UpTo100 = Annotated[float, Field(strict=True, ge=0, le=100)]
 Zoom = Annotated[float, Field(strict=True, ge=0.1, le=8)]
 RateFactor = Annotated[float, Field(strict=True, ge=0, le=1000)]
 
@@ -34,7 +35,8 @@ class ModelConfig(Checked):
     Attributes:
         host: A key of `netwarp_ros.models.hosts.HOSTS`.
         initial: Name or file of a model to start from. A video CNN keeps its NetWarp.
-        netwarp: NetWarp to insert into an image CNN; None leaves the model as it is.
+        netwarp: NetWarp to insert into an image CNN; None leaves the model as it is. Into a video CNN only the gate can
+            be inserted: ``blend`` is ``gated`` and all else as it is there.
         train_host: False freezes the host, its norm statistics included, so that only NetWarp is trained.
     """
 
@@ -182,6 +184,23 @@ class AugmentConfig(Checked):
 
 
 @dataclass(frozen=True)
+class PasteConfig(Checked):
+    """Copy-paste of rare classes between single images, see `netwarp_ros.datasets.pasting`.
+
+    Attributes:
+        probability: Probability that an image gets objects of another one of its source.
+        classes: Names of the classes that are pasted.
+    """
+
+    probability: Fraction = 0.0
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.probability) != bool(self.classes):
+            raise ValueError("probability and classes of what is pasted belong together: give both or neither")
+
+
+@dataclass(frozen=True)
 class LossConfig(Checked):
     """The terms of the loss.
 
@@ -189,11 +208,17 @@ class LossConfig(Checked):
         class_balance: Class weights are (median frequency / frequency) to this power; 0 gives all pixels one weight.
         lovasz: Weight of the Lovász-softmax loss, relative to cross-entropy.
         auxiliary: Weight of the cross-entropy of the auxiliary head, for hosts that can have one.
+        consistency: Weight of the squared difference of the probabilities of a frame and of the frame before it, along
+            the exact motion of stills and streets, and along a DIS flow that agrees with its reverse in videos.
+        distillation: Weight of the divergence from the probabilities that the host gives when it sees the frame at two
+            scales and mirrored, see `netwarp_ros.training.views`.
     """
 
     class_balance: Fraction = 0.4
     lovasz: UpTo10 = 0.5
     auxiliary: UpTo10 = 0.4
+    consistency: UpTo100 = 0.0
+    distillation: UpTo10 = 0.0
 
 
 @dataclass(frozen=True)
@@ -211,6 +236,7 @@ class OptimiserConfig(Checked):
         backbone_rate: Factor on the rate of the host's submodule ``backbone``.
         netwarp_rate: Factor on the rate of w1 and w2.
         flow_cnn_rate: Factor on the rate of Λ. A rate that suits w1 and w2 can ruin Λ.
+        gate_rate: Factor on the rate of the gate.
         clip: Largest norm of the gradient, to which larger gradients are scaled; 0: no limit.
         average: Decay per step of the moving average of the weights. The trained model is this average.
     """
@@ -225,6 +251,7 @@ class OptimiserConfig(Checked):
     backbone_rate: RateFactor = 1.0
     netwarp_rate: RateFactor = 1.0
     flow_cnn_rate: RateFactor = 1.0
+    gate_rate: RateFactor = 1.0
     clip: Annotated[float, Field(strict=True, ge=0)] = 5.0
     average: Fraction = 0.998
 
@@ -239,6 +266,7 @@ class TrainingConfig(Checked):
         validation: Sources of the data that mean IoU is measured on during the training.
         clip: How many adjacent frames the network is trained on at a time.
         augment: Random changes to the frames.
+        paste: Copy-paste of rare classes.
         loss: The terms of the loss.
         optimiser: The optimiser, and the schedule of its learning rate.
         output: Folder for checkpoints, scalars and the trained weights.
@@ -255,6 +283,7 @@ class TrainingConfig(Checked):
     validation: tuple[Source, ...] = ()
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    paste: PasteConfig = field(default_factory=PasteConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     output: str = "out/training"
@@ -268,6 +297,12 @@ class TrainingConfig(Checked):
     def __post_init__(self) -> None:
         if self.precision == "float16" and self.device == "cpu":
             raise ValueError("precision is float16, which CPUs compute slowly: give bfloat16 or float32")
+        if self.paste.probability and self.clip.length > 1:
+            raise ValueError(f"paste is for single images, but clip.length is {self.clip.length}: leave paste out")
+        if self.loss.consistency and self.clip.length == 1:
+            raise ValueError("loss.consistency compares successive frames, but clip.length is 1: give at least 2")
+        if self.loss.distillation and self.model.train_host:
+            raise ValueError("loss.distillation learns from the host, which must stay: give model.train_host: false")
 
     @property
     def batch(self) -> int:

@@ -12,9 +12,12 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from netwarp_ros import ops
 from netwarp_ros.engines import PRECISIONS
 from netwarp_ros.models import Memory, ModelSpec, VideoCNN, class_scores
+from netwarp_ros.models.video_cnn import map_size
 from netwarp_ros.training.config import LossConfig, TrainingConfig
+from netwarp_ros.training.views import Views
 
 
 def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
@@ -103,9 +106,31 @@ def segmentation_loss(
     return loss
 
 
+def consistency_loss(probabilities: Tensor, previous: Tensor, motion: Tensor, trust: Tensor) -> Tensor:
+    """Return how much the probabilities of two successive frames differ along the motion, where that is trusted.
+
+    It is the squared difference to the previous probabilities, warped, summed over the classes: in [0, 2].
+
+    Args:
+        probabilities: (B, K, h, w) float32, of frame t.
+        previous: (B, K, h, w) float32, of frame t-1.
+        motion: (B, 2, h, w) float32, reverse flow in pixels of this grid. It must not be the one that the network uses.
+        trust: (B, 1, h, w) float32, from 0 to 1: the weight of each pixel.
+
+    Returns:
+        Scalar; 0 if no pixel is trusted.
+    """
+    difference = (probabilities - ops.warp(previous, motion)).square().sum(1, keepdim=True)
+    return (difference * trust).sum() / trust.sum().clamp(min=1)
+
+
 def _cross_entropy(logits: Tensor, label: Tensor, weights: Tensor) -> Tensor:
     void = logits.shape[1]
     return F.cross_entropy(logits, label.long().clamp(max=void), weights, ignore_index=void, reduction="sum")
+
+
+def _resized(logits: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(logits.float(), size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _subsample(label: Tensor, like: Tensor) -> Tensor:
@@ -135,6 +160,7 @@ class ClipLoss(nn.Module):
         ]
         head = getattr(network.host, "auxiliary", None)
         self.with_auxiliary = head is not None and config.model.train_host and config.loss.auxiliary > 0
+        self._views = Views(VideoCNN(network.host, {}), spec) if config.loss.distillation else None
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1))
         self.register_buffer("weights", weights)
@@ -145,36 +171,52 @@ class ClipLoss(nn.Module):
         self.network.host.train(mode and self.config.model.train_host)
         return self
 
-    def forward(self, images: Tensor, labels: Tensor, flows: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor, flows: Tensor, motion: Tensor, trust: Tensor) -> Tensor:
         """Run a batch of clips; see `netwarp_ros.training.data.Batch` for the shapes.
 
         Returns:
-            Scalar: the loss over the frames that ``config.clip.loss_on`` selects. If several processes share a batch,
-            cross-entropy is divided by the mean of their `labelled_weight`, so that the mean of their losses is the
-            loss of the whole batch. Lovász-softmax is computed by each process for its own clips.
+            Scalar: the loss over the frames that ``config.clip.loss_on`` selects; consistency is that of each of them
+            with the frame before. If several processes share a batch, cross-entropy is divided by the mean of their
+            `labelled_weight`, so that the mean of their losses is the loss of the whole batch. Lovász-softmax and what
+            else there is are computed by each process for its own clips.
         """
         memory: Memory | None = None
-        scored_logits, scored_auxiliary = [], []
-        precision, clip = self.config.precision, self.config.clip
+        scored_logits, scored_auxiliary, further = [], [], []
+        precision, clip, weights = self.config.precision, self.config.clip, self.config.loss
+        previous: Tensor | None = None
         with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
             for t in range(clip.length):
                 flow = flows[:, t - 1] if t else None
                 logits, auxiliary, memory = self._run(images[:, t], flow, memory, t in self.scored)
+                if weights.consistency:
+                    probabilities = _resized(logits, motion).softmax(1)
+                    if previous is not None and t in self.scored:
+                        along = motion[:, t - 1], trust[:, t - 1]
+                        further.append(weights.consistency * consistency_loss(probabilities, previous, *along))
+                    previous = probabilities
                 if t in self.scored:
                     scored_logits.append(logits)
+                    if self._views is not None:
+                        further.append(weights.distillation * self._distillation(self._views, images[:, t], logits))
                 if auxiliary is not None:
                     scored_auxiliary.append(auxiliary)
                 if clip.detach_every and (t + 1) % clip.detach_every == 0:
                     memory = memory.detach()
         label = torch.cat([labels[:, t] for t in self.scored])
-        return segmentation_loss(
+        loss = segmentation_loss(
             torch.cat(scored_logits),
             torch.cat(scored_auxiliary) if scored_auxiliary else None,
             label,
             self.weights,
             mean_over_processes(labelled_weight(label, self.weights)),
-            self.config.loss,
+            weights,
         )
+        return loss + torch.stack(further).sum() / len(self.scored) if further else loss
+
+    def _distillation(self, views: Views, image: Tensor, logits: Tensor) -> Tensor:
+        """Return the divergence of the network's probabilities for a frame from those of its host's views."""
+        targets = views(normalise(image, self.mean, self.std), map_size(logits))
+        return F.kl_div(logits.float().log_softmax(1), targets, reduction="none").sum(1).mean()
 
     def _run(
         self, image: Tensor, flow: Tensor | None, memory: Memory | None, scored: bool

@@ -25,14 +25,12 @@ from netwarp_ros import ops
 from netwarp_ros.classes import VOID
 from netwarp_ros.flow import DisFlow, halve
 from netwarp_ros.metrics import flows_agree
-from netwarp_ros.models import Inference, ModelSpec, VideoCNN, resize_flow
+from netwarp_ros.models import ModelSpec, VideoCNN, resize_flow
 from netwarp_ros.models.input_frames import InputFrames
 from netwarp_ros.recordings.frames import Frame, FrameSource
 from netwarp_ros.segmenter import MAX_GAP, MAX_INPUT_WIDTH
 from netwarp_ros.training.losses import normalise
-
-SCALES = (1.0, 1.5)
-"""Scales that the host sees each frame at."""
+from netwarp_ros.training.views import Views
 
 ROUNDS = 2
 """How often the probabilities are averaged with those of both neighbours: frames t-2 to t+2 take part in frame t."""
@@ -182,9 +180,7 @@ class Teacher:
     """
 
     def __init__(self, host: VideoCNN, spec: ModelSpec, device: torch.device, precision: torch.dtype) -> None:
-        self._host, self._spec, self._device, self._precision = host, spec, device, precision
-        scales = (1.0,) if spec.input_size.fixed else SCALES
-        self._inference = Inference(scales=scales, flip=True, multiple=spec.input_size.multiple)
+        self._views, self._spec, self._device, self._precision = Views(host, spec), spec, device, precision
         self._mean, self._std = (
             torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (spec.mean, spec.std)
         )
@@ -216,13 +212,11 @@ class Teacher:
         images = torch.from_numpy(np.stack(run.images))
         return Drive(images, estimate_flows(run.images), targets, labels, before.flow, before.trust)
 
-    @torch.no_grad()
     def _probabilities(self, image: np.ndarray, grid: tuple[int, int]) -> Tensor:
         """Return the host's probabilities for an image, averaged over its views: ``(K, h, w)`` float32."""
         frame = normalise(torch.from_numpy(image)[None].to(self._device), self._mean, self._std)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            probabilities, _ = self._inference(self._host, frame)
-        return F.interpolate(probabilities.float(), size=grid, mode="area")[0]
+            return self._views(frame, grid)[0]
 
 
 def half(size: tuple[int, ...]) -> tuple[int, int]:

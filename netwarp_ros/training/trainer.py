@@ -68,7 +68,8 @@ def train(config: TrainingConfig) -> Path:
         )
     with contextlib.ExitStack() as stack:
         rank, world = stack.enter_context(process_group(config))
-        datasets, validation = (open_sources(sources, config.augment) for sources in (config.data, config.validation))
+        datasets = open_sources(config.data, config.augment, with_motion=config.loss.consistency > 0)
+        validation = open_sources(config.validation, config.augment)
         batches = Batches(datasets, config, rank=rank, world=world)
         torch.manual_seed(config.seed)
         network, spec = build_network(config, batches.classes, datasets[0][0].image.shape[0])
@@ -158,10 +159,11 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
         refuse_onnx(initial.spec, f"model.initial {model.initial}", "it cannot be trained")
         spec = dataclasses.replace(initial.spec, input_height=input_height, notes={})
         classes.check_names(spec.classes, f"model.initial {model.initial}")
-        if spec.netwarp and model.netwarp:
+        if spec.netwarp and model.netwarp and model.netwarp != dataclasses.replace(spec.netwarp, blend="gated"):
             raise ValueError(
                 f"model.initial {model.initial} already has NetWarp behind {', '.join(spec.netwarp.layers)}: leave "
-                "model.netwarp out to train it, or start from its image CNN"
+                "model.netwarp out to train it, give the same with blend: gated to add a gate, or start from its image "
+                "CNN"
             )
     else:
         spec = ModelSpec(str(model.host), classes, {"num_classes": len(classes)}, input_height=input_height)
@@ -180,7 +182,7 @@ def build_network(config: TrainingConfig, classes: ClassSet, input_height: int) 
         trained = dataclasses.replace(spec, host_arguments={**spec.host_arguments, "auxiliary": True})
     network = build(trained)
     if initial:
-        network.load_state_dict(initial.network.state_dict(), strict=False)  # NetWarp and auxiliary head are new
+        network.load_state_dict(initial.network.state_dict(), strict=False)  # NetWarp, gate and auxiliary head are new
     network.host.requires_grad_(model.train_host)
     return network, spec
 
@@ -255,6 +257,7 @@ def parameter_groups(network: VideoCNN, config: OptimiserConfig) -> list[dict[st
         "host.backbone.": ("backbone_rate", config.backbone_rate),
         "netwarps.": ("netwarp_rate", config.netwarp_rate),
         "flow_cnn.": ("flow_cnn_rate", config.flow_cnn_rate),
+        "gate.": ("gate_rate", config.gate_rate),
     }
     groups = defaultdict(list)
     seen = set()

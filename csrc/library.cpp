@@ -12,4 +12,9 @@ STABLE_TORCH_LIBRARY(netwarp_ros, library) {
   library.def(
       "warp_combine_backward_weights(Tensor grad, Tensor present, Tensor previous, Tensor flow) -> (Tensor, Tensor)");
   library.def("resize_argmax(Tensor scores, SymInt height, SymInt width) -> Tensor");
+  // The permutohedral lattice, on the CPU; netwarp_ros/ops/lattice.py says what they compute.
+  library.def("lattice_build(Tensor positions) -> (Tensor, Tensor, Tensor)");
+  library.def("lattice_splat(Tensor values, Tensor vertices, Tensor weights, int count) -> Tensor");
+  library.def("lattice_blur(Tensor values, Tensor neighbors, Tensor taps) -> Tensor");
+  library.def("lattice_slice(Tensor values, Tensor vertices, Tensor weights) -> Tensor");
 }

@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"classes", "recordings", "street"},
     "models": {"classes", "ops", "resources"},
     "engines": {"models", "ops", "resources"},
-    "segmenter": {"classes", "engines", "flow", "models", "ops", "resources", "timing"},
+    "rivals": {"engines", "models", "ops"},
+    "segmenter": {"classes", "engines", "flow", "models", "ops", "resources", "rivals", "timing"},
     "offline": {"classes", "flow", "models", "recordings", "resources", "segmenter"},
     "training": {
         "classes", "datasets", "engines", "flow", "metrics", "models", "ops", "recordings", "resources", "segmenter",
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "timing",
     },
     "quantization": {"classes", "engines", "evaluation", "models", "recordings", "resources", "segmenter"},
-    "benchmarks": {"engines", "evaluation", "flow", "models", "ops", "recordings", "segmenter", "training"},
+    "benchmarks": {"engines", "evaluation", "flow", "models", "ops", "recordings", "rivals", "segmenter", "training"},
     "node": {
         "classes", "engines", "environment", "flow", "mailbox", "models", "msg", "ops", "recordings", "resources",
         "segmenter", "timing",

@@ -75,6 +75,11 @@ PARAMETERS: dict[str, tuple[type, str]] = {
         "first image does not have to wait for it.",
     ),
     "host_only": (bool, "Run the image CNN on each frame by itself, without memory and flow."),
+    "keyframes": (
+        str,
+        "Frames that the network runs on; on the others, its scores are moved along the flow. none: every frame. "
+        "adaptive: when too much has not been seen before. A number N from 2 to 100: every N-th frame.",
+    ),
     "label_map": (
         str,
         "Label map that turns the model's classes into those of the masks: the name of a shipped one, or path of a "

@@ -49,7 +49,7 @@ PRODUCT_MARK = written_by("segment")
 
 @dataclass(frozen=True)
 class TimingRow:
-    """The line of a frame in ``timing.csv``: times in ms, and whether and why the memory was reset."""
+    """The line of a frame in ``timing.csv``: times in ms, why the memory was reset, and 1 for a key frame."""
 
     index: int
     name: str
@@ -63,6 +63,7 @@ class TimingRow:
     total_ms: float
     memory: str
     reason: str
+    is_key: int = 1
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,9 @@ def write_masks(path: Path, folder: Path, rows: Sequence[TimingRow], classes: Cl
             mask = read_samples(folder / "masks" / f"{row.name}.png")
             bag.write(f"{topic}/mask", image_message(mask, "mono8", common), row.recorded_ns)
             stages = {stage: getattr(row, f"{stage}_ms") for stage in _STAGES}
-            timing = timing_message(common, sequences[camera], stages, MemoryState[row.memory.upper()], row.reason)
+            timing = timing_message(
+                common, sequences[camera], stages, MemoryState[row.memory.upper()], row.reason, is_key=bool(row.is_key)
+            )
             bag.write(f"{topic}/timing", timing, row.recorded_ns)
             sequences[camera] += 1
 
@@ -288,6 +291,7 @@ def _timing_row(frame: Frame, result: Result) -> TimingRow:
         total_ms=round(sum(stages.values()), 3),
         memory=result.memory.name.lower(),
         reason=str(result.reason),
+        is_key=int(result.is_key),
     )
 
 

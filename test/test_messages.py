@@ -51,7 +51,7 @@ def test_a_header_without_stamp_gives_the_time_of_recording() -> None:
 
 def test_durations_that_were_not_measured_are_nan() -> None:
     stages = {"prepare": 1.0, "flow": 2.0, "network": 4.0}
-    timing = timing_message(header(5, "front"), 3, stages, 1, "")
+    timing = timing_message(header(5, "front"), 3, stages, 1, "", is_key=False)
     read = typestore.deserialize_cdr(typestore.serialize_cdr(timing, FRAME_TIMING), FRAME_TIMING)
     assert (read.sequence, read.prepare_ms, read.flow_ms, read.network_ms, read.total_ms) == (3, 1, 2, 4, 7)
     assert (read.memory, read.reason, read.dropped) == (read.MEMORY_KEPT, "", 0)

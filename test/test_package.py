@@ -103,6 +103,7 @@ def test_frame_timing_says_where_the_time_went() -> None:
         ("uint64", "dropped"),
         ("uint8", "memory"),
         ("string", "reason"),
+        ("bool", "is_key"),
     ]
 
 
@@ -112,9 +113,7 @@ def test_the_built_message_is_the_described_one() -> None:
 
     described = {name: kind for kind, name in message_fields() if "=" not in name}
     built = FrameTiming.get_fields_and_field_types()
-    assert {
-        name: kind.replace("float", "float32") if kind == "float" else kind for name, kind in built.items()
-    } == described
+    assert {name: {"float": "float32", "boolean": "bool"}.get(kind, kind) for name, kind in built.items()} == described
     assert (FrameTiming.MEMORY_NEW, FrameTiming.MEMORY_KEPT) == (0, 1)
 
 

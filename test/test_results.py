@@ -91,6 +91,7 @@ def test_results_as_json_have_no_nan(tmp_path: Path) -> None:
         "host": {**plain, "miou": 40},
         "disagreement": None,
         "stages_ms": {"flow": {"p50": 1}},
+        "key_frames": 2,
         "fps": 9,
         "resets": {"gap": 1},
         "dropped": {},
@@ -104,6 +105,7 @@ def test_results_as_json_have_no_nan(tmp_path: Path) -> None:
                 "name": "f0",
                 **common,
                 "reason": "first frame",
+                "is_key": True,
                 "wait_ms": 0,
                 "age_ms": None,
                 "disagreement": None,
@@ -118,6 +120,7 @@ def test_results_as_json_have_no_nan(tmp_path: Path) -> None:
                 "name": "f1",
                 **common,
                 "reason": "",
+                "is_key": True,
                 "wait_ms": 1,
                 "age_ms": 4,
                 "disagreement": 3.5,
@@ -175,8 +178,8 @@ def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     assert file.read_text().endswith("old") and list(tmp_path.iterdir()) == [file]
     write_csv(file, broken[:1])
     assert file.read_text().splitlines() == [
-        "name,camera,stamp_ns,reason,flow_ms,network_ms,total_ms,wait_ms,age_ms,miou,tc,disagreement",
-        "f0,,7,,1.000,2.000,3.000,0.000,,,,",
+        "name,camera,stamp_ns,reason,is_key,flow_ms,network_ms,total_ms,wait_ms,age_ms,miou,tc,disagreement",
+        "f0,,7,,1,1.000,2.000,3.000,0.000,,,,",
     ]
 
 

@@ -23,7 +23,8 @@ from netwarp_ros.models import Model, load_model, read_spec
 from netwarp_ros.models.weights import find_weights
 from netwarp_ros.recordings.atomic import replacing, written_by
 from netwarp_ros.recordings.frames import FrameSource
-from netwarp_ros.segmenter import Segmenter
+from netwarp_ros.rivals import check_rival
+from netwarp_ros.segmenter import KeyFrames, Segmenter
 from netwarp_ros.training.config import FREE_KEYS, TrainingConfig, load_config
 from netwarp_ros.training.trainer import train
 
@@ -55,13 +56,17 @@ class RowEvaluator:
     options: Mapping[str, Any]
     origin: Mapping[str, Any]
 
-    def evaluate_model(self, model: Model, flow: str, *, host: bool) -> dict[str, Any]:
+    def evaluate_model(
+        self, model: Model, flow: str, *, host: bool, rival: str = "", keyframes: str = "none"
+    ) -> dict[str, Any]:
         """Score and time a model.
 
         Args:
             model: The model.
             flow: Name of an estimator, or folder of precomputed flow, as `open_flow` takes it.
             host: Also score the host on its own, if the model has NetWarp.
+            rival: As `Segmenter` takes it.
+            keyframes: As `Segmenter` takes it.
 
         Returns:
             `EvaluationResults.to_json`, and ``runtime`` (of `Overhead.to_json`; None without NetWarp or
@@ -69,12 +74,13 @@ class RowEvaluator:
         """
         estimator, flows = open_flow(flow)
         options = {**self.options, "flow": estimator}
-        segmenter = Segmenter(model, **options)
+        segmenter = Segmenter(model, rival=rival, keyframes=keyframes, **options)
         classes, video = model.spec.classes, segmenter.uses_netwarp
         scores = self.evaluate(segmenter, classes, flows=flows, host=host and video, widths=[TRIMAP_WIDTH]).to_json()
-        timed = video and flows is None and len(self.images) > 1
+        timed = video and not rival and keyframes == "none" and flows is None and len(self.images) > 1
         return {
-            "flow": flow if video else "",
+            "flow": flow if segmenter.uses_flow else "",
+            "keyframes": keyframes,
             **scores,
             "runtime": measure_overhead(self.images, model, **options).to_json() if timed else None,
             "netwarp": model.spec.netwarp and dataclasses.asdict(model.spec.netwarp),
@@ -108,19 +114,31 @@ def first_images(frames: FrameSource, count: int = TIMED_FRAMES) -> list[np.ndar
     return images
 
 
-def model_rows(evaluator: RowEvaluator, models: Sequence[str], flows: Sequence[str], *, hosts: bool) -> list[Row]:
-    """Return a row for each video CNN with each flow, and a single row for each image CNN.
+def model_rows(
+    evaluator: RowEvaluator,
+    models: Sequence[str],
+    flows: Sequence[str],
+    rivals: Sequence[str] = (),
+    keyframes: Sequence[str] = (),
+    *,
+    hosts: bool,
+) -> list[Row]:
+    """Return a row for each video CNN with each flow, and one for each image CNN; then one by rival and by key frames.
 
     Args:
         evaluator: Scores and times the models.
         models: Names or files of models.
         flows: Names of estimators, or folders of precomputed flow.
+        rivals: Names of rivals, which refine the scores of each model's host along the first flow.
+        keyframes: Kinds of key frames, as `KeyFrames` takes them; along the first flow.
         hosts: Whether to also score the hosts of video CNNs on their own.
 
     Raises:
         WeightsError: If there is no such model.
-        ValueError: If a flow is neither an estimator nor a folder.
+        ValueError: If a flow is neither an estimator nor a folder, or there is no such rival.
     """
+    for rival in rivals:
+        check_rival(rival)
     sources = {flow: _flow_source(flow) for flow in flows}
     rows = []
     for name in models:
@@ -132,6 +150,14 @@ def model_rows(evaluator: RowEvaluator, models: Sequence[str], flows: Sequence[s
                 origin["flow"] = sources[flow]
             compute = partial(_evaluate_weights, evaluator, weights, flow, host=hosts)
             rows.append(Row(f"{name}, {flow}" if temporal and len(flows) > 1 else name, origin, compute))
+        for rival in rivals:
+            origin = {**evaluator.origin, "weights": describe_input(weights)["sha256"], "flow": sources[flows[0]]}
+            compute = partial(_evaluate_weights, evaluator, weights, flows[0], host=False, rival=rival)
+            rows.append(Row(f"{name}: host with {rival}", {**origin, "rival": rival}, compute))
+        for kind in keyframes:
+            origin = {**evaluator.origin, "weights": describe_input(weights)["sha256"], "flow": sources[flows[0]]}
+            compute = partial(_evaluate_weights, evaluator, weights, flows[0], host=False, keyframes=kind)
+            rows.append(Row(f"{name}, key frames {KeyFrames(kind).text}", {**origin, "keyframes": kind}, compute))
     return rows
 
 
@@ -244,6 +270,8 @@ def markdown(kind: str, results: Iterable[Mapping[str, Any]]) -> str:
     for result in results:
         name, runtime, host_ms = result["name"], result["runtime"], None
         timing = {"flow ms": None, "ms": result["stages_ms"]["total"]["p50"]}
+        if result.get("keyframes", "none") != "none":  # the median would be of key frames alone, or of the others
+            timing["ms"] = 1e3 / result["fps"]
         if runtime:
             host_ms, video = runtime["stages_ms"]["host"]["total"], runtime["stages_ms"]["netwarp"]
             timing = {"flow ms": video["flow"], "ms": video["total"], "overhead %": runtime["overhead"]}
@@ -267,8 +295,10 @@ def _line(kind: str, name: str, scores: Mapping[str, Any], timing: Mapping[str, 
     return {"variant" if kind == "sweep" else "model": name, **texts}
 
 
-def _evaluate_weights(evaluator: RowEvaluator, weights: Path, flow: str, *, host: bool) -> dict[str, Any]:
-    return evaluator.evaluate_model(load_model(weights), flow, host=host)
+def _evaluate_weights(
+    evaluator: RowEvaluator, weights: Path, flow: str, *, host: bool, rival: str = "", keyframes: str = "none"
+) -> dict[str, Any]:
+    return evaluator.evaluate_model(load_model(weights), flow, host=host, rival=rival, keyframes=keyframes)
 
 
 def _train_and_evaluate(evaluator: RowEvaluator, config: TrainingConfig, flow: str) -> dict[str, Any]:

@@ -91,6 +91,24 @@ class ModelOptions(EngineOptions):
     host_only: Annotated[
         bool, typer.Option("--host-only", help="Run the image CNN on each frame alone, without NetWarp.")
     ] = False
+    keyframes: Annotated[
+        str,
+        typer.Option(
+            "--keyframes",
+            metavar="none|N|adaptive",
+            help="Frames that the network runs on: all, every N-th, or when too much is new. On the others, its scores "
+            "are moved along the flow.",
+        ),
+    ] = "none"
+    rival: Annotated[
+        str,
+        typer.Option(
+            "--rival",
+            metavar="NAME",
+            help="Refine the scores of the image CNN alone by densecrf, fso-crf or vpn, instead of NetWarp.",
+            show_default=False,
+        ),
+    ] = ""
     flow: Annotated[
         str,
         typer.Option(
@@ -156,6 +174,8 @@ class ModelOptions(EngineOptions):
             input_height=self.input_height,
             max_input_width=self.max_input_width,
             host_only=self.host_only,
+            rival=self.rival,
+            keyframes=self.keyframes,
             inference=inference,
             label_map=self.label_map,
             **self.engine_arguments(),
@@ -183,7 +203,7 @@ class ModelOptions(EngineOptions):
     def settings(self, segmenter: Segmenter) -> dict[str, Any]:
         """Return the settings of the segmenter that was made from these options, for a JSON file.
 
-        The label map and the ego masks are among them only if they are given, each with a hash of its content.
+        Key frames, rival, label map and ego masks are among them only if they are given; of files there is a hash.
         """
         from netwarp_ros.classes import label_map_file
         from netwarp_ros.resources import sha256
@@ -191,6 +211,10 @@ class ModelOptions(EngineOptions):
         given: dict[str, Any] = {}
         if self.label_map is not None:
             given["label_map"] = {"name": self.label_map, "sha256": sha256(label_map_file(self.label_map))}
+        if segmenter.keyframes.skip:
+            given["keyframes"] = self.keyframes
+        if self.rival:
+            given["rival"] = self.rival
         if self.ego_mask:
             given["ego_masks"] = self.ego_masks().hashes()
         return {

@@ -87,6 +87,8 @@ def _measure_table(results: EvaluationResults) -> Table:
 def _timing_table(results: EvaluationResults) -> Table:
     percent = results.segmenting_percent
     title = f"{results.fps:.1f} frames per second, {percent:.1f} % of the time without scoring in flow and network"
+    if results.key_frames < results.frames:
+        title += f"; {results.key_frames} of {results.frames} are key frames"
     table = Table("stage", "p50 ms", "p95 ms", "p99 ms", title=title)
     rows = list(results.stages_ms.items())
     if results.latency_ms:

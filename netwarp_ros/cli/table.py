@@ -75,6 +75,26 @@ def table(
             show_default=False,
         ),
     ] = None,
+    keyframes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keyframes",
+            metavar="N|adaptive",
+            help="models, classes: also a row for each model whose network runs on such frames only; may be given more "
+            "than once.",
+            show_default=False,
+        ),
+    ] = None,
+    rivals: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rival",
+            metavar="NAME",
+            help="models, classes: also a row for each model's host with densecrf, fso-crf or vpn; may be given more "
+            "than once.",
+            show_default=False,
+        ),
+    ] = None,
     input_height: InputHeightOption = 0,
     inference: InferenceOptions,
     reading: RecordingOptions,
@@ -99,6 +119,8 @@ def table(
         raise ValueError("a sweep trains its models: give RECIPE.yaml, and leave out --model")
     if kind != "sweep" and (recipe or variant or steps):
         raise ValueError(f"nothing is trained for {kind}: leave out RECIPE.yaml, --variant and --steps")
+    if kind not in ("models", "classes") and (rivals or keyframes):
+        raise ValueError(f"there are no rivals and key frames in the table {kind}: leave out --rival and --keyframes")
     options = {**engine.engine_arguments(), "input_height": input_height}
     evaluator = _row_evaluator(data, reading, inference, options)
     flows = flows or (list(ESTIMATORS) if kind == "flows" else ["ultrafast"])
@@ -107,7 +129,9 @@ def table(
             raise ValueError(f"a sweep takes one flow, not {', '.join(flows)}")
         rows = tables.sweep_rows(evaluator, recipe, [_variant(text) for text in variant or []], steps, flows[0])
     else:
-        rows = tables.model_rows(evaluator, models or [DEFAULT_MODEL], flows, hosts=kind != "flows")
+        rows = tables.model_rows(
+            evaluator, models or [DEFAULT_MODEL], flows, rivals or [], keyframes or [], hosts=kind != "flows"
+        )
     results = tables.compute_rows(kind, rows, json_file, lambda line: typer.echo(line, err=True))
     typer.echo(tables.markdown(kind, results))
 

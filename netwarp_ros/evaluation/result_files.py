@@ -142,13 +142,13 @@ def write_csv(path: Path, records: Sequence[FrameRecord]) -> None:
     with replacing(path, CSV_MARK) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         stages = list(records[0].stages_ms) if records else []
         table = csv.writer(file)
-        names = ["name", "camera", "stamp_ns", "reason"]
+        names = ["name", "camera", "stamp_ns", "reason", "is_key"]
         times = [f"{stage}_ms" for stage in (*stages, "total", "wait", "age")]
         table.writerow([*names, *times, "miou", "tc", "disagreement"])
         for record in records:
             durations = [*(record.stages_ms[stage] for stage in stages), record.total_ms, record.wait_ms, record.age_ms]
             values = [*durations, record.miou, record.tc, record.disagreement]
             table.writerow(
-                [record.name, record.camera, record.stamp_ns, record.reason]
+                [record.name, record.camera, record.stamp_ns, record.reason, int(record.is_key)]
                 + ["" if math.isnan(value) else f"{value:.3f}" for value in values]
             )

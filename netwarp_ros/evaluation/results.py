@@ -97,6 +97,7 @@ class FrameRecord:
         stamp_ns: Stamp of the frame in ns.
         stages_ms: Duration of each stage of the segmenter.
         reason: Why the memory was reset; empty if it was kept.
+        is_key: Whether the network was run on the frame.
         wait_ms: Waiting time in the mailbox; 0 unless real time is simulated.
         age_ms: Time from the stamp to the mask; nan unless real time is simulated.
         disagreement: Per cent of the pixels to which the host gives another class; nan without the host.
@@ -112,6 +113,7 @@ class FrameRecord:
     stamp_ns: int
     stages_ms: Mapping[str, float]
     reason: str = ""
+    is_key: bool = True
     wait_ms: float = 0.0
     age_ms: float = math.nan
     disagreement: float = math.nan
@@ -134,6 +136,7 @@ class FrameRecord:
             "stamp_ns": self.stamp_ns,
             "stages_ms": {stage: round(value, 3) for stage, value in self.stages_ms.items()},
             "reason": self.reason,
+            "is_key": self.is_key,
             "wait_ms": round(self.wait_ms, 3),
             "age_ms": _plain(round(self.age_ms, 3)),
             "disagreement": _plain(self.disagreement),
@@ -152,7 +155,7 @@ class FrameRecord:
         for name, key in (("miou", "confusion"), ("tc", "tc")):
             numbers[name] = mean_iou(None if data[key] is None else dense(data[key], num_classes))
         plain = {name: data[name] for name in ("name", "camera", "stamp_ns", "stages_ms", "reason")}
-        return cls(**plain, **numbers, labelled=data["confusion"] is not None)
+        return cls(**plain, is_key=data.get("is_key", True), **numbers, labelled=data["confusion"] is not None)
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,11 @@ class EvaluationResults(Scores):
     records: Sequence[FrameRecord]
 
     @property
+    def key_frames(self) -> int:
+        """Number of frames that the network was run on."""
+        return sum(record.is_key for record in self.records)
+
+    @property
     def segmenting_percent(self) -> float:
         """Per cent of the time for reading and segmenting that went to segmenting. JSON calls it ``share``."""
         return 100 * self.wall_s["segmenting"] / (self.wall_s["segmenting"] + self.wall_s["reading"])
@@ -203,6 +211,7 @@ class EvaluationResults(Scores):
             "host": self.host and self.host.to_json(),
             "disagreement": _plain(self.disagreement),
             "stages_ms": _plain(self.stages_ms),
+            "key_frames": self.key_frames,
             "fps": _plain(self.fps),
             "resets": dict(self.resets),
             "dropped": dict(self.dropped),

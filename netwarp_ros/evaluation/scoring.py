@@ -174,6 +174,7 @@ def score_frames(
             stamp_ns=frame.stamp_ns,
             stages_ms=results[0].stages_ms,
             reason=results[0].reason,
+            is_key=results[0].is_key,
             wait_ms=wait_ms,
             age_ms=age_ms,
             disagreement=_disagreement(*masks) if host else math.nan,

@@ -213,7 +213,9 @@ class Camera:
         counts = self.counter.snapshot()
         reset = "" if result.reason == Reset.HOST_ONLY else result.reason
         unstamped = stamp_of(message) == 0
-        self.counter.count_published(durations["total_ms"], durations["age_ms"], reset, unstamped=unstamped)
+        self.counter.count_published(
+            durations["total_ms"], durations["age_ms"], reset, unstamped=unstamped, is_key=result.is_key
+        )
         try:
             self._publish_timing(result, header, durations, counts)
             if self.outputs.wants_pictures and self._pictures.put(self.name, Picture(image, result.mask, header)):
@@ -231,6 +233,7 @@ class Camera:
                 dropped=before.dropped.total() + before.missed,
                 memory=result.memory,
                 reason=result.reason,
+                is_key=result.is_key,
             )
         )
 

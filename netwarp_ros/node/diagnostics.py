@@ -93,6 +93,7 @@ def camera_status(
         "received": current.received,
         "published": current.published,
         "published without stamp": current.unstamped,
+        "key frames": current.key_frames,
         "in flight": current.in_flight,
         "dropped": current.dropped.total(),
         **{f"dropped: {reason}": current.dropped[reason] for reason in DropReason},

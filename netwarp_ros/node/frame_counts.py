@@ -41,6 +41,7 @@ class FrameCounts:
         received: Frames received.
         published: Frames whose mask was published.
         unstamped: Those of them whose image had no stamp (0).
+        key_frames: Those of them that the network was run on.
         dropped: Frames dropped, by `DropReason`.
         resets: How often the memory was reset, by reason.
         late_pictures: Color and overlay that were not made: a newer mask came before their turn.
@@ -57,6 +58,7 @@ class FrameCounts:
     received: int = 0
     published: int = 0
     unstamped: int = 0
+    key_frames: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     resets: Counter[str] = field(default_factory=Counter)
     late_pictures: int = 0
@@ -102,7 +104,9 @@ class FrameCounter:
         with self._lock:
             self._counts.last_error = error
 
-    def count_published(self, latency_ms: float, age_ms: float, reset: str, *, unstamped: bool = False) -> None:
+    def count_published(
+        self, latency_ms: float, age_ms: float, reset: str, *, unstamped: bool = False, is_key: bool = True
+    ) -> None:
         """Count a frame whose mask was published.
 
         Args:
@@ -110,10 +114,12 @@ class FrameCounter:
             age_ms: Image stamp to mask published.
             reset: Why the memory was reset; empty if it was kept.
             unstamped: Whether its image had no stamp.
+            is_key: Whether the network was run on it.
         """
         with self._lock:
             self._counts.published += 1
             self._counts.unstamped += unstamped
+            self._counts.key_frames += is_key
             self._counts.latencies_ms.append(latency_ms)
             self._counts.ages_ms.append(age_ms)
             if reset:

@@ -61,6 +61,13 @@ MASK_SIZE = Form(
 )
 """The size of a mask."""
 
+KEYFRAMES = Form(
+    re.compile(r"none|adaptive|[2-9]|[1-9][0-9]|100"),
+    "none, adaptive, or a number from 2 to 100, such as '4'",
+    "",
+)
+"""Which frames are key frames."""
+
 NAMES = Form(re.compile(r".+"), "a name", "a list of different names, such as ['pedestrian', 'bicyclist']")
 """Names of classes."""
 

@@ -202,6 +202,7 @@ class Pipeline:
             max_input_width=settings.max_input_width,
             max_gap=settings.max_gap,
             host_only=settings.host_only,
+            keyframes=settings.keyframes,
             label_map=settings.label_map or None,
             mask_size=settings.mask_size,
         )

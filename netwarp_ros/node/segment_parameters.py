@@ -13,7 +13,7 @@ from netwarp_ros.flow.dis import PRESETS
 from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.models.spec import MAX_INPUT_HEIGHT
 from netwarp_ros.node.images import MASK_ENCODINGS
-from netwarp_ros.node.parameters import MASK_SIZE, NAMES, SIZE, TOPIC, Spec, parameter
+from netwarp_ros.node.parameters import KEYFRAMES, MASK_SIZE, NAMES, SIZE, TOPIC, Spec, parameter
 from netwarp_ros.segmenter import MAX_GAP, MAX_INPUT_WIDTH
 
 
@@ -76,6 +76,12 @@ class SegmentParameters:
         form=SIZE,
     )
     host_only: bool = parameter(False, "Run the image CNN on each frame by itself, without memory and flow.")
+    keyframes: str = parameter(
+        "none",
+        "Frames that the network runs on; on the others, its scores are moved along the flow. none: every frame. "
+        "adaptive: when too much has not been seen before. A number N from 2 to 100: every N-th frame.",
+        form=KEYFRAMES,
+    )
     label_map: str = parameter(
         "",
         "Label map that turns the model's classes into those of the masks: the name of a shipped one, or path of a "

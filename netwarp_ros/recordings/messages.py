@@ -48,6 +48,7 @@ _DEFINITIONS = {
         uint64 dropped
         uint8 memory
         string reason
+        bool is_key
         """,
     _VISION_CLASS: "uint16 class_id\nstring class_name",
     LABEL_INFO: "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold",
@@ -119,7 +120,9 @@ def image_message(image: np.ndarray, encoding: str, header: Any) -> Any:
     )
 
 
-def timing_message(header: Any, sequence: int, stages_ms: Mapping[str, float], memory: int, reason: str) -> Any:
+def timing_message(
+    header: Any, sequence: int, stages_ms: Mapping[str, float], memory: int, reason: str, *, is_key: bool
+) -> Any:
     """Return a ``netwarp_ros/FrameTiming`` of a frame that was segmented without a node.
 
     The durations that only a node can measure (receive, wait, decode, publish, age) are NaN.
@@ -130,6 +133,7 @@ def timing_message(header: Any, sequence: int, stages_ms: Mapping[str, float], m
         stages_ms: Durations of ``prepare``, ``flow`` and ``network``.
         memory: ``MEMORY_NEW`` or ``MEMORY_KEPT``.
         reason: Why the memory was reset; empty if it was kept.
+        is_key: Whether the network was run on the frame.
     """
     nan = float("nan")
     return typestore.types[FRAME_TIMING](
@@ -147,6 +151,7 @@ def timing_message(header: Any, sequence: int, stages_ms: Mapping[str, float], m
         dropped=0,
         memory=memory,
         reason=reason,
+        is_key=is_key,
     )
 
 

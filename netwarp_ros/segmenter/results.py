@@ -45,6 +45,8 @@ class Result:
         reason: Why it was reset (a `Reset`); empty when it was kept.
         confidence: ``(H, W)`` uint8, the confidence of each pixel of the mask in 1/255, see `Confidence`; 0 where there
             is no class. None if it was not asked for.
+        is_key: Whether the network was run on this frame; otherwise its scores were moved here from the latest key
+            frame, see `KeyFrames`.
     """
 
     mask: np.ndarray
@@ -52,3 +54,4 @@ class Result:
     memory: MemoryState
     reason: str
     confidence: np.ndarray | None = None
+    is_key: bool = True

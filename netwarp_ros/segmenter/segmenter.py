@@ -41,6 +41,7 @@ from netwarp_ros.models.input_frames import InputFrames
 from netwarp_ros.models.spec import InputSize
 from netwarp_ros.models.video_cnn import map_size, to_device
 from netwarp_ros.segmenter.ego_mask import EgoMask
+from netwarp_ros.segmenter.keyframes import KeyFrame, KeyFrames, move
 from netwarp_ros.segmenter.masks import (
     Confidence,
     MaskSize,
@@ -51,6 +52,7 @@ from netwarp_ros.segmenter.masks import (
     leave_out_unsure,
     without_void,
 )
+from netwarp_ros.segmenter.previous_frame import PreviousFrame
 from netwarp_ros.segmenter.results import MemoryState, Reset, Result
 from netwarp_ros.timing import timed
 
@@ -81,9 +83,11 @@ class Segmenter:
             itself, it is scaled to this width. This bounds time and memory for images of few rows, as of a line camera.
         max_gap: The memory is reset if two stamps are more than this many seconds apart.
         host_only: Run the host by itself, frame by frame, without NetWarp and flow.
+        rival: One of `netwarp_ros.rivals.RIVALS`, which then refines the scores of the host alone; empty for none.
         inference: Which views of a frame the network sees; by default one, the whole frame.
         label_map: Maps the model's classes to those of the masks; the name of a shipped label map, or a file.
         mask_size: Size of the masks; see `MaskSize`.
+        keyframes: Which frames the network runs on; on the others, scores are moved along the flow. See `KeyFrames`.
 
     Attributes:
         model: The segmenter's own model.
@@ -92,7 +96,8 @@ class Segmenter:
         engine: The engine in use.
         engine_options: What was asked for.
         engine_problem: Why it is not the one asked for, or not the best one; empty if it is.
-        uses_netwarp: Whether NetWarp and flow are in use: the model has NetWarp, and not ``host_only``.
+        uses_netwarp: Whether memory and flow are in use: the model has NetWarp, and not ``host_only``; or the rival
+            uses earlier frames.
 
     Raises:
         ValueError: If an argument is not valid, or the device, engine or precision is not available here.
@@ -113,9 +118,11 @@ class Segmenter:
         max_input_width: int = MAX_INPUT_WIDTH,
         max_gap: float = MAX_GAP,
         host_only: bool = False,
+        rival: str = "",
         inference: Inference = WHOLE_FRAME,
         label_map: LabelMap | str | Path | None = None,
         mask_size: str = "image",
+        keyframes: KeyFrames | str = "none",
     ) -> None:
         if not max_gap > 0:
             raise ValueError(f"max_gap is {max_gap}: give seconds > 0")
@@ -130,6 +137,7 @@ class Segmenter:
             self.classes, self._label_table = chosen.classes, chosen.table(self.model.spec.classes)
         self.label_map = label_map
         self.mask_size = MaskSize(mask_size)
+        self.keyframes = KeyFrames(keyframes) if isinstance(keyframes, str) else keyframes
         self.confidence = Confidence()
         if threads:
             torch.set_num_threads(threads)
@@ -138,10 +146,22 @@ class Segmenter:
         self.frames = InputFrames(self.model.spec, input_height, max_input_width)
         self.max_gap = max_gap
         self.inference = _fitted(inference, self.model.spec.input_size)
+        if self.keyframes.skip and self.inference != WHOLE_FRAME:
+            raise ValueError(
+                f"keyframes is {self.keyframes.text}, which needs a network that sees the whole frame: leave "
+                "out windows, scales, flip"
+            )
         self.network = self.model.network
-        self.uses_netwarp = bool(self.network.layers) and not host_only
+        self.uses_netwarp = bool(self.network.layers) and not (host_only or rival)
         in_use = self.network if self.uses_netwarp else VideoCNN(self.network.host, {})
         self.engine, self.engine_problem = open_engine(in_use, self.model, self.input_height, self.engine_options)
+        if rival:
+            from netwarp_ros.rivals import open_rival  # the robot's process loads no rivals
+
+            if self.inference != WHOLE_FRAME:
+                raise ValueError(f"rival {rival} sees the whole frame: leave out windows, scales, flip")
+            self.engine = opened = open_rival(rival, self.engine, len(self.model.spec.classes))
+            self.uses_netwarp = opened.frames > 0
         self.device = self.engine.device
         self._warm: set[tuple[int, int]] = set()
         self._flow_thread = ThreadPoolExecutor(1, "flow") if self.device.type == "cuda" else None
@@ -150,6 +170,11 @@ class Segmenter:
     def input_height(self) -> int:
         """Height in pixels that images are scaled to."""
         return self.frames.height
+
+    @property
+    def uses_flow(self) -> bool:
+        """Whether the flow between frames is in use: by NetWarp, or to move scores from key frames."""
+        return self.uses_netwarp or self.keyframes.skip
 
     @property
     def precision(self) -> str:
@@ -164,7 +189,7 @@ class Segmenter:
     @flow.setter
     def flow(self, estimator: FlowEstimator) -> None:
         if isinstance(estimator, DisFlow):
-            estimator = DisFlow(estimator.preset, halved=True)
+            estimator = DisFlow(estimator.preset, halved=True, fine=self.keyframes.skip)
         self._flow = estimator
 
     @property
@@ -216,11 +241,11 @@ class Segmenter:
         return self.frames.padded((height, width)) in self._warm
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
-        """Segment two black frames, so that the engine's one-off work for their size is done before real ones come."""
+        """Segment black frames, two of them key frames, so that what is done once for their size is done beforehand."""
         self._warm.add(self.frames.padded((height, width)))
         stream = self.stream()
         image = np.zeros((height, width, 3), np.uint8)
-        for stamp_ns in (1, 2):
+        for stamp_ns in range(1, self.keyframes.distance + 2):
             stream.segment(image, stamp_ns)
 
     @torch.inference_mode()
@@ -229,8 +254,7 @@ class Segmenter:
         image: np.ndarray,
         flow: Callable[[], np.ndarray] | None = None,
         memory: Memory | InferenceMemory | None = None,
-        temperature: float | None = None,
-    ) -> tuple[np.ndarray, np.ndarray | None, Memory | InferenceMemory | None]:
+    ) -> tuple[Tensor, Memory | InferenceMemory | None]:
         """Run the network on one frame.
 
         Args:
@@ -238,31 +262,30 @@ class Segmenter:
             flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid. Called when NetWarp needs
                 it, so never when ``memory`` is None.
             memory: The memory that the previous call on this stream returned, or None.
-            temperature: Of the confidence; None if it is not needed.
 
         Returns:
-            The model's class of each pixel, ``(H, W)`` uint8; the confidence ``(h, w)`` uint8 in 1/255 on the grid of
-            the scores, or None; and the memory for the next call, None without NetWarp.
+            The scores ``(1, K, h, w)`` of the model's classes, with windows or several scales their probabilities; and
+            the memory for the next call, None without NetWarp.
         """
         frame = to_device(_as_maps(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), self.device)
-        height, width = image.shape[:2]
         motion = None if flow is None else lambda: _as_maps(np.ascontiguousarray(flow()))
         scores, memory = self._run(frame, motion, memory)
-        probabilities = self.inference != WHOLE_FRAME
-        mask, confidence = classify(scores, (height, width), temperature, are_probabilities=probabilities)
-        return mask, confidence, memory if self.uses_netwarp else None
+        return scores, memory if self.uses_netwarp else None
 
     def finish(
-        self, mask: np.ndarray, confidence: np.ndarray | None, image: Size, ego: EgoMask | None
+        self, scores: Tensor, image: Size, ego: EgoMask | None, temperature: float | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Make the mask of an image, and its confidence, from what `infer` returned.
 
         Args:
-            mask: Of the padded frame.
-            confidence: Of the padded frame.
+            scores: Of the padded frame.
             image: Size of the image.
             ego: What is left out.
+            temperature: Of the confidence; None if it is not needed.
         """
+        probabilities = self.inference != WHOLE_FRAME
+        with torch.inference_mode():
+            mask, confidence = classify(scores, self.frames.padded(image), temperature, are_probabilities=probabilities)
         if confidence is not None:
             confidence = self.frames.cropped(enlarge(confidence, (mask.shape[0], mask.shape[1])), image)
         mask = self.frames.cropped(mask, image)
@@ -290,19 +313,6 @@ class Segmenter:
         return self.inference(self.engine, self.engine.normalisation(frame), flow, memory)
 
 
-@dataclass(frozen=True)
-class _PreviousFrame:
-    """The previous frame of a stream."""
-
-    stamp_ns: int
-    shape: tuple[int, ...]
-    encoding: str
-    frame_id: str
-    grey: np.ndarray
-    flow: np.ndarray | None
-    memory: Memory | InferenceMemory
-
-
 @dataclass
 class Stream:
     """One camera's sequence of frames, made by `Segmenter.stream`.
@@ -315,7 +325,7 @@ class Stream:
     segmenter: Segmenter
     _ego: EgoMask | None = None
     resets: Counter[str] = field(default_factory=Counter)
-    _previous: _PreviousFrame | None = None
+    _previous: PreviousFrame | None = None
     _next_reset: Reset = Reset.FIRST
 
     def reset(self, reason: Reset = Reset.REQUEST) -> None:
@@ -324,30 +334,16 @@ class Stream:
 
     def state(self) -> dict[str, Any]:
         """Return everything the next result depends on, as tensors and plain values: safe for ``torch.load``."""
-        state: dict[str, Any] = {"pending": str(self._next_reset), "previous": None}
+        state: dict[str, Any] = {"pending": str(self._next_reset)}
         state["resets"] = {str(reason): count for reason, count in self.resets.items()}
-        if self._previous is not None:
-            memory, flow = self._previous.memory, self._previous.flow
-            passes = memory.passes if isinstance(memory, InferenceMemory) else (memory,)
-            state["previous"] = {
-                **vars(self._previous),
-                "grey": torch.from_numpy(self._previous.grey),
-                "flow": None if flow is None else torch.from_numpy(flow),
-                "memory": [one_pass._asdict() for one_pass in passes],
-                "memory_shape": memory.shape if isinstance(memory, InferenceMemory) else None,
-            }
+        state["previous"] = self._previous and self._previous.state()
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of another stream, whose segmenter had the same model and options."""
         self.resets, self._next_reset, self._previous = Counter(state["resets"]), Reset(state["pending"]), None
         if state["previous"] is not None:
-            previous = dict(state["previous"])
-            passes, shape = tuple(Memory(**one) for one in previous["memory"]), previous.pop("memory_shape")
-            previous["memory"] = InferenceMemory(self.segmenter.inference, shape, passes) if shape else passes[0]
-            previous["grey"] = previous["grey"].cpu().numpy()
-            previous["flow"] = None if previous["flow"] is None else previous["flow"].cpu().numpy()
-            self._previous = _PreviousFrame(**previous)
+            self._previous = PreviousFrame.of(state["previous"], self.segmenter.inference)
 
     def segment(
         self,
@@ -378,8 +374,10 @@ class Stream:
         if flow is not None and (flow.shape != (*image.shape[:2], 2) or flow.dtype != np.float32):
             raise ValueError(f"flow is {flow.shape} {flow.dtype}: give {(*image.shape[:2], 2)} float32")
         segmenter, stages = self.segmenter, dict.fromkeys(("prepare", "flow", "network"), 0.0)
-        reason = self._reset_reason(stamp_ns, image.shape, encoding, frame_id)
-        previous = None if reason else self._previous
+        broken = self._reset_reason(stamp_ns, image.shape, encoding, frame_id)
+        reason = broken if segmenter.uses_netwarp else Reset.HOST_ONLY
+        previous = None if broken else self._previous
+        key = None if previous is None else previous.key
         size = (image.shape[0], image.shape[1])
         settings, thresholds = segmenter._confidence
         temperature = settings.temperature if confidence or thresholds is not None else None
@@ -389,37 +387,50 @@ class Stream:
             if self._ego is not None:
                 scaled = self._ego.paint_over(scaled, size)
             frame = segmenter.frames.pad(scaled)
-            grey = segmenter.grey(scaled) if segmenter.uses_netwarp else None
-        estimated, wait = None, None
+            grey = segmenter.grey(scaled) if segmenter.uses_flow else None
+        estimated: np.ndarray | None = None
+        to_key: np.ndarray | None = None
+        wait = None
         if previous is not None and grey is not None and flow is None:
             wait = segmenter.begin_flow(partial(self._estimate_flow, grey, previous))
 
-        def flow_to_previous() -> np.ndarray:
-            nonlocal estimated
-            if flow is not None:
-                return segmenter.frames.pad_flow(flow, size)
-            assert wait is not None
-            with timed(stages, "flow"):
-                estimated = wait()
-            return segmenter.frames.pad_flow(estimated, size)
+        def flow_to_key() -> np.ndarray:
+            """Return the flow to the latest key frame: to the previous frame, if no frame is skipped."""
+            nonlocal estimated, to_key
+            if to_key is None:
+                to_previous = flow
+                if to_previous is None:
+                    assert wait is not None
+                    with timed(stages, "flow"):
+                        to_previous = estimated = wait()
+                to_key = to_previous if key is None else key.flow_from(to_previous)
+            return to_key
+
+        def padded_flow() -> np.ndarray:
+            return segmenter.frames.pad_flow(flow_to_key(), size)
 
         with timed(stages, "network"):
-            classes, sureness, memory = segmenter.infer(
-                frame, flow_to_previous, previous.memory if previous else None, temperature
-            )
-            mask, sureness = segmenter.finish(classes, sureness, size, self._ego)
-            if self._ego is not None and isinstance(memory, Memory):
-                memory = self._ego.forget(memory, size)
+            memory, next_key = previous.memory if previous else None, None
+            is_key = key is None or segmenter.keyframes.is_due(key, grey, flow_to_key)
+            if key is None or is_key:
+                scores, memory = segmenter.infer(frame, padded_flow, memory)
+                if self._ego is not None and isinstance(memory, Memory):
+                    memory = self._ego.forget(memory, size)
+                if grey is not None and segmenter.keyframes.skip:
+                    next_key = KeyFrame(scores, grey)
+            else:
+                scores, next_key = move(key.scores, padded_flow()), key.followed(flow_to_key())
+            mask, sureness = segmenter.finish(scores, size, self._ego, temperature)
         stages["network"] -= stages["flow"]
 
-        if grey is not None and memory is not None:
-            self._previous = _PreviousFrame(stamp_ns, image.shape, encoding, frame_id, grey, estimated, memory)
+        if grey is not None:
+            self._previous = PreviousFrame(stamp_ns, image.shape, encoding, frame_id, grey, estimated, memory, next_key)
         if reason and segmenter.uses_netwarp:
             self.resets[reason] += 1
         state = MemoryState.NEW if reason else MemoryState.KEPT
-        return Result(mask, stages, state, reason, sureness if confidence else None)
+        return Result(mask, stages, state, reason, sureness if confidence else None, is_key)
 
-    def _estimate_flow(self, grey: np.ndarray, previous: _PreviousFrame) -> np.ndarray:
+    def _estimate_flow(self, grey: np.ndarray, previous: PreviousFrame) -> np.ndarray:
         """Estimate the flow to the previous frame. DIS starts its search from the previous flow; others cannot."""
         estimator = self.segmenter.flow
         if isinstance(estimator, DisFlow):
@@ -429,8 +440,6 @@ class Stream:
     def _reset_reason(self, stamp_ns: int, shape: tuple[int, ...], encoding: str, frame_id: str) -> str:
         """Return why the memory cannot be used for this frame (a `Reset`), or an empty string if it can."""
         previous = self._previous
-        if not self.segmenter.uses_netwarp:
-            return Reset.HOST_ONLY
         if previous is None:
             return self._next_reset
         if frame_id != previous.frame_id:

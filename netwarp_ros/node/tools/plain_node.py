@@ -63,6 +63,7 @@ class _Camera:
                 publish_ms=1e3 * (published - segmented),
                 total_ms=total_ms,
                 age_ms=receive_ms + total_ms,
+                is_key=result.is_key,
             )
         )
 

@@ -23,6 +23,7 @@ from netwarp_ros.training.config import (
 )
 
 LEAST = {"model": {"host": "h"}, "data": [{"kind": "camvid", "root": "x"}]}
+LOSSES = "class_balance, lovasz, auxiliary, consistency, distillation"
 
 
 def write(tmp_path: Path, content: object) -> Path:
@@ -78,8 +79,8 @@ def test_shipped_configs_are_valid(path: Path) -> None:
             {"precision": "float16"},
             ": precision is float16, which CPUs compute slowly: give bfloat16 or float32",
         ),
-        ({"loss": 3}, ": loss is 3, must be a mapping with class_balance, lovasz, auxiliary"),
-        ({"loss": None}, ": loss is None, must be a mapping with class_balance, lovasz, auxiliary"),
+        ({"loss": 3}, f": loss is 3, must be a mapping with {LOSSES}"),
+        ({"loss": None}, f": loss is None, must be a mapping with {LOSSES}"),
         ({"model": {}}, ": model: give either host, for random weights, or initial, a model to start from"),
         ({"model": {"host": "a", "initial": "b"}}, ": model: give either host, for random weights, or initial, a .*"),
         ({"model": {"host": 3}}, r": model\.host is 3, must be a valid string"),

@@ -20,6 +20,7 @@ from netwarp_ros import ops
 from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.netwarp import EPSILON
 from netwarp_ros.models.resampling import Size, average, interpolate
+from netwarp_ros.ops import reference
 
 
 class Gate(nn.Module):
@@ -85,7 +86,8 @@ def evidence(flow: Tensor, previous: Tensor, present: Tensor) -> Tensor:
         the frame. The last two are 2 at most.
     """
     height, width = flow.shape[-2:]
-    residual = (present - ops.warp(previous, flow + EPSILON)).abs()
+    warp = reference.warp if torch.compiler.is_exporting() else ops.warp  # other runtimes do not have the operator
+    residual = (present - warp(previous, flow + EPSILON)).abs()
     across = F.pad((flow[..., 1:] - flow[..., :-1]).abs(), (1, 0))
     down = F.pad((flow[..., 1:, :] - flow[..., :-1, :]).abs(), (0, 0, 1, 0))
     variation = (across + down).sum(1, keepdim=True)

@@ -124,8 +124,6 @@ def resize_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _is_compiled_for(features: Tensor) -> bool:
     device = features.device.type
-    if torch.compiler.is_exporting():  # to a runtime that does not have the operator
-        return False
     if device == "cuda" and device not in compiled.DEVICES and not torch.compiler.is_compiling():
         compiled.warn_of_missing_cuda_kernels()
     return device in compiled.DEVICES and features.dtype in compiled.DTYPES

@@ -74,6 +74,19 @@ with ros_process("node"):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
+def test_a_signal_while_the_executor_makes_a_task_ends_a_program_quietly() -> None:
+    code = """
+import os, signal
+from rclpy import task
+from netwarp_ros.node.process import ros_process
+task.Future.__init__ = lambda *_arguments, **_named: os.kill(os.getpid(), signal.SIGTERM)
+with ros_process("node"):
+    task.Task(print)
+"""
+    ended = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 def test_importing_the_nodes_does_not_configure_the_libraries() -> None:
     code = f"""
 import os

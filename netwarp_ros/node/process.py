@@ -107,7 +107,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """
     for later in (signal.SIGINT, signal.SIGTERM):
         signal.signal(later, lambda *_: None)
+    sys.unraisablehook = _unless_half_made
     raise KeyboardInterrupt
+
+
+def _unless_half_made(error: sys.UnraisableHookArgs) -> None:
+    """Report an error that nobody can catch, but not that of an object whose making the signal cut short.
+
+    Tasks of rclpy, of which the executor makes many, have such a ``__del__``.
+    """
+    if not (error.exc_type is AttributeError and getattr(error.object, "__name__", "") == "__del__"):
+        sys.__unraisablehook__(error)
 
 
 def end_process() -> NoReturn:

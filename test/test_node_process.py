@@ -150,4 +150,4 @@ def test_the_signal_thread_of_rclpy_ends_before_what_it_uses(ros_domain: int, mo
         monkeypatch.setattr(node, "destroy_node", lambda: order.append("node"))
         with process.executing(node):
             os.kill(os.getpid(), signal.SIGINT)
-    assert order == ["thread", "node"]
+    assert order[0] == "thread" and set(order[1:]) == {"node"}  # Kilted's rclpy may destroy the node once more

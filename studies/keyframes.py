@@ -47,7 +47,7 @@ from netwarp_ros.segmenter.keyframes import accumulate, move
 from netwarp_ros.segmenter.masks import classify
 
 HELD_OUT = 20
-"""The last frames, which neither weights nor thresholds were chosen by."""
+"""The last frames, which the shipped weights were not trained on."""
 
 
 class BehindLayer(FrameGraph):

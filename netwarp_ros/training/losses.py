@@ -95,8 +95,7 @@ def segmentation_loss(
         Scalar; 0 if no pixel is labelled.
     """
     total = total.clamp(min=torch.finfo(torch.float32).tiny)
-    full = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
-    loss = _cross_entropy(full, label, weights) / total
+    loss = _cross_entropy(_resized(logits, like=label), label, weights) / total
     if config.lovasz > 0:
         loss = loss + config.lovasz * lovasz_softmax(logits, _subsample(label, like=logits))
     if auxiliary is not None:

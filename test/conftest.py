@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import hypothesis
@@ -17,6 +18,9 @@ import pytest
 import torch
 
 from netwarp_ros.engines import choice
+
+if TYPE_CHECKING:
+    from graph import Graph
 
 # The tests' networks are small: on a busy machine, several threads wait longer for each other than they compute. The
 # variable is for the processes that tests start.
@@ -92,6 +96,23 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
         monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         yield domain
+
+
+@pytest.fixture
+def graph(ros_domain: int) -> Iterator[Graph]:
+    """A node for what other programs do, in a domain of its own."""
+    from graph import open_graph
+
+    with open_graph() as graph:
+        yield graph
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a tiny model with the classes of the shipped ones. Tests only read it."""
+    from graph import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture

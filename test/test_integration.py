@@ -38,7 +38,6 @@ from graph import (
     open_graph,
     own_domain,
     running,
-    tiny_model,
 )
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import GetParameters, SetParametersAtomically
@@ -78,12 +77,6 @@ class Preset:
     camera: str
     program: Program
     target: str
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with the classes of the shipped ones."""
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,13 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
 import pytest
 import yaml
-from graph import SECOND, Graph, Program, SegmentClient, image_message, lossless, moving_images, open_graph, tiny_model
+from graph import SECOND, Graph, Program, SegmentClient, image_message, lossless, moving_images, tiny_model
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 from sensor_msgs.msg import Image
@@ -35,12 +34,6 @@ pytestmark = [
         reason="no launch stack: source a ROS 2 installation that has it",
     ),
 ]
-
-
-@pytest.fixture
-def graph(ros_domain: int) -> Iterator[Graph]:
-    with open_graph() as graph:
-        yield graph
 
 
 def ros2_launch(log: Path, *arguments: str, file: str | Path = "segment.launch.py") -> Program:

@@ -25,7 +25,6 @@ from graph import (
     lossless,
     moving_images,
     open_graph,
-    tiny_model,
 )
 from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -49,11 +48,6 @@ PERIOD = SECOND // 10
 # A namespace of its own: in Kilted, the services of a destroyed lifecycle node stay in the process, where clients of
 # other tests would find them.
 NAMESPACE = "inside"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return tiny_model(tmp_path / "tiny.safetensors")
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from graph import (
     open_graph,
     own_domain,
     running,
-    tiny_model,
 )
 from std_srvs.srv import Trigger
 
@@ -32,11 +31,6 @@ from netwarp_ros.segmenter import Segmenter
 pytestmark = pytest.mark.ros
 
 PERIOD = SECOND // 10
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from graph import (
     node_command,
     open_graph,
     running,
-    tiny_model,
 )
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -48,17 +47,6 @@ from netwarp_ros.segmenter import Reset, Segmenter
 pytestmark = pytest.mark.ros
 
 PERIOD = SECOND // 10
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
-
-
-@pytest.fixture
-def graph(ros_domain: int) -> Iterator[Graph]:
-    with open_graph() as graph:
-        yield graph
 
 
 @contextmanager

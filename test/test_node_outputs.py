@@ -27,9 +27,7 @@ from graph import (
     lossless,
     moving_images,
     node_command,
-    open_graph,
     running,
-    tiny_model,
 )
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue
@@ -52,17 +50,6 @@ pytestmark = pytest.mark.ros
 PERIOD = SECOND // 10
 CAMVID = load_classes("camvid")
 COUNT = 4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
-
-
-@pytest.fixture
-def graph(ros_domain: int) -> Iterator[Graph]:
-    with open_graph() as graph:
-        yield graph
 
 
 @contextmanager

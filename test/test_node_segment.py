@@ -34,7 +34,6 @@ from graph import (
     open_graph,
     own_domain,
     running,
-    tiny_model,
 )
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -60,11 +59,6 @@ pytestmark = pytest.mark.ros
 
 PERIOD = SECOND // 10
 CAMERAS = ("camera", "left/wide")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ Each test runs real nodes in processes of their own. Not asserted: how long anyt
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from graph import (
     image_message,
     lossless,
     moving_images,
-    open_graph,
     running,
-    tiny_model,
 )
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -62,17 +59,6 @@ def warm_up_as_told(self, *arguments):
 Stream.segment, Segmenter.warm_up = segment_as_told, warm_up_as_told
 segment_node.main()
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
-
-
-@pytest.fixture
-def graph(ros_domain: int) -> Iterator[Graph]:
-    with open_graph() as graph:
-        yield graph
 
 
 def stub(model: Path, folder: Path, **parameters: Any) -> list[str]:

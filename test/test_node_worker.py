@@ -23,7 +23,6 @@ from graph import (
     lossless,
     moving_images,
     open_graph,
-    tiny_model,
 )
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -41,11 +40,6 @@ pytestmark = pytest.mark.ros
 
 NAMESPACE = "working"  # see test_node_failures.py
 STATUS = f"{NAMESPACE}/segmenter"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return tiny_model(tmp_path / "tiny.safetensors")
 
 
 @pytest.fixture

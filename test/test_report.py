@@ -237,6 +237,13 @@ def test_large_pictures_are_scaled_down(size: tuple[int, int], shown: tuple[int,
     assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (*shown, 3)
 
 
+@pytest.mark.parametrize("key", [2, 1])
+def test_a_page_counts_key_frames_if_not_all_are(tmp_path: Path, key: int) -> None:
+    records = [dataclasses.replace(record(index), is_key=index % key == 0) for index in range(4)]
+    text = Checker(page(tmp_path, results(records), gallery_of(records))).text
+    assert ("key frames2of 4: the network ran on these alone" in text) == (key == 2)
+
+
 # The timeline
 
 

@@ -15,7 +15,11 @@ from netwarp_ros.models.proposals import STRIDES, propose
 
 @pytest.mark.parametrize(
     ("model", "layers"),
-    [("swiftnet-lite0-camvid", ["up16", "up8", "up4"]), ("ddrnet23slim-camvid", ["head.reduce", "head.refine"])],
+    [
+        ("swiftnet-lite0-camvid", ["up16", "up8", "up4"]),
+        ("swiftnet-lite2-camvid", ["up16", "up8", "up4"]),
+        ("ddrnet23slim-camvid", ["head.reduce", "head.refine"]),
+    ],
 )
 def test_proposals_for_the_shipped_hosts(model: str, layers: list[str]) -> None:
     """The layers that training has shown to be good are among them: docs/models.md."""

@@ -15,6 +15,7 @@ OLDEST := build/oldest
 RERUN := build/rerun
 OTHERS := test_convert test_convert_transformers test_entry_points test_onnx_host test_onnx_refused test_own_network \
     test_transformers_hosts
+NO_BROWSER := --deselect test/test_report.py::test_chromium_shows_a_page
 
 .PHONY: demo test test-ros test-avx2 test-oldest test-rerun colcon-test lint setup clean
 
@@ -27,9 +28,10 @@ test: lint  ## style, types and all tests
 test-ros: setup  ## the tests of the ROS graph alone
 	@$(IN_ENV) $(PYTEST) -m ros
 
-# What is exported does not depend on the instruction set, nor do the CUDA sources and how files of others are read.
-test-avx2: setup  ## all tests, with PyTorch, oneDNN and our operator limited to AVX2
-	@$(IN_ENV) ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) \
+# What is exported does not depend on the instruction set, nor do the ROS graph, the CUDA sources and how files of others
+# are read.
+test-avx2: setup  ## tests without ROS, with PyTorch, oneDNN and our operator limited to AVX2
+	@$(IN_ENV) ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not ros" $(NO_BROWSER) \
 	    $(call IGNORE,test_export test_csrc test_cuda_emulated $(OTHERS))
 
 # Compiling graphs and CUDA sources takes minutes, and does not depend on OpenCV and NumPy, nor do the networks of others;
@@ -37,7 +39,7 @@ test-avx2: setup  ## all tests, with PyTorch, oneDNN and our operator limited to
 test-oldest: $(OLDEST)/.installed  ## tests without ROS, with the least OpenCV and NumPy that pyproject.toml declares
 	@$(IN_ENV) export PYTHONPATH="$(CURDIR)/$(OLDEST):$$PYTHONPATH" && \
 	    python -c "import cv2, numpy; print('OpenCV', cv2.__version__, 'and NumPy', numpy.__version__)" && \
-	    $(PYTEST) -m "not ros" $(call IGNORE,test_engines test_quantize test_csrc test_cuda_emulated $(OTHERS) \
+	    $(PYTEST) -m "not ros" $(NO_BROWSER) $(call IGNORE,test_engines test_quantize test_csrc test_cuda_emulated $(OTHERS) \
 	    test_insertion test_probe test_proposals test_class_scores)
 
 test-rerun: $(RERUN)/.installed  ## the tests of Rerun's recordings, with its SDK, which takes 660 MB

@@ -182,9 +182,10 @@ def test_loading_and_segmenting_does_not_load_the_compiler(model: str) -> None:
     assert "torch" in loaded and not COMPILER & loaded
 
 
-def test_a_cached_engine_does_not_load_the_compiler(tmp_path: Path) -> None:
+def test_a_cached_engine_does_not_load_the_compiler(model: Path, tmp_path: Path) -> None:
     """What the robot's process needs is in the cache after its first start."""
-    segmenter = f"from netwarp_ros import Segmenter; Segmenter(engine='openvino', engine_cache={str(tmp_path)!r})"
+    options = f"{str(model)!r}, engine='openvino', engine_cache={str(tmp_path)!r}"
+    segmenter = f"from netwarp_ros import Segmenter; Segmenter({options})"
     assert COMPILER & loaded_by(segmenter)
     assert not COMPILER & loaded_by(segmenter)
 

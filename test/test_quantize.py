@@ -321,6 +321,29 @@ def test_command_makes_graphs_that_run_at_other_sizes(
             assert differing(float32, int8, noise(*size)) < 0.2
 
 
+def test_a_gate_is_what_it_is_in_float32(tmp_path: Path, model: Path) -> None:
+    spec = replace(SPEC, netwarp=replace(SPEC.netwarp, blend="gated"))
+    gated = build(spec)
+    with torch.no_grad():  # with the initial weights the memory would change nothing, and the gate would be open
+        for name, parameter in gated.named_parameters():
+            if name.endswith("w2"):
+                parameter.copy_(torch.linspace(-3, 3, parameter.numel()))
+            elif name == "gate.conv2.bias":
+                parameter.fill_(3.0)
+            elif name == "gate.conv2.weight":
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+            elif "classifier" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    save_model(model, gated, spec)
+    images = noise(48, 64)
+    assert quantized(model, write_images(tmp_path / "images"), "--max-drop", 100) == 0
+    float32 = Segmenter(model, engine="torch", precision="float32")
+    assert differing(float32, Segmenter(model, precision="int8", threads=1), images) < 0.05
+    opened = load_model(model)
+    torch.nn.init.constant_(opened.network.get_parameter("gate.conv2.bias"), -99.0)
+    assert differing(float32, Segmenter(opened, engine="torch", precision="float32"), images) > 0.2
+
+
 def test_image_cnn_has_the_graph_of_a_first_frame_alone(tmp_path: Path, model: Path) -> None:
     spec = replace(SPEC, netwarp=None)
     save_model(model, build(spec), spec)

@@ -16,10 +16,10 @@ from torch import nn
 from netwarp_ros.benchmarks.model import median_ratio
 from netwarp_ros.engines.bfloat16 import cpu_computes_bfloat16
 from netwarp_ros.engines.folding import fold_batch_norms
-from netwarp_ros.models import load_model
+from netwarp_ros.models import DEFAULT_MODEL, load_model
 from netwarp_ros.timing import timed
 
-MODELS = ("swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid")
+MODELS = (DEFAULT_MODEL, "ddrnet23slim-netwarp-camvid")
 ROUNDS = 60
 
 

@@ -25,7 +25,7 @@ import torch
 from netwarp_ros import ops
 from netwarp_ros.engines.graph_engine import GraphEngine
 from netwarp_ros.engines.graphs import to_pixels, to_planes
-from netwarp_ros.models import Memory
+from netwarp_ros.models import DEFAULT_MODEL, Memory
 from netwarp_ros.recordings.open import open_frames
 from netwarp_ros.segmenter import Segmenter
 from netwarp_ros.timing import Stopwatch, timed
@@ -67,7 +67,7 @@ def main() -> None:
     """Time all frames of a folder, several times."""
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=Path)
-    parser.add_argument("--model", default="swiftnet-lite0-netwarp-camvid")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--engine", default="openvino")
     parser.add_argument("--load", action="store_true")

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from netwarp_ros.engines.graph_engine import GraphEngine
 from netwarp_ros.engines.graphs import FrameGraph, to_pixels, to_planes
 from netwarp_ros.metrics import ConfusionMatrix
-from netwarp_ros.models import Memory
+from netwarp_ros.models import DEFAULT_MODEL, Memory
 from netwarp_ros.models.outputs import class_scores
 from netwarp_ros.models.video_cnn import find_layer
 from netwarp_ros.recordings.image_files import read_samples
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("labels", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--model", default="swiftnet-lite0-netwarp-camvid")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--layer", default="up8")
     arguments = parser.parse_args()

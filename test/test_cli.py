@@ -18,6 +18,7 @@ from recorded import write_film
 from netwarp_ros.classes import load_classes
 from netwarp_ros.datasets.bag import BagDataset
 from netwarp_ros.evaluation import plots
+from netwarp_ros.models import shipped_models
 from netwarp_ros.models import weights as weights_module
 from netwarp_ros.recordings.bags import BagFrames
 from netwarp_ros.recordings.open import open_frames
@@ -213,6 +214,16 @@ def test_models_lists_the_shipped_models(
     monkeypatch.setattr(weights_module, "WEIGHTS_FOLDER", tmp_path)
     assert run("models") == 0
     assert "holds no weights" in capsys.readouterr().out
+
+
+def test_names_of_models_are_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("models") == 0
+    table, _, notes = capsys.readouterr().out.partition("└")
+    for name in shipped_models():
+        assert f" {name} " in table and f"\n{name}\n  host: " in notes
 
 
 def test_train_passes_the_recipe_to_the_trainer(

@@ -13,7 +13,7 @@ from hypothesis import settings
 from test_operator import ANY_OPERANDS, DTYPES, LAYOUTS, assert_equals_the_reference, generator
 from torch import Tensor, nn
 
-from netwarp_ros.models import FlowCNN, load_model
+from netwarp_ros.models import DEFAULT_MODEL, FlowCNN, load_model
 from netwarp_ros.ops import compiled, reference, warp, warp_combine
 from netwarp_ros.segmenter import Confidence, Segmenter
 from netwarp_ros.street import Street
@@ -143,7 +143,7 @@ ENGINES = {
 
 @pytest.mark.auto_engine
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid"])
+@pytest.mark.parametrize("name", [DEFAULT_MODEL, "ddrnet23slim-netwarp-camvid"])
 def test_masks_are_those_of_the_cpu(name: str, engine: str) -> None:
     """Two cameras in turn, so that a memory that was overwritten would show."""
     wanted, compile = ENGINES[engine]

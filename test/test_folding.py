@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from netwarp_ros.engines import choice
 from netwarp_ros.engines.folding import fold_batch_norms
-from netwarp_ros.models import augment, load_model
+from netwarp_ros.models import DEFAULT_MODEL, augment, load_model
 
 FRAME = torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))
 
@@ -236,7 +236,8 @@ def test_an_engine_leaves_hosts_alone_that_cannot_run_on_a_small_frame() -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "folded"), [("swiftnet-lite0-netwarp-camvid", 50), ("ddrnet23slim-netwarp-camvid", 43)]
+    ("name", "folded"),
+    [(DEFAULT_MODEL, 65), ("swiftnet-lite0-netwarp-camvid", 50), ("ddrnet23slim-netwarp-camvid", 43)],
 )
 def test_shipped_models(name: str, folded: int) -> None:
     """What is left comes before a convolution, not after one."""

@@ -21,10 +21,10 @@ import torch
 from netwarp_ros.benchmarks.model import measure_overhead
 from netwarp_ros.classes import load_classes
 from netwarp_ros.evaluation.provenance import environment
-from netwarp_ros.models import Model, ModelSpec, NetWarpSpec, build, load_model
+from netwarp_ros.models import DEFAULT_MODEL, Model, ModelSpec, NetWarpSpec, build, load_model
 from netwarp_ros.street import Street
 
-MODELS = ("swiftnet-lite0-netwarp-camvid", "ddrnet23slim-netwarp-camvid")
+MODELS = (DEFAULT_MODEL, "ddrnet23slim-netwarp-camvid")
 SIZES = ((480, 360), (1024, 512), (2048, 1024))
 PSPNET = "pspnet101, random weights"
 FRAMES, PASSES = 6, 10

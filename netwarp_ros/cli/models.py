@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from netwarp_ros.cli.printing import plain_console
+from netwarp_ros.cli.printing import plain_console, say
 
 
 def models() -> None:
@@ -15,22 +15,28 @@ def models() -> None:
     from netwarp_ros.models import DEFAULT_MODEL, read_spec, shipped_models
     from netwarp_ros.models.weights import find_weights, int8_file
 
-    table = Table("model", "host", "NetWarp at", "classes", "MB", "int8, MB", "notes")
+    table, described = Table(), []
+    table.add_column("model", no_wrap=True)
+    for title in ("NetWarp at", "classes", "MB", "int8, MB"):
+        table.add_column(title)
     for name in shipped_models():
         path = find_weights(name)
         spec = read_spec(path)
         table.add_row(
-            f"{name} (default)" if name == DEFAULT_MODEL else name,
-            spec.host,
+            f"{name}\n(default)" if name == DEFAULT_MODEL else name,
             ", ".join(spec.netwarp.layers) if spec.netwarp else "none",
             spec.classes.name,
             _megabytes(path),
             _megabytes(int8_file(path)) or "none",
-            "\n".join(f"{key}: {value}" for key, value in spec.notes.items()),
         )
-    plain_console().print(
-        table if table.row_count else "This package holds no weights; train a model with `netwarp train`."
-    )
+        notes = {"host": spec.host, **spec.notes}
+        described.append("\n".join([name, *(f"  {key}: {value}" for key, value in notes.items())]))
+    if not described:
+        say("This package holds no weights; train a model with `netwarp train`.")
+        return
+    plain_console().print(table)
+    for lines in described:
+        say(lines)
 
 
 def _megabytes(path: Path) -> str:

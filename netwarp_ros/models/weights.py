@@ -27,7 +27,7 @@ from netwarp_ros.models.spec import MODEL_NAME, ModelSpec, WeightsError
 from netwarp_ros.models.video_cnn import VideoCNN
 from netwarp_ros.resources import MAX_JSON, cut, parse_json, quote
 
-DEFAULT_MODEL = "swiftnet-lite0-netwarp-camvid"
+DEFAULT_MODEL = "swiftnet-lite2-netwarp-camvid"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
 
 MAX_HEADER_BYTES = 2**20

@@ -357,6 +357,21 @@ def test_normalise_turns_bgr_bytes_into_normalised_rgb() -> None:
     torch.testing.assert_close(normalise(images, MEAN, STD).flatten(), torch.tensor(expected))
 
 
+@pytest.mark.parametrize(("remember", "most"), [("after", 1 - 1 / 3), ("before", 1.5)])
+def test_a_memory_does_not_outlast_the_clips(tmp_path: Path, camvid: Path, remember: Any, most: float) -> None:
+    """Only a memory that holds the blend is a sum over frames."""
+    netwarp = NetWarpSpec(layers=("features",), remember=remember)
+    spec = ModelSpec("tiny", load_classes("camvid"), {"num_classes": 11}, netwarp, input_height=32)
+    network = build(spec)
+    nn.init.constant_(network.netwarps[0].w2, 1.5)
+    initial = save_model(tmp_path / "initial.safetensors", network, spec)
+    sections = {**video(camvid), "model": {"host": None, "initial": str(initial)}}
+    config = configure(tmp_path, camvid, **sections, optimiser={"steps": 1, "rate": 1e-6, "average": 0.0})
+    torch.testing.assert_close(
+        load_model(training.train(config)).network.netwarps[0].w2, torch.full((8,), most), rtol=0, atol=1e-3
+    )
+
+
 def test_the_learning_rate_rises_stays_and_falls() -> None:
     config = OptimiserConfig(steps=100, rate=1.0, warm_up=10, decay_from=0.5)
     assert [learning_rate(step, config) for step in (0, 4, 9, 10, 50)] == [0.1, 0.5, 1.0, 1.0, 1.0]

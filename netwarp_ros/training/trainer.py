@@ -31,6 +31,7 @@ from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, sa
 from netwarp_ros.models.checkpoints import load_checkpoint
 from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.hosts import HOSTS
+from netwarp_ros.models.netwarp import limit_memory
 from netwarp_ros.models.others.onnx_host import refuse_onnx
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.resources import cut
@@ -293,6 +294,7 @@ def train_step(state: TrainingState, batch: Batch) -> float:
         nn.utils.clip_grad_norm_(state.network.parameters(), config.optimiser.clip)
     state.scaler.step(state.optimiser)
     state.scaler.update()
+    limit_memory(state.network, config.clip.length)
     # A small decay at first, so that the average soon forgets the random weights of the start.
     decay = min(config.optimiser.average, (1 + state.step) / (10 + state.step))
     update_average(state.average, state.network, decay)

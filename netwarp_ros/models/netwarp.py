@@ -80,7 +80,7 @@ def limit_memory(network: VideoCNN, frames: int) -> None:
 
     Args:
         network: The network. If it remembers z_t from before the blend, nothing is summed up, and nothing limited.
-        frames: Length of the clips.
+        frames: Length of the clips, at least 2.
     """
     most = 1 - 1 / frames
     for netwarp in network.netwarps:

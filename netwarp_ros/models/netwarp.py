@@ -6,16 +6,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from netwarp_ros import ops
 from netwarp_ros.models.resampling import average, interpolate
-
-if TYPE_CHECKING:
-    from netwarp_ros.models.video_cnn import VideoCNN
 
 EPSILON = 1e-4
 """Added to the flow, in pixels of the feature grid: at integers, bilinear interpolation has no derivative (paper,
@@ -68,24 +63,6 @@ class NetWarp(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.w1.numel()}"
-
-
-@torch.no_grad()
-def limit_memory(network: VideoCNN, frames: int) -> None:
-    """Limit w2 to ±(1 - 1 / frames), so that a memory does not outlast the clips that it is trained on.
-
-    A memory that holds the blend is a sum over about 1 / (1 - w2) frames: while z_t stays the same, as in front of a
-    red light, the blend approaches w1 / (1 - w2) times z_t. Clips of fewer frames do not see where that leads, and a
-    consistency loss asks for more and more of it.
-
-    Args:
-        network: The network. If it remembers z_t from before the blend, nothing is summed up, and nothing limited.
-        frames: Length of the clips, at least 2.
-    """
-    most = 1 - 1 / frames
-    for netwarp in network.netwarps:
-        if network.remember == "after" and isinstance(netwarp, NetWarp):
-            netwarp.w2.clamp_(-most, most)
 
 
 class Concatenation(nn.Module):

@@ -31,7 +31,7 @@ from netwarp_ros.models import Model, ModelSpec, VideoCNN, build, load_model, sa
 from netwarp_ros.models.checkpoints import load_checkpoint
 from netwarp_ros.models.float32 import full_float32
 from netwarp_ros.models.hosts import HOSTS
-from netwarp_ros.models.netwarp import limit_memory
+from netwarp_ros.models.netwarp import NetWarp
 from netwarp_ros.models.others.onnx_host import refuse_onnx
 from netwarp_ros.recordings.atomic import replacing
 from netwarp_ros.resources import cut
@@ -312,6 +312,24 @@ def learning_rate(step: int, config: OptimiserConfig) -> float:
     fall_from = config.decay_from * config.steps
     fall = (config.steps - step) / (config.steps - fall_from) if step > fall_from else 1.0
     return config.rate * min(rise, fall**config.power)
+
+
+@torch.no_grad()
+def limit_memory(network: VideoCNN, frames: int) -> None:
+    """Limit w2 to ±(1 - 1 / frames), so that a memory does not outlast the clips that it is trained on.
+
+    A memory that holds the blend is a sum over about 1 / (1 - w2) frames: while z_t stays the same, as in front of a
+    red light, the blend approaches w1 / (1 - w2) times z_t. Clips of fewer frames do not see where that leads, and a
+    consistency loss asks for more and more of it.
+
+    Args:
+        network: The network. If it remembers z_t from before the blend, nothing is summed up, and nothing limited.
+        frames: Length of the clips, at least 2.
+    """
+    most = 1 - 1 / frames
+    for netwarp in network.netwarps:
+        if network.remember == "after" and isinstance(netwarp, NetWarp):
+            netwarp.w2.clamp_(-most, most)
 
 
 @torch.no_grad()

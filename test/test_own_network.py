@@ -192,13 +192,14 @@ def test_a_network_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     del sys.modules["my_networks"]
 
 
+@pytest.mark.timeout(600)  # for a transformer's biases, NNCF takes 90 s on a slow core
 @pytest.mark.parametrize(
     "command",
     [
         "evaluate --images drive --labels labels --model video.safetensors --engine torch --json scores.json",
         "table models --images drive --labels labels --model video.safetensors --engine torch --json table.json",
         "export video.safetensors --format openvino -o exported",
-        "quantize video.safetensors --images drive --threads 1 -o out-int8.safetensors",
+        "quantize video.safetensors --images drive -o out-int8.safetensors",
         "benchmark model --model video.safetensors --engine torch --frames 2 --passes 1 --json benchmark.json",
     ],
     ids=lambda command: command.split()[0],

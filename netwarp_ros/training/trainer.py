@@ -294,8 +294,7 @@ def train_step(state: TrainingState, batch: Batch) -> float:
         nn.utils.clip_grad_norm_(state.network.parameters(), config.optimiser.clip)
     state.scaler.step(state.optimiser)
     state.scaler.update()
-    if config.clip.length > 1:  # else the memory is not trained
-        limit_memory(state.network, config.clip.length)
+    limit_memory(state.network, config.clip.length)
     # A small decay at first, so that the average soon forgets the random weights of the start.
     decay = min(config.optimiser.average, (1 + state.step) / (10 + state.step))
     update_average(state.average, state.network, decay)

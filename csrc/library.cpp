@@ -12,6 +12,11 @@ STABLE_TORCH_LIBRARY(netwarp_ros, library) {
   library.def(
       "warp_combine_backward_weights(Tensor grad, Tensor present, Tensor previous, Tensor flow) -> (Tensor, Tensor)");
   library.def("resize_argmax(Tensor scores, SymInt height, SymInt width) -> Tensor");
+  // DIS optical flow, on CUDA; netwarp_ros/ops/dis.py says what they compute.
+  library.def("dis_pyramid(Tensor frame, int first, int last) -> Tensor");
+  library.def(
+      "dis_flow(Tensor present, Tensor previous, Tensor? start, int height, int width, int level, int first, "
+      "int finest, int coarsest, int stride, int rounds, int steps, int refinements) -> Tensor");
   // The permutohedral lattice, on the CPU; netwarp_ros/ops/lattice.py says what they compute.
   library.def("lattice_build(Tensor positions) -> (Tensor, Tensor, Tensor)");
   library.def("lattice_splat(Tensor values, Tensor vertices, Tensor weights, int count) -> Tensor");

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing": set(),
     "mailbox": set(),
     "ops": set(),
-    "flow": set(),
+    "flow": {"ops"},
     "metrics": set(),
     "street": set(),
     "view": set(),

@@ -95,10 +95,15 @@ def test_the_cuda_build_compiles_and_loads_without_a_gpu(tmp_path: Path) -> None
     script = f"""
 import torch
 torch.ops.load_library({str(library)!r})
-operators = ("warp", "warp_combine", "warp_backward_features", "warp_backward_flow", "warp_combine_backward_weights")
+operators = ("warp", "warp_combine", "warp_backward_features", "warp_backward_flow", "warp_combine_backward_weights",
+             "resize_argmax")
 for operator in operators:
     for device in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"netwarp_ros::{{operator}}", device), (operator, device)
+for operator in ("dis_pyramid", "dis_flow"):
+    for device, expected in (("CPU", False), ("CUDA", True)):
+        found = torch._C._dispatch_has_kernel_for_dispatch_key(f"netwarp_ros::{{operator}}", device)
+        assert found == expected, (operator, device)
 features = torch.arange(12.0).view(1, 1, 3, 4)
 assert torch.equal(torch.ops.netwarp_ros.warp(features, torch.zeros(1, 2, 3, 4)), features)
 """

@@ -10,11 +10,21 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from test_dis import (
+    ANY_DIS,
+    STARTS,
+    assert_dis_equals_the_reference,
+    frames_of,
+    test_opcheck_of_dis,  # noqa: F401
+    texture,
+)
 from test_operator import ANY_OPERANDS, DTYPES, LAYOUTS, assert_equals_the_reference, generator
 from torch import Tensor, nn
 
+from netwarp_ros.flow.tensor_dis import SEARCHES, TensorDis
 from netwarp_ros.models import DEFAULT_MODEL, FlowCNN, load_model
 from netwarp_ros.ops import compiled, reference, warp, warp_combine
+from netwarp_ros.ops.dis import dis_flow, dis_pyramid
 from netwarp_ros.segmenter import Confidence, Segmenter
 from netwarp_ros.street import Street
 
@@ -33,8 +43,8 @@ SHORT = {
 }
 
 
-def test_the_operator_is_compiled_for_cuda() -> None:
-    assert "cuda" in compiled.DEVICES
+def test_the_operators_are_compiled_for_cuda() -> None:
+    assert "cuda" in compiled.DEVICES and "cuda" in compiled.DIS_DEVICES
 
 
 @settings(max_examples=200)
@@ -118,6 +128,67 @@ def test_opcheck_and_compile() -> None:
     torch.library.opcheck(torch.ops.netwarp_ros.warp_combine.default, tuple(inputs))
     compiled_blend = torch.compile(lambda *tensors: warp_combine(*tensors).relu(), fullgraph=True)
     torch.testing.assert_close(compiled_blend(*inputs), warp_combine(*inputs).relu())
+
+
+@pytest.mark.parametrize("start", ["no start", "start"])
+@pytest.mark.parametrize("size", [(360, 480), (512, 1024)], ids=str)
+@pytest.mark.parametrize("preset", SEARCHES)
+def test_dis_equals_its_reference(preset: str, size: tuple[int, int], start: str) -> None:
+    assert_dis_equals_the_reference(GPU, size, 1, SEARCHES[preset], start=start)
+
+
+@settings(max_examples=100)
+@ANY_DIS
+def test_dis_of_any_arguments_equals_its_reference(**any_arguments: Any) -> None:
+    assert_dis_equals_the_reference(GPU, **any_arguments)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (24, 600), (97, 131)], ids=str)
+@pytest.mark.parametrize("preset", SEARCHES)
+def test_the_flow_of_arrays_is_that_of_the_cpu(preset: str, size: tuple[int, int]) -> None:
+    images = texture(*size), texture(*size, seed=1)
+    flows = [TensorDis(preset, device)(*images) for device in ("cuda", "cpu")]
+    np.testing.assert_array_equal(flows[0], flows[1])
+
+
+def dis(frames: list[Tensor], start: Tensor) -> Tensor:
+    """Return the flow from the first of two frames to the second, with refinement."""
+    search, size = SEARCHES["medium"], (frames[0].shape[2], frames[0].shape[3])
+    present, previous = (dis_pyramid(frame, search.first) for frame in frames)
+    return dis_flow(present, previous, size, search, start)
+
+
+def dis_inputs() -> tuple[list[Tensor], Tensor]:
+    start = STARTS["start"]((90, 120), 2)
+    assert start is not None
+    return [frame.to(GPU) for frame in frames_of((360, 480), 2, 3)], start.to(GPU)
+
+
+def test_dis_is_deterministic_and_waits_for_nothing() -> None:
+    frames, start = dis_inputs()
+    first = dis(frames, start)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        others = [dis(frames, start) for _ in range(5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert first.any() and all(torch.equal(other, first) for other in others)
+
+
+def test_dis_runs_in_a_cuda_graph() -> None:
+    frames, start = dis_inputs()
+    first = dis(frames, start)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = dis(frames, start)
+    graph.replay()
+    assert torch.equal(result, first)
+    frames[0].copy_(frames[0].flip(0))  # frames of the batch change places
+    frames[1].copy_(frames[1].roll(2, 3))
+    start.zero_()
+    graph.replay()
+    expected = dis(frames, start)
+    assert torch.equal(result, expected) and not torch.equal(expected, first)
 
 
 def test_the_flow_cnn_computes_in_float32() -> None:

@@ -65,7 +65,7 @@ def test_kernels_are_right_and_have_no_races(races: Path) -> None:
 
 
 def test_kernels_keep_to_their_memory(memory: Path) -> None:
-    slow = ("float64", "bfloat16", "depend", "limits", "many_pixels")
+    slow = ("float64", "bfloat16", "depend", "limits", "many_pixels", "opcheck")
     status, output = run_cases(memory, "memory", " and ".join(f"not {name}" for name in slow))
     assert status == 0 and "skipped" not in output, output
 
@@ -95,6 +95,26 @@ FAULTS = {
     "columns after the last one": (
         ("forward.cu", "min(first_x + column, width - 1)", "first_x + column"),
         ("memory", "tiles", "AddressSanitizer: heap-buffer-overflow"),
+    ),
+    "DIS: a step left out of the sum over lanes": (
+        ("dis.cu", "apart = kPatch / 2;", "apart = kPatch / 4;"),
+        ("races", "dis_equals", "AssertionError: flow differs"),
+    ),
+    "DIS: results for patches after the last one": (
+        ("dis.cu", "if (lane == 0 && place < count)", "if (lane == 0)"),
+        ("memory", "dis_equals", "AddressSanitizer: heap-buffer-overflow"),
+    ),
+    "DIS: no barrier between the halves of a sweep": (
+        (
+            "dis_refine.cu",
+            "change[row][column] = {u, v};\n    }\n    __syncthreads();",
+            "change[row][column] = {u, v};\n    }",
+        ),
+        ("races", "dis_equals", r"race: thread \d+ of block \d+ reads what thread \d+ of block \d+ writes"),
+    ),
+    "DIS: tiles that do not reach far enough": (
+        ("dis_refine.cu", "kTileHeight = 16, kHalo = 2 * kSweeps;", "kTileHeight = 18, kHalo = 2 * kSweeps - 1;"),
+        ("races", "dis_equals", "AssertionError: flow differs"),
     ),
 }
 """Changes of csrc/cuda: file, text and replacement; the checks and cases that find it, and what they say."""

@@ -133,7 +133,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Tensor& 
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "the warp operator could not launch a kernel: ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess, "the operator could not launch a kernel: ", cudaGetErrorString(error));
 }
 
 // Calls body(T{}) with the type of the elements.

@@ -11,15 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from netwarp_ros.flow.deepflow import DeepFlow
 from netwarp_ros.flow.dis import PRESETS, DisFlow, halve
 from netwarp_ros.flow.files import FlowFolder, read_flo, write_flo
+from netwarp_ros.flow.nvidia import NvidiaFlow
+from netwarp_ros.flow.tensor_dis import TensorDis
 
 FlowEstimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-ESTIMATORS = (*PRESETS, "deepflow")
-"""Names of the estimators: the presets of DIS, and DeepFlow, which is slow and serves for comparison."""
+ESTIMATORS = (*PRESETS, "deepflow", "nvidia")
+"""Names of the estimators: the presets of DIS; DeepFlow, which is slow and serves for comparison; and NVIDIA's
+hardware, where it is there."""
 
 __all__ = [
     "ESTIMATORS",
@@ -28,6 +32,8 @@ __all__ = [
     "DisFlow",
     "FlowEstimator",
     "FlowFolder",
+    "NvidiaFlow",
+    "TensorDis",
     "create_estimator",
     "halve",
     "open_flow",
@@ -36,30 +42,36 @@ __all__ = [
 ]
 
 
-def create_estimator(name: str) -> FlowEstimator:
+def create_estimator(name: str, device: str | torch.device = "cpu") -> FlowEstimator:
     """Return a new estimator.
 
+    Args:
+        name: One of `ESTIMATORS`.
+        device: Where a preset of DIS is computed: on the CPU by OpenCV, on a GPU by our operator.
+
     Raises:
-        ValueError: If the name is not one of `ESTIMATORS`, or OpenCV lacks the estimator.
+        ValueError: If the name is not one of `ESTIMATORS`, or the estimator is not there.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"unknown flow {name!r}: choose one of {', '.join(ESTIMATORS)}")
-    return DeepFlow() if name == "deepflow" else DisFlow(name)
+    if name in PRESETS:
+        return DisFlow(name) if torch.device(device).type == "cpu" else TensorDis(name, device)
+    return DeepFlow() if name == "deepflow" else NvidiaFlow()
 
 
-def open_flow(name_or_folder: str) -> tuple[FlowEstimator, FlowFolder | None]:
-    """Return the estimator with a name, or the flow in a folder.
+def open_flow(name_or_folder: str) -> tuple[str, FlowFolder | None]:
+    """Return the name of an estimator, or the flow in a folder.
 
     Returns:
-        The estimator and None. For a folder, a quick estimator and the folder; the estimator serves frames that have no
-        file, such as those that warm up a network.
+        The name and None. For a folder, the name of a quick estimator and the folder; the estimator serves frames that
+        have no file, such as those that warm up a network.
 
     Raises:
         FileNotFoundError: If the folder has no ``.flo`` file.
-        ValueError: If the argument is neither one of `ESTIMATORS` nor a folder, or OpenCV lacks the estimator.
+        ValueError: If the argument is neither one of `ESTIMATORS` nor a folder.
     """
     if name_or_folder in ESTIMATORS:
-        return create_estimator(name_or_folder), None
+        return name_or_folder, None
     if Path(name_or_folder).is_dir():
-        return create_estimator("ultrafast"), FlowFolder(Path(name_or_folder))
+        return "ultrafast", FlowFolder(Path(name_or_folder))
     raise ValueError(f"flow is {name_or_folder!r}: give {', '.join(ESTIMATORS)}, or a folder of .flo files")

@@ -117,7 +117,7 @@ def resize_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
     if not (1 <= height <= _LARGEST_SIDE and 1 <= width <= _LARGEST_SIDE):
         raise ValueError(f"size is {(height, width)}: give 1 to 2**24 pixels in each direction")
-    if scores.device.type == "cpu" and _is_compiled_for(scores):
+    if _is_compiled_for(scores):
         return torch.ops.netwarp_ros.resize_argmax(scores, height, width)
     return reference.resize_argmax(scores, (height, width))
 

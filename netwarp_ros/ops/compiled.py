@@ -44,8 +44,13 @@ def load(library: Path = LIBRARY) -> frozenset[str]:
         )
         return frozenset()
     _register()
+    return _devices_of("warp")
+
+
+def _devices_of(operator: str) -> frozenset[str]:
+    """Return the device types for which the library, if it is loaded, has an operator."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(device for device in ("cpu", "cuda") if has_kernel("netwarp_ros::warp", device.upper()))
+    return frozenset(device for device in ("cpu", "cuda") if has_kernel(f"netwarp_ros::{operator}", device.upper()))
 
 
 def missing_cuda_kernels() -> str:
@@ -113,6 +118,19 @@ def _fake_resize_argmax(scores: Tensor, height: int, width: int) -> Tensor:
     return scores.new_empty((scores.shape[0], height, width), dtype=torch.uint8)
 
 
+def _fake_dis_pyramid(frame: Tensor, first: int, last: int) -> Tensor:
+    height, width = frame.shape[2:]
+    pixels = sum((height >> level) * (width >> level) for level in range(first, last + 1))
+    return frame.new_empty((frame.shape[0], pixels))
+
+
+def _fake_dis_flow(
+    present: Tensor, previous: Tensor, start: Tensor | None, height: int, width: int, level: int, *search: int
+) -> Tensor:
+    rows, columns = (-(-side >> level) for side in (height, width))
+    return present.new_empty((present.shape[0], 2, rows, columns), dtype=torch.float32)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "warp": _fake_warp,
     "warp_combine": _fake_combine,
@@ -120,6 +138,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "warp_backward_flow": _fake_backward_flow,
     "warp_combine_backward_weights": _fake_backward_weights,
     "resize_argmax": _fake_resize_argmax,
+    "dis_pyramid": _fake_dis_pyramid,
+    "dis_flow": _fake_dis_flow,
 }
 
 
@@ -180,3 +200,6 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 DEVICES = load()
 """The device types that the library supports. It is loaded when this module is imported."""
+
+DIS_DEVICES = _devices_of("dis_flow") if DEVICES else frozenset[str]()
+"""The device types on which the library computes DIS flow."""

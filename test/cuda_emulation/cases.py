@@ -5,12 +5,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import test_cuda
 import test_operator
 import torch
+from hypothesis import settings
 from test_cuda import test_values_and_gradients_equal_float64  # noqa: F401
+from test_dis import (  # noqa: F401
+    ANY_DIS,
+    assert_dis_equals_the_reference,
+    frames_of,
+    test_fake_results_have_the_shape_and_type_of_real_ones,
+    test_opcheck_of_dis,
+)
 from test_operator import (  # noqa: F401
     DTYPES,
     FLOWS,
@@ -30,14 +39,15 @@ from test_operator import (  # noqa: F401
 from torch import Tensor
 
 from netwarp_ros.ops import compiled, reference, warp
+from netwarp_ros.ops.dis import Search
 
 test_cuda.GPU = torch.device("cpu")
 OPS = torch.ops.netwarp_ros
 
 
 def test_the_library_is_the_emulated_one() -> None:
-    assert "cpu" in compiled.DEVICES
-    assert not torch._C._dispatch_has_kernel_for_dispatch_key("netwarp_ros::resize_argmax", "CPU")
+    assert "cpu" in compiled.DEVICES and "cpu" in compiled.DIS_DEVICES
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("netwarp_ros::lattice_build", "CPU")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -148,3 +158,112 @@ def test_more_channels_than_a_launch_can_have_are_refused() -> None:
     features = torch.zeros(1, 2**23 + 1, 1, 2).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="too large for a kernel"):
         OPS.warp(features, torch.zeros(1, 2, 1, 2))
+
+
+# DIS
+
+DIS = {
+    "one patch": ((8, 8), 1, Search(0, 1, 2, 2, 1), 0, "no start", 1),
+    "one patch in each image": ((16, 17), 3, Search(1, 3, 2, 2), 1, "start", 3, "channels-last"),
+    "one patch at level 2": ((32, 35), 2, Search(2, 8, 1, 1, 5), 0, "start on one cell", 3, "expanded"),
+    "no image": ((40, 50), 0, Search(1, 4, 2, 2, 1), 1, "start", 3),
+    "patches that end before the image": ((39, 47), 1, Search(0, 8, 2, 3), 0, "start on another grid", 3, "cropped"),
+    "patches at every pixel": ((70, 66), 2, Search(2, 1, 2, 3, 1), 2, "transposed start", 3, "channels-last slice"),
+    "several tiles": ((37, 70), 1, Search(0, 3, 1, 2, 5), 0, "start that is not finite", 1, "column step"),
+    "several tiles, twice": ((71, 100), 2, Search(1, 4, 2, 3, 2), 3, "expanded start", 3, "transposed"),
+    "several levels": ((97, 131), 1, Search(1, 3, 3, 4, 1), 1, "start that is not finite", 3, "channel step"),
+    "a search that begins below the last level": ((64, 70), 1, Search(0, 4, 2, 3, 1), 8, "no start", 3),
+}
+"""Arguments of `assert_dis_equals_the_reference` after the device."""
+
+
+@pytest.mark.parametrize("case", DIS)
+def test_dis_equals_its_reference(case: str) -> None:
+    assert_dis_equals_the_reference("cpu", *DIS[case])
+
+
+@settings(max_examples=20, derandomize=True)
+@ANY_DIS
+def test_dis_of_any_arguments_equals_its_reference(**arguments: Any) -> None:
+    assert_dis_equals_the_reference("cpu", **arguments)
+
+
+@pytest.mark.parametrize("order", ["reversed", "1"])
+def test_dis_does_not_depend_on_the_order_of_threads(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    monkeypatch.setenv("EMULATION_ORDER", order)
+    for case in ("one patch in each image", "several tiles", "several tiles, twice"):
+        assert_dis_equals_the_reference("cpu", *DIS[case])
+
+
+PIXELS = 16 * 20 + 8 * 10
+"""Of the pyramid of 40x32 pixels, from level 1 on."""
+PYRAMID = torch.zeros(2, PIXELS, dtype=torch.uint8)
+SEARCHED = {
+    "present": PYRAMID, "previous": PYRAMID, "start": None, "height": 32, "width": 40, "level": 0, "first": 1,
+    "finest": 1, "coarsest": 2, "stride": 4, "rounds": 1, "steps": 1, "refinements": 0,
+}  # fmt: skip
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"first": -1}, "the levels are -1 to 2: begin with 0 to 2"),
+    ({"first": 3}, "the levels are 3 to 2"),
+    ({"finest": -1}, "the levels are -1 to 2"),
+    ({"finest": 3, "coarsest": 3, "height": 64, "width": 64}, "the levels are 3 to 3: begin with 0 to 2"),
+    ({"finest": 0}, "first is 1, and finest 0"),
+    ({"finest": 2, "coarsest": 1}, "the levels are 2 to 1"),
+    ({"coarsest": 3}, "frames are 40x32: .* must fit into the last level, 3"),
+    ({"coarsest": 16}, "must fit into the last level, 16"),
+    ({"coarsest": 70}, "must fit into the last level, 70"),
+    ({"height": -32}, "frames are 40x-32"),
+    ({"height": 0}, "frames are 40x0"),
+    ({"width": (1 << 14) + 1}, "frames are 16385x32: give at most 16384 pixels"),
+    ({"width": 42}, "present must be .*, with 416 pixels or more"),
+    ({"present": PYRAMID[0]}, "present must be"),
+    ({"present": PYRAMID[:, 1:]}, "present must be .* uint8, with 400 pixels or more"),
+    ({"present": PYRAMID.char()}, "present must be"),
+    ({"previous": PYRAMID[:1]}, "previous must be as present"),
+    ({"previous": PYRAMID[:, 1:]}, "previous must be as present"),
+    ({"previous": PYRAMID.char()}, "previous must be as present"),
+    ({"level": -1}, "level is -1: give 0 to 8"),
+    ({"level": 9}, "level is 9: give 0 to 8"),
+    *(({name: value}, "stride must be 1 to 8, rounds and steps at least 1, and refinements at least 0")
+      for name, value in (("stride", 0), ("stride", 9), ("rounds", 0), ("steps", 0), ("refinements", -1))),
+    *(({"start": start}, r"start must be \(B, 2, h, w\) float32")
+      for start in (torch.zeros(2, 2, 32), torch.zeros(1, 2, 32, 40), torch.zeros(2, 3, 32, 40),
+                    torch.zeros(2, 2, 0, 40), torch.zeros(2, 2, 32, 0), torch.zeros(2, 2, 32, 40).double(),
+                    torch.zeros(1).expand(2, 2, (1 << 14) + 1, 1))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), WRONG, ids=[f"{next(iter(wrong))} {i}" for i, (wrong, _) in enumerate(WRONG)]
+)
+def test_direct_calls_of_the_flow_are_checked(wrong: dict[str, Any], message: str) -> None:
+    assert not OPS.dis_flow(*SEARCHED.values()).any()
+    with pytest.raises(RuntimeError, match=message):
+        OPS.dis_flow(*{**SEARCHED, **wrong}.values())
+
+
+@pytest.mark.parametrize(
+    ("frame", "levels", "message"),
+    [
+        (torch.zeros(3, 32, 40, dtype=torch.uint8), (1, 2), r"frame must be \(B, 3, H, W\)"),
+        (torch.zeros(1, 2, 32, 40, dtype=torch.uint8), (1, 2), "frame must be"),
+        (torch.zeros(1, 1, 32, 40), (1, 2), "frame must be"),
+        (torch.zeros(1, 1, 32, 40, dtype=torch.uint8), (-1, 2), "the levels are -1 to 2"),
+        (torch.zeros(1, 1, 32, 40, dtype=torch.uint8), (3, 3), "begin with 0 to 2"),
+        (torch.zeros(1, 1, 32, 40, dtype=torch.uint8), (2, 1), "the levels are 2 to 1"),
+        (torch.zeros(1, 1, 31, 40, dtype=torch.uint8), (1, 2), "frames are 40x31: .* must fit into the last level, 2"),
+        (torch.zeros(1, 1, 32, 40, dtype=torch.uint8), (1, 64), "must fit into the last level, 64"),
+        (torch.zeros(1, 1, 0, 40, dtype=torch.uint8), (0, 0), "frames are 40x0"),
+        (torch.zeros(1, dtype=torch.uint8).expand(1, 1, 32, (1 << 14) + 1), (1, 2), "frames are 16385x32"),
+    ],
+    ids=str,
+)
+def test_direct_calls_of_the_pyramid_are_checked(frame: Tensor, levels: tuple[int, int], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        OPS.dis_pyramid(frame, *levels)
+
+
+def test_more_frames_than_a_launch_can_have_are_refused() -> None:
+    pyramid = torch.zeros(1, 64, dtype=torch.uint8).expand(1 << 16, 64)
+    with pytest.raises(RuntimeError, match="too large for a kernel: split the batch"):
+        OPS.dis_flow(pyramid, pyramid, None, 8, 8, 0, 0, 0, 0, 8, 1, 1, 0)

@@ -59,6 +59,11 @@ PARAMETERS: dict[str, tuple[type, str]] = {
         "Folder in which the engine keeps what it made of the model, to be configured faster; empty: none.",
     ),
     "flow_preset": (str, "Preset of the DIS optical flow. One of ultrafast, fast, medium."),
+    "flow_device": (
+        str,
+        "Where the flow is estimated. cpu: by OpenCV. cuda: by our operator. auto: where the network is. One of auto, "
+        "cpu, cuda.",
+    ),
     "input_height": (
         int,
         "Height in pixels to which images are scaled for the network; 0: as trained. From 0 to 4320.",

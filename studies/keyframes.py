@@ -139,7 +139,7 @@ class Reuse:
             is_key = (mask != self.mask).mean() > self.most_changed
         if is_key:
             along = None if self.flow is None else partial(np.asarray, self.flow)
-            self.scores, kept_memory = self.segmenter.infer(image, along, self.memory)
+            self.scores, kept_memory = self.segmenter.infer(self.segmenter.upload(image), along, self.memory)
             assert isinstance(kept_memory, Memory)
             self.memory, self.since, self.flow = kept_memory, 0, None
             mask = self.mask = classify(self.scores, size, None)[0]
@@ -224,7 +224,7 @@ def compile_behind(segmenter: Segmenter, layer: str, image: np.ndarray) -> Calla
     """Compile what lies behind a layer, for frames of an image's size."""
     engine = segmenter.engine
     assert isinstance(engine, GraphEngine)
-    _, memory = segmenter.infer(image)
+    _, memory = segmenter.infer(segmenter.upload(image))
     assert isinstance(memory, Memory)
     frame = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))[None]
     graph: nn.Module = BehindLayer(segmenter, layer)

@@ -122,7 +122,7 @@ def test_a_skipped_frame_has_the_scores_of_the_key_frame_moved_along_the_accumul
     result = stream.segment(sequence[2], 2 * SECOND // 10, flow=constant_flow(-4.0, 4.0))
     assert not result.is_key
 
-    scores, _ = one.infer(sequence[0])
+    scores, _ = one.infer(one.upload(sequence[0]))
     expected = torch.empty_like(scores)
     for y in range(12):
         for x in range(16):

@@ -79,9 +79,7 @@ def test_without_need_no_confidence_is_computed(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_confidence_of_windows_is_that_of_their_mean_probability() -> None:
     one, (image,) = segmenter(inference=Inference(32, flip=True)), images(1, 48, 64)
-    frame = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None]
-    with torch.inference_mode():
-        probabilities = one._run(frame, None, None)[0][0].numpy()
+    probabilities = one.infer(one.upload(image))[0][0].numpy()
     for temperature in (1.0, 2.0):
         one.confidence = Confidence(temperature)
         result = one.stream().segment(image, SECOND, confidence=True)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from netwarp_ros.classes import load_classes
+from netwarp_ros.engines import Engine
 from netwarp_ros.flow import DisFlow, halve
 from netwarp_ros.models import Model, ModelSpec, VideoCNN, augment
 from netwarp_ros.segmenter import MemoryState, Reset, Result, Segmenter
@@ -113,12 +114,13 @@ def test_flow_of_a_frame_that_fails_does_not_disturb_the_next_one() -> None:
     first, second, third = images(3)
     engine = threaded.segmenter.engine
 
-    def fail(*_arguments: Any) -> None:
-        raise RuntimeError("out of memory")
+    class Failing(Engine):
+        def __call__(self, *_arguments: Any) -> Any:
+            raise RuntimeError("out of memory")
 
     for stream in (plain, threaded):
         stream.segment(first, 0)
-    threaded.segmenter.engine = fail  # type: ignore[assignment]
+    threaded.segmenter.engine = Failing()
     with pytest.raises(RuntimeError, match="out of memory"):
         threaded.segment(second, SECOND // 10)
     threaded.segmenter.engine = engine
@@ -422,7 +424,7 @@ def test_environment_limits_auto_to_float32(limit: dict[str, str]) -> None:
         ({"input_height": 4321}, "input_height is 4321: give pixels up to 4320, or 0"),
         ({"max_input_width": 0}, "max_input_width is 0: give pixels > 0"),
         ({"max_gap": 0.0}, "max_gap is 0.0"),
-        ({"flow": "slow"}, "unknown DIS preset 'slow'"),
+        ({"flow": "slow"}, "unknown flow 'slow'"),
         ({"model": "nonesuch"}, "no model named 'nonesuch'"),
     ],
 )

@@ -200,7 +200,8 @@ def _evaluate_bags(bags: Sequence[Path], setup: _Setup, label_topics: Sequence[s
     host = not label_topics and setup.segmenter.uses_netwarp if scoring.host is None else scoring.host
     settings = SliceSettings(
         segmenter={
-            "model": str(weights.resolve()), "flow": model.flow, **model.engine_arguments(),
+            "model": str(weights.resolve()), "flow": model.flow,
+            "flow_device": model.flow_device, **model.engine_arguments(),
             "engine": setup.segmenter.engine.name.split(",")[0], "precision": setup.segmenter.precision,
             "input_height": model.input_height,
             "max_input_width": model.max_input_width, "host_only": model.host_only, "rival": model.rival,

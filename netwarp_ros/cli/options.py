@@ -32,6 +32,13 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+FlowDeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--flow-device",
+        help="Where DIS flow is estimated: cpu (by OpenCV), cuda (by our operator), or auto: where the network is.",
+    ),
+]
 ClassesOption = Annotated[
     str | None,
     typer.Option(
@@ -114,10 +121,11 @@ class ModelOptions(EngineOptions):
         typer.Option(
             "--flow",
             metavar="NAME|FOLDER",
-            help="Estimator of the flow: ultrafast, fast or medium (DIS), or deepflow. Or a folder of .flo files: "
-            "NAME.flo is the flow from frame NAME to the frame before it.",
+            help="Estimator of the flow: ultrafast, fast or medium (DIS), deepflow, or nvidia (its hardware). Or a "
+            "folder of .flo files: NAME.flo is the flow from frame NAME to the frame before it.",
         ),
     ] = "ultrafast"
+    flow_device: FlowDeviceOption = "auto"
     input_height: InputHeightOption = 0
     max_input_width: Annotated[
         int,
@@ -167,10 +175,10 @@ class ModelOptions(EngineOptions):
         from netwarp_ros.flow import open_flow
         from netwarp_ros.segmenter import Segmenter
 
-        estimator, _ = open_flow(self.flow)
         segmenter = Segmenter(
             self.weights(),
-            flow=estimator,
+            flow=open_flow(self.flow)[0],
+            flow_device=self.flow_device,
             input_height=self.input_height,
             max_input_width=self.max_input_width,
             host_only=self.host_only,
@@ -203,14 +211,18 @@ class ModelOptions(EngineOptions):
     def settings(self, segmenter: Segmenter) -> dict[str, Any]:
         """Return the settings of the segmenter that was made from these options, for a JSON file.
 
-        Key frames, rival, label map and ego masks are among them only if they are given; of files there is a hash.
+        Key frames, rival, label map and ego masks are among them only if they are given, and the device of the flow if
+        our operator estimates it; of files there is a hash.
         """
         from netwarp_ros.classes import label_map_file
+        from netwarp_ros.flow import TensorDis
         from netwarp_ros.resources import sha256
 
         given: dict[str, Any] = {}
         if self.label_map is not None:
             given["label_map"] = {"name": self.label_map, "sha256": sha256(label_map_file(self.label_map))}
+        if isinstance(segmenter.flow, TensorDis):
+            given["flow_device"] = str(segmenter.flow.device)
         if segmenter.keyframes.skip:
             given["keyframes"] = self.keyframes
         if self.rival:

@@ -8,7 +8,17 @@
 from __future__ import annotations
 
 from netwarp_ros.engines.choice import ENGINES, INT8, PRECISIONS, EngineOptions, open_engine
-from netwarp_ros.engines.engine import Engine, EngineError
+from netwarp_ros.engines.engine import Engine, EngineError, FlowOnDevice
 from netwarp_ros.engines.pytorch import COMPILE_MODES
 
-__all__ = ["COMPILE_MODES", "ENGINES", "INT8", "PRECISIONS", "Engine", "EngineError", "EngineOptions", "open_engine"]
+__all__ = [
+    "COMPILE_MODES",
+    "ENGINES",
+    "INT8",
+    "PRECISIONS",
+    "Engine",
+    "EngineError",
+    "EngineOptions",
+    "FlowOnDevice",
+    "open_engine",
+]

@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """CUDA graphs: what the CPU launches for a frame is recorded once; later frames need two launches instead of hundreds.
 
-A frame has two graphs. The first one holds what comes before the first insertion layer. The GPU runs it while the CPU
-estimates the flow, which the second one needs: Λ, the blends, and the layers in between and behind.
+If the GPU estimates the flow (`FlowOnDevice`), a frame is one graph: flow, Λ, blends, host, classes. Otherwise it has
+two. The first one holds what comes before the first insertion layer; the GPU runs it while the CPU estimates the flow,
+which the second one needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from netwarp_ros.engines.engine import Engine
+from netwarp_ros.engines.engine import Engine, FlowOnDevice
 from netwarp_ros.engines.latest import Latest
+from netwarp_ros.models.resampling import Size
 from netwarp_ros.models.video_cnn import Flow, GridFlows, Memory, VideoCNN, computed_flow, map_size, map_sizes
+from netwarp_ros.ops import resize_argmax
 
 T = TypeVar("T")
+
+Head = Callable[[Tensor, Size], Tensor]
+"""Makes of the scores, for a size of frame, what is wanted of them."""
 
 Cut = Callable[[], None]
 """Ends a graph and begins the next one."""
@@ -43,7 +49,7 @@ class TorchFrames(Engine, Protocol):
         ...
 
 
-class CUDAGraphEngine:
+class CUDAGraphEngine(Engine):
     """Replays the frames of another engine, recorded for each shape of frame when it first occurs.
 
     Args:
@@ -54,17 +60,25 @@ class CUDAGraphEngine:
         self.name, self.precision, self.device = f"{engine.name}, CUDA graphs", engine.precision, engine.device
         self.normalisation, self._engine = engine.normalisation, engine
         self._recorder = Recorder(engine.device)
-        self._recordings: Latest[dict[bool, _Recording]] = Latest()  # without memory, and with it
+        self._recordings: Latest[dict[Hashable, _Recording]] = Latest()  # of each shape of frame
+
+    def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        return self._replay(frame, flow, memory, _scores)
+
+    def segment(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        return self._replay(frame, flow, memory, resize_argmax)
 
     @torch.inference_mode()
-    def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+    def _replay(self, frame: Tensor, flow: Flow | None, memory: Memory | None, head: Head) -> tuple[Tensor, Memory]:
         network = self._engine.network
         network.check(frame, flow, memory)
         if not network.layers:  # a host alone blends nothing
             memory = None
+        moving = flow if isinstance(flow, FlowOnDevice) and memory is not None else None
         recordings = self._recordings.get((*frame.shape, frame.dtype), dict)
-        if (key := memory is None) not in recordings:
-            recordings[key] = _Recording(self._engine, self._recorder, frame, memory)
+        key = head, memory is None, moving and (moving.key, *(tuple(each.shape) for each in moving.kept))
+        if key not in recordings:
+            recordings[key] = _Recording(self._engine, self._recorder, frame, memory, moving, head)
         return recordings[key].replay(frame, flow, memory)
 
 
@@ -76,27 +90,45 @@ class _Recording:
         recorder: Records it.
         frame: A frame of this shape.
         memory: A memory for it, or None for a first frame.
+        moving: Its flow, if that is recorded with it.
+        head: What is made of the scores.
     """
 
-    def __init__(self, engine: TorchFrames, recorder: Recorder, frame: Tensor, memory: Memory | None) -> None:
+    def __init__(
+        self,
+        engine: TorchFrames,
+        recorder: Recorder,
+        frame: Tensor,
+        memory: Memory | None,
+        moving: FlowOnDevice | None,
+        head: Head,
+    ) -> None:
         self._network, self._device = engine.network, engine.device
         self._frame = torch.zeros_like(frame)
         self._memory = None if memory is None else _new_memory(memory, torch.zeros_like)
         self._sizes = {} if memory is None else map_sizes(memory.representations)
         self._flows: GridFlows = {}
-        if memory is not None:
+        self._kept = () if moving is None else tuple(torch.zeros_like(each) for each in moving.kept)
+        if memory is not None and moving is None:
             grids = self._network.flow_grids(map_size(frame), self._sizes)
             self._flows = {grid: frame.new_zeros((frame.shape[0], 2, *grid), dtype=torch.float32) for grid in grids}
 
-        def run(cut: Cut) -> tuple[Tensor, Memory]:
-            def flows() -> GridFlows:
+        def run(cut: Cut) -> tuple[Tensor, Memory, tuple[Tensor, ...]]:
+            keeps: tuple[Tensor, ...] = ()
+
+            def flows() -> Tensor | GridFlows:
+                nonlocal keeps
+                if moving is not None:
+                    estimated, keeps = moving.compute(self._frame, self._kept)
+                    return estimated
                 if not engine.flow_comes_first:
                     cut()
                 return self._flows
 
-            return engine(self._frame, flows, self._memory)
+            scores, memory = engine(self._frame, flows, self._memory)
+            return head(scores, map_size(frame)), memory, keeps
 
-        graphs, (self._scores, self._next) = recorder.record(run)
+        graphs, (self._result, self._next, self._keeps) = recorder.record(run)
         self._constants = engine.constants(frame)  # lives as long as the graphs, which read it
         self._before_flow, self._behind_flow = graphs[:-1], graphs[-1]
 
@@ -106,13 +138,20 @@ class _Recording:
         if memory is not None and self._memory is not None:
             _copy(memory.frames, self._memory.frames)
             _copy(memory.representations, self._memory.representations)
+        if self._kept:
+            assert isinstance(flow, FlowOnDevice)
+            for source, target in zip(flow.kept, self._kept, strict=True):
+                target.copy_(source)
         for graph in self._before_flow:
             graph.replay()
         if self._flows:
             motion = computed_flow(flow, frame)
             _copy(self._network.flow_on_grids(motion, map_size(frame), self._sizes, self._device), self._flows)
         self._behind_flow.replay()
-        return self._scores.clone(), _new_memory(self._next, torch.clone)
+        if self._kept:
+            assert isinstance(flow, FlowOnDevice)
+            flow.keeps = tuple(each.clone() for each in self._keeps)
+        return self._result.clone(), _new_memory(self._next, torch.clone)
 
 
 class Recorder:
@@ -164,6 +203,10 @@ class Recorder:
             graphs[-1].capture_end()
         current.wait_stream(self._stream)
         return graphs, result
+
+
+def _scores(scores: Tensor, size: Size) -> Tensor:
+    return scores
 
 
 def _new_memory(memory: Memory, make: Callable[[Tensor], Tensor]) -> Memory:

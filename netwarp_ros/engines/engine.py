@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from netwarp_ros.models.spec import ModelSpec
-from netwarp_ros.models.video_cnn import Flow, Memory
+from netwarp_ros.models.video_cnn import Flow, Memory, map_size
+from netwarp_ros.ops import resize_argmax
 
 
 class EngineError(ValueError):
@@ -37,6 +40,33 @@ class Normalisation(NamedTuple):
         return torch.addcmul(self.shift, pixels, self.scale)
 
 
+class FlowOnDevice(ABC):
+    """The flow of a frame, computed on the frame's device: a `Flow` whose work can be recorded with the network's.
+
+    Args:
+        frame: ``(B, 3, H, W)`` uint8, RGB.
+        kept: What was kept of the frame before.
+    """
+
+    def __init__(self, frame: Tensor, kept: tuple[Tensor, ...]) -> None:
+        self._frame, self.kept = frame, kept
+        self.keeps: tuple[Tensor, ...] | None = None
+        """What to keep of this frame; None until the flow was computed."""
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """What `compute` depends on besides its arguments: of flows of one key, it does the same."""
+
+    @abstractmethod
+    def compute(self, frame: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the flow ``(B, 2, h, w)`` and what to keep. It only launches work on the current stream."""
+
+    def __call__(self) -> Tensor:
+        flow, self.keeps = self.compute(self._frame, self.kept)
+        return flow
+
+
 class Engine(Protocol):
     """Runs a video CNN for one frame of each stream of a batch.
 
@@ -61,7 +91,7 @@ class Engine(Protocol):
         Args:
             frame: ``(B, 3, H, W)``, RGB: uint8 pixels, or floating-point values that are normalised already. It is
                 not copied if it is channels-last.
-            flow: See `VideoCNN.forward`.
+            flow: See `VideoCNN.forward`; or a `FlowOnDevice` of this frame.
             memory: The memory that the previous call on these streams returned, or None for a first frame.
 
         Returns:
@@ -72,3 +102,8 @@ class Engine(Protocol):
             EngineError: If the engine cannot run a frame of this size.
         """
         ...
+
+    def segment(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """Run the network; instead of the scores, return the class of each pixel of the frame, ``(B, H, W)`` uint8."""
+        scores, memory = self(frame, flow, memory)
+        return resize_argmax(scores, map_size(frame)), memory

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from netwarp_ros import ops
 from netwarp_ros.engines.cache import GraphCache
-from netwarp_ros.engines.engine import Normalisation
+from netwarp_ros.engines.engine import Engine, Normalisation
 from netwarp_ros.engines.graphs import FlowCNNGraph, FlowGraph, FrameGraphs, to_pixels, to_planes
 from netwarp_ros.engines.latest import Latest
 from netwarp_ros.models.video_cnn import Flow, Memory, Size, VideoCNN, computed_flow, map_size
@@ -22,8 +22,8 @@ RunGraph = Callable[..., Sequence[Tensor]]
 """A compiled graph. It takes and returns dense maps ``(B, h, w, C)``; what it returns is new memory each time."""
 
 
-class GraphEngine(ABC):
-    """An `Engine` that runs the graphs of `netwarp_ros.engines.graphs`, and our warp operator between them.
+class GraphEngine(Engine, ABC):
+    """An engine that runs the graphs of `netwarp_ros.engines.graphs`, and our warp operator between them.
 
     The graphs are compiled for each shape of frame when it first occurs.
 

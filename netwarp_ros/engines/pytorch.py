@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from netwarp_ros.engines.engine import Normalisation
+from netwarp_ros.engines.engine import Engine, Normalisation
 from netwarp_ros.engines.graph_engine import GraphEngine, RunGraph
 from netwarp_ros.engines.graphs import export
 from netwarp_ros.models.float32 import full_float32
@@ -20,7 +20,7 @@ COMPILE_MODES = ("none", "default", CUDA_GRAPHS)
 """No compilation; by `torch.compile`; or that, and frames are replayed as CUDA graphs."""
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """The network as PyTorch runs it, operation by operation.
 
     Args:

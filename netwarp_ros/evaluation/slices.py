@@ -24,7 +24,6 @@ from netwarp_ros.engines import EngineError
 from netwarp_ros.evaluation.result_files import FramesFile, FrameSpool, write_json
 from netwarp_ros.evaluation.results import FrameRecord, PartialResults
 from netwarp_ros.evaluation.scoring import TRIMAP_WIDTHS, Labels, score_frames
-from netwarp_ros.flow import create_estimator
 from netwarp_ros.recordings.bags import BagLabels
 from netwarp_ros.recordings.ego_masks import NO_EGO_MASKS, EgoMasks
 from netwarp_ros.recordings.frames import FrameSource
@@ -193,7 +192,7 @@ def _segmenter(**arguments: Any) -> Segmenter:
     Raises:
         EngineError: If another engine than asked for would run: its scores would differ from other processes'.
     """
-    segmenter = Segmenter(**{**arguments, "flow": create_estimator(arguments["flow"]), "threads": 1})
+    segmenter = Segmenter(**{**arguments, "threads": 1})
     if segmenter.engine_problem:
         raise EngineError(f"engine {segmenter.engine.name} is in use: {segmenter.engine_problem}")
     return segmenter

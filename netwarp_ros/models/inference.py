@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from netwarp_ros.models.netwarp import resize_flow, scale_flow
 from netwarp_ros.models.outputs import class_scores
+from netwarp_ros.models.spec import InputSize
 from netwarp_ros.models.video_cnn import Memory, Size
 
 Network = Callable[[Tensor, Tensor | None, Memory | None], tuple[Any, Memory]]
@@ -82,6 +83,20 @@ class Inference:
             raise ValueError(f"multiple is {self.multiple}: give 1 or more")
         if self.windows_per_pass < 1:
             raise ValueError(f"windows_per_pass is {self.windows_per_pass}: give 1 or more")
+
+    def fitted(self, taken: InputSize) -> Inference:
+        """Return the views in sizes that a network takes.
+
+        Raises:
+            ValueError: If it takes none of other sizes than the whole frame's, or no windows of this size.
+        """
+        if self == WHOLE_FRAME:
+            return self
+        if taken.fixed and (self.scales != (1.0,) or self.window):
+            raise ValueError(f"the network takes {taken}: give no windows, and no scales other than 1")
+        if self.window % taken.multiple:
+            raise ValueError(f"window is {self.window}, and the network takes {taken}: give a multiple")
+        return replace(self, multiple=math.lcm(self.multiple, taken.multiple))
 
     def windows(self, height: int, width: int) -> list[tuple[Size, list[Window]]]:
         """For each scale, return the size ``(h, w)`` of the resized frame and its windows, row by row."""

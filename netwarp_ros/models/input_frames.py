@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
 
 from netwarp_ros.models.resampling import Size
 from netwarp_ros.models.spec import MAX_INPUT_HEIGHT, ModelSpec
@@ -87,14 +89,22 @@ class InputFrames:
             flow: The flow.
             image: Size of the image.
         """
+        return _padded(flow, *self._covering((flow.shape[0], flow.shape[1]), image))
+
+    def pad_flow_maps(self, flow: Tensor, image: Size) -> Tensor:
+        """Pad the flow ``(B, 2, h, w)`` as `pad_flow` does."""
+        height, width = self._covering((flow.shape[2], flow.shape[3]), image)
+        below, right = height - flow.shape[2], width - flow.shape[3]
+        return F.pad(flow, (0, right, 0, below), mode="replicate") if below or right else flow
+
+    def _covering(self, grid: Size, image: Size) -> Size:
+        """Return the size of the grid of an image's flow that covers the padded frame as well."""
         scaled = self.scaled(image)
-        padded = self.spec.input_size.padded(scaled)
-        if padded == scaled:
-            return flow
         height, width = (
-            round(cells * whole / part) for cells, whole, part in zip(flow.shape[:2], padded, scaled, strict=True)
+            round(cells * whole / part)
+            for cells, whole, part in zip(grid, self.spec.input_size.padded(scaled), scaled, strict=True)
         )
-        return _padded(flow, height, width)
+        return height, width
 
     def cropped(self, mask: np.ndarray, image: Size) -> np.ndarray:
         """Return the mask ``(H, W)`` of a frame without its padding; dense, and the mask itself if there is none."""

@@ -8,6 +8,7 @@ where no gradient is needed; whatever it does not do in the same way is left to 
 from __future__ import annotations
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,6 +33,11 @@ def interpolate(maps: Tensor, size: Size) -> Tensor:
     if not _is_for_opencv(maps):
         return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     return _resize(maps, size, cv2.INTER_LINEAR)
+
+
+def as_maps(array: np.ndarray) -> Tensor:
+    """Return an array ``(H, W, C)`` as ``(1, C, H, W)``, with the same memory if it is contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).unsqueeze(0)
 
 
 def _is_for_opencv(maps: Tensor) -> bool:

@@ -197,6 +197,7 @@ class Pipeline:
         self.segmenter = Segmenter(
             settings.model,
             flow=settings.flow_preset,
+            flow_device=settings.flow_device,
             **engine_arguments(settings),
             input_height=settings.input_height,
             max_input_width=settings.max_input_width,

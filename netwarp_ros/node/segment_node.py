@@ -29,7 +29,6 @@ from rclpy.logging import get_logger
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from netwarp_ros.flow.dis import DisFlow
 from netwarp_ros.node import parameters
 from netwarp_ros.node.camera import Camera
 from netwarp_ros.node.diagnostics import (
@@ -310,7 +309,7 @@ class SegmentNode(LifecycleNode):
 
     def _apply_live_parameters(self, segmenter: Segmenter) -> None:
         settings = parameters.read(self, SegmentParameters)
-        segmenter.flow = DisFlow(settings.flow_preset)
+        segmenter.flow = settings.flow_preset
         segmenter.max_gap = settings.max_gap
         names = [name for name in self._specs if name.startswith(THRESHOLDS)]
         thresholds = {name.removeprefix(THRESHOLDS): self.get_parameter(name).value for name in names}

@@ -14,7 +14,7 @@ from netwarp_ros.models import DEFAULT_MODEL
 from netwarp_ros.models.spec import MAX_INPUT_HEIGHT
 from netwarp_ros.node.images import MASK_ENCODINGS
 from netwarp_ros.node.parameters import KEYFRAMES, MASK_SIZE, NAMES, SIZE, TOPIC, Spec, parameter
-from netwarp_ros.segmenter import MAX_GAP, MAX_INPUT_WIDTH
+from netwarp_ros.segmenter import FLOW_DEVICES, MAX_GAP, MAX_INPUT_WIDTH
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class SegmentParameters:
         "", "Folder in which the engine keeps what it made of the model, to be configured faster; empty: none."
     )
     flow_preset: str = parameter("ultrafast", "Preset of the DIS optical flow.", choices=tuple(PRESETS), live=True)
+    flow_device: str = parameter(
+        "auto",
+        "Where the flow is estimated. cpu: by OpenCV. cuda: by our operator. auto: where the network is.",
+        choices=FLOW_DEVICES,
+    )
     input_height: int = parameter(
         0, "Height in pixels to which images are scaled for the network; 0: as trained.", limits=(0, MAX_INPUT_HEIGHT)
     )

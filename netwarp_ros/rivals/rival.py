@@ -39,8 +39,8 @@ class Pixels(NamedTuple):
         return cls(rows[:, :-4], rows[:, -4:-1], rows[:, -1:])
 
 
-class Rival(ABC):
-    """An `Engine` that runs a host by another engine and refines its scores.
+class Rival(Engine, ABC):
+    """An engine that runs a host by another engine and refines its scores.
 
     Earlier frames are remembered on the grid of the scores: probabilities and colors, each warped along the flow at
     every frame. So a pixel of an earlier frame is at its place in the present one, as in the feature space of Kundu,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from netwarp_ros import ops
 from netwarp_ros.models import resize_flow
-from netwarp_ros.models.resampling import Size
+from netwarp_ros.models.resampling import Size, as_maps
 from netwarp_ros.models.video_cnn import map_size, to_device
 from netwarp_ros.resources import quote
 
@@ -139,7 +139,7 @@ def accumulate(flow: np.ndarray, before: np.ndarray | None) -> np.ndarray:
 @torch.inference_mode()
 def move(scores: Tensor, flow: np.ndarray) -> Tensor:
     """Return scores ``(1, K, h, w)`` moved along a flow ``(H, W, 2)`` to the frame that they come from."""
-    size, along = map_size(scores), _as_map(flow)
+    size, along = map_size(scores), as_maps(flow)
     return ops.warp(scores, to_device(resize_flow(along, size), scores.device))
 
 
@@ -178,8 +178,4 @@ def _grid(height: int, width: int, step: int) -> tuple[np.ndarray, np.ndarray]:
 def _resized(flow: np.ndarray, size: Size) -> np.ndarray:
     if flow.shape[:2] == size:
         return flow
-    return np.ascontiguousarray(resize_flow(_as_map(flow), size)[0].permute(1, 2, 0).numpy())
-
-
-def _as_map(flow: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(flow)).permute(2, 0, 1).unsqueeze(0)
+    return np.ascontiguousarray(resize_flow(as_maps(flow), size)[0].permute(1, 2, 0).numpy())

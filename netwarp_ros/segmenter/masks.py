@@ -107,7 +107,7 @@ def classify(
     All is computed on the device of the scores, and the confidence on their coarse grid.
 
     Args:
-        scores: ``(1, K, h, w)``.
+        scores: ``(1, K, h, w)``; or the classes ``(1, H, W)`` uint8 themselves, if the confidence is not needed.
         size: Size of the network's input.
         temperature: See `Confidence`; None if the confidence is not needed.
         are_probabilities: Whether the scores are probabilities. Their logarithms then take the place of scores.
@@ -115,7 +115,7 @@ def classify(
     Returns:
         The mask ``(H, W)`` uint8 at that size, and the confidence ``(h, w)`` uint8 in 1/255; None if it is not needed.
     """
-    mask = ops.resize_argmax(scores, size)[0]
+    mask = scores[0] if scores.dtype == torch.uint8 else ops.resize_argmax(scores, size)[0]
     if temperature is None:
         return _on_cpu(mask)[0], None
     scaled = (scores.log() if are_probabilities else scores.float()) / temperature

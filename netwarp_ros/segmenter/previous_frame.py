@@ -23,8 +23,9 @@ class PreviousFrame:
         shape: Shape of the image.
         encoding: ROS encoding of the image.
         frame_id: Name of the camera's optical frame.
-        grey: ``(h, w)`` uint8, as the flow estimator takes it.
+        grey: ``(h, w)`` uint8, as the flow estimator takes it; None if the flow is estimated on the network's device.
         flow: ``(h, w, 2)`` float32, the flow that was estimated from it to the frame before; None if none was.
+        kept: Instead of these two, what is kept on the network's device, see `DisOnDevice`.
         memory: Memory of the latest key frame; None without NetWarp.
         key: The latest key frame; None if no frame is skipped.
     """
@@ -33,10 +34,11 @@ class PreviousFrame:
     shape: tuple[int, ...]
     encoding: str
     frame_id: str
-    grey: np.ndarray
+    grey: np.ndarray | None
     flow: np.ndarray | None
     memory: Memory | InferenceMemory | None
     key: KeyFrame | None = None
+    kept: tuple[torch.Tensor, ...] = ()
 
     def state(self) -> dict[str, Any]:
         """Return tensors and plain values: safe for ``torch.load``."""
@@ -44,7 +46,7 @@ class PreviousFrame:
         passes = memory.passes if isinstance(memory, InferenceMemory) else () if memory is None else (memory,)
         return {
             **vars(self),
-            "grey": torch.from_numpy(self.grey),
+            "grey": _to_tensor(self.grey),
             "flow": _to_tensor(self.flow),
             "memory": [one_pass._asdict() for one_pass in passes],
             "memory_shape": memory.shape if isinstance(memory, InferenceMemory) else None,
@@ -58,6 +60,7 @@ class PreviousFrame:
         passes, shape = tuple(Memory(**one) for one in values["memory"]), values.pop("memory_shape")
         values["memory"] = InferenceMemory(inference, shape, passes) if shape else passes[0] if passes else None
         values["grey"], values["flow"] = _to_array(values["grey"]), _to_array(values["flow"])
+        values["kept"] = tuple(values["kept"])
         if (key := values["key"]) is not None:
             values["key"] = KeyFrame(**{**key, "grey": _to_array(key["grey"]), "flow": _to_array(key["flow"])})
         return cls(**values)

@@ -9,7 +9,6 @@ camera: it holds the memory of the previous frame and decides when to reset it (
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,8 @@ import torch
 from torch import Tensor
 
 from netwarp_ros.classes import LabelMap, load_label_map
-from netwarp_ros.engines import EngineOptions, open_engine
-from netwarp_ros.flow import DisFlow, FlowEstimator, halve
+from netwarp_ros.engines import EngineOptions, FlowOnDevice, open_engine
+from netwarp_ros.flow import DisFlow, FlowEstimator, TensorDis, create_estimator, halve
 from netwarp_ros.models import (
     DEFAULT_MODEL,
     WHOLE_FRAME,
@@ -38,8 +37,9 @@ from netwarp_ros.models import (
     resize_flow,
 )
 from netwarp_ros.models.input_frames import InputFrames
-from netwarp_ros.models.spec import InputSize
+from netwarp_ros.models.resampling import as_maps
 from netwarp_ros.models.video_cnn import map_size, to_device
+from netwarp_ros.segmenter.device_flow import DisOnDevice, choose_flow_device
 from netwarp_ros.segmenter.ego_mask import EgoMask
 from netwarp_ros.segmenter.keyframes import KeyFrame, KeyFrames, move
 from netwarp_ros.segmenter.masks import (
@@ -69,7 +69,9 @@ class Segmenter:
     Args:
         model: The name of a shipped model, the path of a weights file, or a loaded `Model`. A loaded one stays as it
             is: the segmenter copies it and changes the device, precision and memory format of the copy.
-        flow: Flow estimator, or the name of a DIS preset.
+        flow: Flow estimator, or the name of one, see `netwarp_ros.flow.ESTIMATORS`.
+        flow_device: Where a preset of DIS is estimated: ``cpu``, by OpenCV; ``cuda``, by our operator; ``auto``, the
+            network's device, if our operator has CUDA there.
         engine: What runs the network; see `EngineOptions` for this and the following five.
         device: A torch device.
         precision: Precision of the host.
@@ -108,6 +110,7 @@ class Segmenter:
         model: Model | str | Path = DEFAULT_MODEL,
         *,
         flow: FlowEstimator | str = "ultrafast",
+        flow_device: str = "auto",
         engine: str = "auto",
         device: str = "cpu",
         precision: str = "auto",
@@ -142,10 +145,9 @@ class Segmenter:
         if threads:
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
-        self.flow = DisFlow(flow) if isinstance(flow, str) else flow
         self.frames = InputFrames(self.model.spec, input_height, max_input_width)
         self.max_gap = max_gap
-        self.inference = _fitted(inference, self.model.spec.input_size)
+        self.inference = inference.fitted(self.model.spec.input_size)
         if self.keyframes.skip and self.inference != WHOLE_FRAME:
             raise ValueError(
                 f"keyframes is {self.keyframes.text}, which needs a network that sees the whole frame: leave "
@@ -163,6 +165,8 @@ class Segmenter:
             self.engine = opened = open_rival(rival, self.engine, len(self.model.spec.classes))
             self.uses_netwarp = opened.frames > 0
         self.device = self.engine.device
+        self._flow_device = choose_flow_device(flow_device, self.device, self.keyframes.skip)
+        self.flow = flow
         self._warm: set[tuple[int, int]] = set()
         self._flow_thread = ThreadPoolExecutor(1, "flow") if self.device.type == "cuda" else None
 
@@ -183,13 +187,22 @@ class Segmenter:
 
     @property
     def flow(self) -> FlowEstimator:
-        """The flow estimator. DIS is given halved frames, see `DisFlow`; reset the streams if another kind is set."""
+        """The flow estimator. A name of one may be set too; reset the streams if another kind than before is set.
+
+        DIS is given halved frames, see `DisFlow`; on the network's device, its flow is on the grid of these.
+        """
         return self._flow
 
     @flow.setter
-    def flow(self, estimator: FlowEstimator) -> None:
+    def flow(self, estimator: FlowEstimator | str) -> None:
+        if isinstance(estimator, str):
+            estimator = create_estimator(estimator, self._flow_device)
         if isinstance(estimator, DisFlow):
             estimator = DisFlow(estimator.preset, halved=True, fine=self.keyframes.skip)
+        elif isinstance(estimator, TensorDis):
+            if self.keyframes.skip:
+                raise ValueError("key frames need the flow on the CPU: give DisFlow")
+            estimator = TensorDis(estimator.preset, self.device, level=1)
         self._flow = estimator
 
     @property
@@ -241,36 +254,50 @@ class Segmenter:
         return self.frames.padded((height, width)) in self._warm
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
-        """Segment black frames, two of them key frames, so that what is done once for their size is done beforehand."""
+        """Segment black frames, so that what is done once for their size is done beforehand.
+
+        Two of them are key frames. With the flow on the device, the third one is the first that starts from a flow.
+        """
         self._warm.add(self.frames.padded((height, width)))
         stream = self.stream()
         image = np.zeros((height, width, 3), np.uint8)
-        for stamp_ns in range(1, self.keyframes.distance + 2):
+        for stamp_ns in range(1, self.keyframes.distance + 2 + isinstance(self.flow, TensorDis)):
             stream.segment(image, stamp_ns)
+
+    def upload(self, image: np.ndarray) -> Tensor:
+        """Return an image ``(H, W, 3)`` BGR uint8, from `InputFrames.frame`, as ``(1, 3, H, W)`` RGB on the device."""
+        return to_device(as_maps(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), self.device)
 
     @torch.inference_mode()
     def infer(
         self,
-        image: np.ndarray,
-        flow: Callable[[], np.ndarray] | None = None,
+        frame: Tensor,
+        flow: Callable[[], np.ndarray] | FlowOnDevice | None = None,
         memory: Memory | InferenceMemory | None = None,
+        *,
+        classes_only: bool = False,
     ) -> tuple[Tensor, Memory | InferenceMemory | None]:
         """Run the network on one frame.
 
         Args:
-            image: ``(H, W, 3)`` BGR uint8, from `InputFrames.frame`.
-            flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid. Called when NetWarp needs
-                it, so never when ``memory`` is None.
+            frame: ``(1, 3, H, W)`` uint8, from `upload`.
+            flow: Returns the reverse flow ``(h, w, 2)`` float32 in pixels of its own grid, or is one on the device.
+                Called when NetWarp needs it, so never when ``memory`` is None.
             memory: The memory that the previous call on this stream returned, or None.
+            classes_only: Whether the class of each pixel will do.
 
         Returns:
-            The scores ``(1, K, h, w)`` of the model's classes, with windows or several scales their probabilities; and
-            the memory for the next call, None without NetWarp.
+            The scores ``(1, K, h, w)`` of the model's classes, with windows or several scales their probabilities; or
+            the classes ``(1, H, W)`` uint8. And the memory for the next call, None without NetWarp.
         """
-        frame = to_device(_as_maps(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), self.device)
-        motion = None if flow is None else lambda: _as_maps(np.ascontiguousarray(flow()))
-        scores, memory = self._run(frame, motion, memory)
-        return scores, memory if self.uses_netwarp else None
+        motion: Callable[[], Tensor] | None
+        motion = flow if flow is None or isinstance(flow, FlowOnDevice) else lambda: as_maps(flow())
+        if self.inference != WHOLE_FRAME:
+            result, memory = self._run_on_views(frame, motion, memory)
+        else:
+            assert not isinstance(memory, InferenceMemory)
+            result, memory = (self.engine.segment if classes_only else self.engine)(frame, motion, memory)
+        return result, memory if self.uses_netwarp else None
 
     def finish(
         self, scores: Tensor, image: Size, ego: EgoMask | None, temperature: float | None
@@ -278,7 +305,7 @@ class Segmenter:
         """Make the mask of an image, and its confidence, from what `infer` returned.
 
         Args:
-            scores: Of the padded frame.
+            scores: Of the padded frame, or its classes, if no confidence is needed.
             image: Size of the image.
             ego: What is left out.
             temperature: Of the confidence; None if it is not needed.
@@ -299,18 +326,15 @@ class Segmenter:
             mask = ego.leave_out(mask)
         return mask, None if confidence is None else without_void(at_size(confidence, size), mask)
 
-    def _run(
-        self, frame: Tensor, motion: Callable[[], Tensor] | None, memory: Memory | InferenceMemory | None
-    ) -> tuple[Tensor, Memory | InferenceMemory]:
-        """Return the scores of a frame, and the memory for the next one."""
-        if self.inference == WHOLE_FRAME:
-            assert not isinstance(memory, InferenceMemory)
-            return self.engine(frame, motion, memory)
+    def _run_on_views(
+        self, frame: Tensor, flow: Callable[[], Tensor] | None, memory: Memory | InferenceMemory | None
+    ) -> tuple[Tensor, InferenceMemory]:
+        """Return the probabilities of a frame of which the network sees views, and the memory for the next one."""
         assert not isinstance(memory, Memory)
         size = map_size(frame)
         # Windows are cut from frame and flow.
-        flow = None if motion is None else lambda: resize_flow(to_device(motion(), self.device), size)
-        return self.inference(self.engine, self.engine.normalisation(frame), flow, memory)
+        resized = None if flow is None else lambda: resize_flow(to_device(flow(), self.device), size)
+        return self.inference(self.engine, self.engine.normalisation(frame), resized, memory)
 
 
 @dataclass
@@ -387,10 +411,12 @@ class Stream:
             if self._ego is not None:
                 scaled = self._ego.paint_over(scaled, size)
             frame = segmenter.frames.pad(scaled)
-            grey = segmenter.grey(scaled) if segmenter.uses_flow else None
+            on_cpu = not isinstance(segmenter.flow, TensorDis)
+            grey = segmenter.grey(scaled) if segmenter.uses_flow and on_cpu else None
         estimated: np.ndarray | None = None
         to_key: np.ndarray | None = None
         wait = None
+        moving: DisOnDevice | None = None
         if previous is not None and grey is not None and flow is None:
             wait = segmenter.begin_flow(partial(self._estimate_flow, grey, previous))
 
@@ -413,7 +439,13 @@ class Stream:
             memory, next_key = previous.memory if previous else None, None
             is_key = key is None or segmenter.keyframes.is_due(key, grey, flow_to_key)
             if key is None or is_key:
-                scores, memory = segmenter.infer(frame, padded_flow, memory)
+                pixels = segmenter.upload(frame)
+                if segmenter.uses_flow and isinstance(segmenter.flow, TensorDis):
+                    kept = previous.kept if previous else ()
+                    moving = DisOnDevice(segmenter.flow, segmenter.frames, size, pixels, kept)
+                along = padded_flow if moving is None or flow is not None else moving
+                mask_only = temperature is None and not segmenter.keyframes.skip
+                scores, memory = segmenter.infer(pixels, along, memory, classes_only=mask_only)
                 if self._ego is not None and isinstance(memory, Memory):
                     memory = self._ego.forget(memory, size)
                 if grey is not None and segmenter.keyframes.skip:
@@ -423,8 +455,10 @@ class Stream:
             mask, sureness = segmenter.finish(scores, size, self._ego, temperature)
         stages["network"] -= stages["flow"]
 
-        if grey is not None:
-            self._previous = PreviousFrame(stamp_ns, image.shape, encoding, frame_id, grey, estimated, memory, next_key)
+        if segmenter.uses_flow:
+            kept = () if moving is None else moving.result()
+            taken = stamp_ns, image.shape, encoding, frame_id
+            self._previous = PreviousFrame(*taken, grey, estimated, memory, next_key, kept)
         if reason and segmenter.uses_netwarp:
             self.resets[reason] += 1
         state = MemoryState.NEW if reason else MemoryState.KEPT
@@ -433,6 +467,7 @@ class Stream:
     def _estimate_flow(self, grey: np.ndarray, previous: PreviousFrame) -> np.ndarray:
         """Estimate the flow to the previous frame. DIS starts its search from the previous flow; others cannot."""
         estimator = self.segmenter.flow
+        assert previous.grey is not None
         if isinstance(estimator, DisFlow):
             return estimator(grey, previous.grey, start=previous.flow)
         return estimator(grey, previous.grey)
@@ -453,23 +488,3 @@ class Stream:
         if stamp_ns - previous.stamp_ns > self.segmenter.max_gap * 1e9:
             return Reset.GAP
         return ""
-
-
-def _fitted(inference: Inference, taken: InputSize) -> Inference:
-    """Return the views of a frame in sizes that the network takes.
-
-    Raises:
-        ValueError: If it takes none of other sizes than the whole frame's, or no windows of this size.
-    """
-    if inference == WHOLE_FRAME:
-        return inference
-    if taken.fixed and (inference.scales != (1.0,) or inference.window):
-        raise ValueError(f"the network takes {taken}: give no windows, and no scales other than 1")
-    if inference.window % taken.multiple:
-        raise ValueError(f"window is {inference.window}, and the network takes {taken}: give a multiple")
-    return replace(inference, multiple=math.lcm(inference.multiple, taken.multiple))
-
-
-def _as_maps(array: np.ndarray) -> Tensor:
-    """View an array ``(H, W, C)`` as ``(1, C, H, W)``."""
-    return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which device estimates the flow, and the flow on a GPU: there, nothing of a frame but its mask comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from netwarp_ros.engines import FlowOnDevice
+from netwarp_ros.models.resampling import Size
+from netwarp_ros.ops import compiled
+
+if TYPE_CHECKING:
+    from netwarp_ros.flow import TensorDis
+    from netwarp_ros.models.input_frames import InputFrames
+
+FLOW_DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_flow_device(wanted: str, network: torch.device, moves_scores: bool) -> torch.device:
+    """Return the device that estimates DIS flow.
+
+    Args:
+        wanted: One of `FLOW_DEVICES`. ``auto``: the network's, if our operator has CUDA there.
+        network: The network's device.
+        moves_scores: Whether class scores are moved along the flow, from key frames.
+
+    Raises:
+        ValueError: If it is none of these, or ``cuda`` and that is not possible.
+    """
+    if wanted not in FLOW_DEVICES:
+        raise ValueError(f"flow_device is {wanted!r}: choose one of {', '.join(FLOW_DEVICES)}")
+    if wanted == "cpu":
+        return torch.device("cpu")
+    problem = ""
+    if network.type != "cuda":
+        problem = f"the network is on {network}"
+    elif "cuda" not in compiled.DIS_DEVICES:
+        problem = compiled.missing_cuda_kernels() or "the operator library has no CUDA kernels"
+    elif moves_scores:
+        problem = "with key frames, the flow is accumulated on the CPU"
+    if problem and wanted == "cuda":
+        raise ValueError(f"flow_device is cuda, but {problem}: give auto or cpu")
+    return torch.device("cpu") if problem else network
+
+
+class DisOnDevice(FlowOnDevice):
+    """DIS flow from a frame to the one before.
+
+    Of a frame, its pyramid is kept, and its flow, from which the search for the next one starts.
+
+    Args:
+        estimator: What estimates it.
+        frames: How images become frames.
+        image: Size of the image.
+        frame: ``(1, 3, H, W)`` uint8, RGB, what the image has become.
+        kept: What was kept of the frame before; nothing for a first frame.
+    """
+
+    def __init__(
+        self, estimator: TensorDis, frames: InputFrames, image: Size, frame: Tensor, kept: tuple[Tensor, ...]
+    ) -> None:
+        super().__init__(frame, kept)
+        self._estimator, self._frames, self._image = estimator, frames, image
+        self._size = frames.scaled(image)  # the flow is that of the frame without its padding
+
+    @property
+    def key(self) -> Hashable:
+        return self._estimator.search, self._estimator.level, self._size
+
+    def compute(self, frame: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        pyramid = self._pyramid(frame)
+        flow = self._estimator.flow(pyramid, kept[0], self._size, *kept[1:])
+        return self._frames.pad_flow_maps(flow, self._image), (pyramid, flow)
+
+    def result(self) -> tuple[Tensor, ...]:
+        """Return what to keep of the frame, whether its flow was needed or not."""
+        return (self._pyramid(self._frame),) if self.keeps is None else self.keeps
+
+    def _pyramid(self, frame: Tensor) -> Tensor:
+        return self._estimator.pyramid(frame[..., : self._size[0], : self._size[1]])

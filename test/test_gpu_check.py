@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_flow
 import gpu_models
 import gpu_report
 import pytest
@@ -55,6 +56,17 @@ def test_models_are_timed_and_an_engine_that_fails_is_named(tmp_path: Path, monk
     gpu_report.models_table(results)
 
 
+def test_flow_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, as far as it carries."""
+    monkeypatch.setattr(gpu_flow, "SIZES", ((64, 48),))
+    monkeypatch.setattr(gpu_flow, "REPEATS", 1)
+    gpu_flow.main("cpu", tmp_path / "flow.json")
+    results = json.loads((tmp_path / "flow.json").read_text())["results"]
+    assert [result["preset"] for result in results] == ["ultrafast", "fast", "medium"]
+    assert all(0 < result["error_px"] < 3 and result["ms"] > 0 and result["opencv_ms"] > 0 for result in results)
+    gpu_report.flow_table(results)
+
+
 def test_every_configuration_of_a_model_is_different_and_can_be_loaded() -> None:
     wanted = list(gpu_models.configurations())
     assert len({json.dumps(one, sort_keys=True) for one in wanted}) == len(wanted)
@@ -78,10 +90,13 @@ def test_the_report_has_the_figures_of_all_steps(tmp_path: Path) -> None:
     models = [{"model": "a", **settings, "compile": "none", "flow_cnn": True, "stages_ms": stages, "overhead": 60.0},
               {"model": "b", **settings, "compile": "default", "flow_cnn": False, "error": "no memory"}]  # fmt: skip
     (parts / "ops.json").write_text(json.dumps({"results": ops}))
+    flow = {"size": [1024, 512], "preset": "fast", "ms": 0.25, "opencv_ms": 5.0, "error_px": 2.25}
+    (parts / "flow.json").write_text(json.dumps({"results": [flow]}))
     (parts / "models.json").write_text(json.dumps({"results": models}))
     subprocess.run([sys.executable, ROOT / "tools" / "gpu_report.py", parts, folder], check=True, capture_output=True)
     text = (folder / "gpu.md").read_text()
     assert "| ops | passed | 61 |" in text and "| models | ran out of time | 180 |" in text
     assert "| paper 1×8×4×4, float16, channels_last | 20.0 (1.00) | 40.0 (0.80) |" in text
+    assert "| fast, 1024×512 | 0.250 | 5.00 | 20.0 | 2.25 |" in text
     assert "| a | 480×360 | torch | yes | 5.00 | 8.00 | 2.00 | 1.00 | 60.0 % |" in text
     assert "| b | 480×360 | torch, default | no | no memory |" in text

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # tools/gpu_check.sh FOLDER: build the operator for the GPU of this machine, test it, look for memory errors and races,
-# and time it and the shipped models. Writes gpu.json, gpu.md and log.txt into FOLDER.
+# and time it, the optical flow and the shipped models. Writes gpu.json, gpu.md and log.txt into FOLDER.
 #
 # It needs nvcc, CMake, compute-sanitizer, and a Python with PyTorch for CUDA and the packages of pyproject.toml; no ROS,
 # no network, and no installation: it works on a copy. Each step has a time limit; one that fails is reported, and the
-# others run. It takes less than 9 minutes.
+# others run. It takes less than 10 minutes.
 #
 #   PYTHON=python3   the Python to use
 #   LIMIT=1          factor of all time limits
@@ -52,6 +52,7 @@ step test 150 "$python" -m pytest -q -p no:cacheprovider -n 4 --tb=short --durat
 step ops 100 "$python" -m netwarp_ros.cli benchmark ops --device cuda --no-compiled --seconds 0.3 --json parts/ops.json
 step memcheck 60 bash -c 'sanitize memcheck'
 step racecheck 60 bash -c 'sanitize racecheck'
+step flow 60 "$python" tools/gpu_flow.py cuda parts/flow.json
 step models 180 "$python" tools/gpu_models.py cuda parts/models.json
 "$python" tools/gpu_report.py parts "$folder"
 ! cut -f 2 parts/steps.tsv | grep -qv '^0$'

@@ -43,6 +43,15 @@ def ops_tables(results: list[dict[str, Any]]) -> str:
     return text
 
 
+def flow_table(results: list[dict[str, Any]]) -> str:
+    """Return the times of DIS flow, beside OpenCV's."""
+    rows = []
+    for r in results:
+        times = [f"{r['ms']:.3f}", f"{r['opencv_ms']:.2f}", f"{r['opencv_ms'] / r['ms']:.1f}"]
+        rows.append([f"{r['preset']}, {'×'.join(map(str, r['size']))}", *times, f"{r['error_px']:.2f}"])
+    return table(["DIS", "GPU, ms", "OpenCV, ms", "faster by", "mean error, px"], rows)
+
+
 def models_table(results: list[dict[str, Any]]) -> str:
     """Return the times of each video CNN and of its host."""
     rows = []
@@ -69,12 +78,14 @@ def main(parts: Path, folder: Path) -> None:
         for name, status, ms in (line.split("\t") for line in lines)
     ]
     content: dict[str, Any] = {"steps": steps}
-    for name in ("ops", "models"):
+    for name in ("ops", "flow", "models"):
         file = parts / f"{name}.json"
         content[name] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     text = steps_table(steps)
     if content["ops"]:
         text += ops_tables(content["ops"]["results"])
+    if content["flow"]:
+        text += flow_table(content["flow"]["results"])
     if content["models"]:
         text += models_table(content["models"]["results"])
     (folder / "gpu.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

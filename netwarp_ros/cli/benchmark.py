@@ -3,20 +3,28 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from netwarp_ros.cli.benchmark_figures import FIGURES, make_folder, read_numbers, read_sizes, write
+from netwarp_ros.cli.benchmark_flow import flow
 from netwarp_ros.cli.option_groups import expand_groups
-from netwarp_ros.cli.options import DeviceOption, EngineOptions, InputHeightOption, ModelOption, ThreadsOption
+from netwarp_ros.cli.options import (
+    DeviceOption,
+    EngineOptions,
+    FlowDeviceOption,
+    InputHeightOption,
+    ModelOption,
+    ThreadsOption,
+)
 from netwarp_ros.cli.printing import plain_console, warn
 
 if TYPE_CHECKING:
@@ -27,10 +35,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
 
-FIGURES = "Write the figures to this file."
-
-Number = TypeVar("Number", int, float)
-
 
 @dataclass(frozen=True)
 class ModelBenchmarkOptions(EngineOptions):
@@ -38,8 +42,9 @@ class ModelBenchmarkOptions(EngineOptions):
 
     model: ModelOption = None
     flow: Annotated[
-        str, typer.Option("--flow", help="Estimator of the flow: ultrafast, fast or medium (DIS), or deepflow.")
+        str, typer.Option("--flow", help="Estimator of the flow: ultrafast, fast or medium (DIS), deepflow, or nvidia.")
     ] = "ultrafast"
+    flow_device: FlowDeviceOption = "auto"
     input_height: InputHeightOption = 0
 
 
@@ -68,12 +73,12 @@ def ops(
     from netwarp_ros.evaluation.provenance import environment
 
     target = torch.device(device)
-    _make_folder(json_file)
+    make_folder(json_file)
     cases = benchmark.standard_cases(target)
     results = list(benchmark.run(cases, target, with_compiled=compile_others, seconds=seconds))
     for case in cases:
         plain_console().print(_ops_table(case, [result for result in results if result.case == case]))
-    _write(json_file, {"environment": environment(target), "results": [result.to_json() for result in results]})
+    write(json_file, {"environment": environment(target), "results": [result.to_json() for result in results]})
 
 
 @app.command()
@@ -90,21 +95,25 @@ def model(
 
     from netwarp_ros.benchmarks.model import measure_overhead
     from netwarp_ros.evaluation.provenance import environment
-    from netwarp_ros.flow import create_estimator
     from netwarp_ros.models import DEFAULT_MODEL, load_model
 
-    _make_folder(json_file)
+    make_folder(json_file)
     loaded = load_model(options.model or DEFAULT_MODEL)
     images = _street(frames)
-    settings = {"flow": options.flow, "input_height": options.input_height, **options.engine_arguments()}
-    result = measure_overhead(images, loaded, passes=passes, **{**settings, "flow": create_estimator(options.flow)})
+    settings = {
+        "flow": options.flow,
+        "flow_device": options.flow_device,
+        "input_height": options.input_height,
+        **options.engine_arguments(),
+    }
+    result = measure_overhead(images, loaded, passes=passes, **settings)
     table = Table("stage, median ms", "host", "NetWarp", title=f"{loaded.name}, {result.frames} frames")
     for stage, value in result.stages_ms["host"].items():
         table.add_row(stage, f"{value:.2f}", f"{result.stages_ms['netwarp'][stage]:.2f}")
     table.caption = f"overhead {result.overhead_percent:.1f} %"
     plain_console().print(table)
     system = environment(torch.device(options.device))
-    _write(json_file, {"environment": system, "settings": {**settings, "model": loaded.name}, **result.to_json()})
+    write(json_file, {"environment": system, "settings": {**settings, "model": loaded.name}, **result.to_json()})
 
 
 @app.command()
@@ -138,7 +147,7 @@ def engines(
     from netwarp_ros.models import DEFAULT_MODEL, load_model
     from netwarp_ros.recordings.open import open_frames
 
-    _make_folder(json_file)
+    make_folder(json_file)
     chosen = [_engine(name) for name in names.split(",")]
     loaded = load_model(model or DEFAULT_MODEL)
     taken = _street(frames) if images is None else first_images(open_frames(images), frames)
@@ -158,7 +167,7 @@ def engines(
     system = {**environment(torch.device("cpu")), "versions": versions()}
     settings = {"model": loaded.name, "flow": flow, "threads": threads, "frames": len(taken), "passes": passes}
     content = {"environment": system, "settings": settings, "results": [each.to_json() for each in results]}
-    _write(json_file, {**content, "not used": notes})
+    write(json_file, {**content, "not used": notes})
 
 
 def _engine(text: str) -> dict[str, str]:
@@ -175,6 +184,9 @@ def _street(count: int) -> list[np.ndarray]:
 
     street = Street(seed=0, rate=15)
     return [street.frame(index).image for index in track(range(count), "drawing", console=Console(stderr=True))]
+
+
+app.command()(flow)
 
 
 @app.command()
@@ -219,13 +231,13 @@ def node(
         from netwarp_ros.node.tools.load_test import middleware
     except ImportError as error:
         raise ValueError(f"this needs ROS 2 and a workspace with netwarp_ros: source both ({error})") from error
-    _make_folder(json_file)
+    make_folder(json_file)
     weights = find_weights(options.model or DEFAULT_MODEL)
     loads: dict[str, Any] = {
         "systems": nodes.split(","),
-        "cameras": _numbers("cameras", cameras, int, "1,2,4"),
-        "sizes": _sizes(sizes),
-        "rates": _numbers("rates", rates, float, "10,30,60"),
+        "cameras": read_numbers("cameras", cameras, int, "1,2,4"),
+        "sizes": read_sizes(sizes),
+        "rates": read_numbers("rates", rates, float, "10,30,60"),
         "seconds": seconds,
         "peak": peak,
     }
@@ -233,6 +245,7 @@ def node(
         "model": str(weights),
         **{name: value for name, value in options.engine_arguments().items() if value is not None},
         "flow_preset": options.flow,
+        "flow_device": options.flow_device,
         "input_height": options.input_height,
     }
     runs = _run_nodes(loads, parameters)
@@ -245,7 +258,7 @@ def node(
         "weights": describe_input(weights)["sha256"],
         "runs": [run.to_json() for run in runs],
     }
-    _write(json_file, content)
+    write(json_file, content)
 
 
 def _ops_table(case: Case, results: Sequence[Result]) -> Table:
@@ -282,45 +295,3 @@ def _run_nodes(loads: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[
             sys.stderr.write(f"netwarp: {error}\n")
             raise typer.Exit(1) from None
     return runs
-
-
-def _make_folder(file: Path | None) -> None:
-    """Make the folder of a file before anything is measured.
-
-    Raises:
-        FileExistsError: If there is a file that `netwarp benchmark` did not write.
-    """
-    from netwarp_ros.recordings.atomic import refuse_foreign, written_by
-
-    if file:
-        refuse_foreign(file, written_by("benchmark"))
-        file.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _write(file: Path | None, content: Mapping[str, Any]) -> None:
-    from netwarp_ros.recordings.atomic import write_marked_json
-
-    if file:
-        write_marked_json(file, content, "benchmark")
-
-
-def _numbers(name: str, text: str, kind: type[Number], example: str) -> list[Number]:
-    """Read numbers > 0, separated by commas."""
-    try:
-        numbers = [kind(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number < math.inf for number in numbers):
-        raise ValueError(f"{name} is {text!r}: give numbers > 0, such as {example}")
-    return numbers
-
-
-def _sizes(text: str) -> list[tuple[int, int]]:
-    """Read sizes, separated by commas."""
-    try:
-        sizes = [(int(width), int(height)) for width, height in (size.split("x") for size in text.split(","))]
-    except ValueError:
-        sizes = []
-    if not sizes or min(map(min, sizes)) <= 0:
-        raise ValueError(f"sizes is {text!r}: give sizes in whole pixels, such as 480x360,1920x1080")
-    return sizes

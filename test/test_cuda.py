@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from netwarp_ros.flow.tensor_dis import SEARCHES, TensorDis
 from netwarp_ros.models import DEFAULT_MODEL, FlowCNN, load_model
-from netwarp_ros.ops import compiled, reference, warp, warp_combine
+from netwarp_ros.ops import compiled, reference, resize_argmax, warp, warp_combine
 from netwarp_ros.ops.dis import dis_flow, dis_pyramid
 from netwarp_ros.segmenter import Confidence, Segmenter
 from netwarp_ros.street import Street
@@ -128,6 +128,16 @@ def test_opcheck_and_compile() -> None:
     torch.library.opcheck(torch.ops.netwarp_ros.warp_combine.default, tuple(inputs))
     compiled_blend = torch.compile(lambda *tensors: warp_combine(*tensors).relu(), fullgraph=True)
     torch.testing.assert_close(compiled_blend(*inputs), warp_combine(*inputs).relu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(512, 1024), (64, 128), (33, 70)], ids=str)
+def test_the_classes_are_those_of_the_cpu(size: tuple[int, int], dtype: torch.dtype) -> None:
+    scores = generator(0)(2, 19, 64, 128).to(dtype)
+    scores[0, 1, 2:9, 3:30] = float("nan")
+    for layout in ("contiguous", "channels-last"):
+        maps = LAYOUTS[layout](scores)
+        assert torch.equal(resize_argmax(maps.to(GPU), size).cpu(), resize_argmax(maps, size))
 
 
 @pytest.mark.parametrize("start", ["no start", "start"])

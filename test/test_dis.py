@@ -300,9 +300,9 @@ def test_a_good_start_finds_motion_that_is_too_large_without_it() -> None:
     assert errors(uneven, truth)[inner].mean() < 0.3
 
 
-def test_a_wrong_start_is_corrected_as_far_as_descent_reaches() -> None:
-    frames, wrong = shifted((160, 320), (-3, 2)), constant((12, -9), (160, 320))
-    assert errors(find(frames, SEARCHES["fast"], wrong), (-3, 2)).median() < 0.2
+def test_a_wrong_start_is_no_worse_than_none() -> None:
+    frames, wrong = shifted((96, 128), (-3, 2)), constant((40, -30), (96, 128))
+    assert errors(find(frames, SEARCHES["ultrafast"], wrong), (-3, 2)).median() < 0.2
 
 
 def test_an_infinite_start_is_limited_to_the_size_of_the_image() -> None:
@@ -355,13 +355,17 @@ def streets() -> list[list[StreetFrame]]:
     return [[street.frame(index) for index in range(3)] for street in streets]
 
 
-def street_error(streets: list[list[StreetFrame]], estimator: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
-    """Return the mean end-point error where the flow is visible."""
+def street_error(
+    streets: list[list[StreetFrame]],
+    estimator: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    average: Callable[[np.ndarray], np.floating] = np.mean,
+) -> float:
+    """Return the mean end-point error, or another average of it, where the flow is visible."""
     found = []
     for frames in streets:
         for previous, present in pairwise(frames):
             flow = estimator(present.image, previous.image)
-            found.append(np.linalg.norm(flow - present.flow, axis=-1)[present.valid].mean())
+            found.append(average(np.linalg.norm(flow - present.flow, axis=-1)[present.valid]))
     return float(np.mean(found))
 
 
@@ -374,8 +378,8 @@ def test_the_flow_of_a_street_is_as_exact_as_that_of_opencv(streets: list[list[S
 def test_refinement_makes_the_flow_of_a_street_more_exact(streets: list[list[StreetFrame]]) -> None:
     refined, plain = TensorDis("fast", "cpu"), TensorDis("fast", "cpu")
     plain.search = replace(plain.search, refinements=0)
-    better, worse = (street_error(streets[:1], flow) for flow in (refined, plain))
-    assert better < 0.98 * worse, (better, worse)
+    better, worse = (street_error(streets[:1], flow, np.median) for flow in (refined, plain))
+    assert better < 0.9 * worse, (better, worse)
 
 
 # TensorDis
@@ -398,7 +402,7 @@ def test_small_and_narrow_images_give_finite_flow(preset: str, size: Size) -> No
 def test_arrays_and_tensors_give_the_same_flow(level: int) -> None:
     size, frames, dis = (61, 83), frames_of((61, 83), 1, 3), TensorDis("fast", "cpu", level=level)
     images = [cv2.cvtColor(frame[0].permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR) for frame in frames]
-    (present, previous), start = map(dis.pyramid, frames), constant((9, 1), size)
+    (present, previous), start = map(dis.pyramid, frames), constant((2.6, 1.7), (-(-61 >> level), -(-83 >> level)))
     cold, warm = dis.flow(present, previous, size), dis.flow(present, previous, size, start)
     np.testing.assert_array_equal(dis(images[0], images[1]), cold[0].permute(1, 2, 0))
     np.testing.assert_array_equal(
@@ -492,3 +496,5 @@ def test_errors_of_tensor_dis_name_the_value() -> None:
         dis(texture(96, 128), texture(96, 128).astype(np.float32))
     with pytest.raises(ValueError, match=r"start is \(1, 2, 96, 128\) torch.float64"):
         dis(texture(96, 128), texture(96, 128), np.zeros((96, 128, 2)))
+    with pytest.raises(ValueError, match=r"start is \(1, 2, 48, 64\): give \(B, 2, 96, 128\)"):
+        dis(texture(96, 128), texture(96, 128), np.zeros((48, 64, 2), np.float32))

@@ -38,6 +38,13 @@ def test_a_color_image_gives_the_flow_of_its_grey_one() -> None:
     np.testing.assert_array_equal(DisFlow()(*frames), DisFlow()(*grey))
 
 
+def test_grey_frames_need_not_be_dense() -> None:
+    frames = texture(96, 256), texture(96, 256, seed=1)
+    np.testing.assert_array_equal(
+        DisFlow()(*(frame[:, ::2] for frame in frames)), DisFlow()(*(frame[:, ::2].copy() for frame in frames))
+    )
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_result_depends_on_its_arguments_alone(preset: str) -> None:
     """One estimator serves many cameras: earlier calls, with or without a start, leave no trace."""
@@ -89,12 +96,14 @@ def test_errors_name_the_value() -> None:
 
 
 def test_every_name_has_its_estimator() -> None:
-    assert ESTIMATORS == ("ultrafast", "fast", "medium", "deepflow")
+    assert ESTIMATORS == ("ultrafast", "fast", "medium", "deepflow", "nvidia")
     for name in PRESETS:
         dis = create_estimator(name)
         assert isinstance(dis, DisFlow) and dis.preset == name
     assert isinstance(create_estimator("deepflow"), DeepFlow)
-    with pytest.raises(ValueError, match="unknown flow 'slow': choose one of ultrafast, fast, medium, deepflow"):
+    with pytest.raises(
+        ValueError, match="unknown flow 'slow': choose one of ultrafast, fast, medium, deepflow, nvidia"
+    ):
         create_estimator("slow")
 
 

@@ -19,6 +19,7 @@ constexpr int kPatches = 8;  // in a block
 constexpr int kThreads = 128;
 constexpr unsigned kAllLanes = 0xffffffff;
 constexpr float kSingular = 1e-3f;  // a structure tensor of a smaller determinant is given this one
+constexpr float kStep = 4.0f;  // Sobel's gradients are 8 times the derivatives: half of the step of Gauss and Newton
 constexpr float kFarthest = 8.0f;  // pixels that a round of descent may lead away from where it began
 constexpr int64_t kMostFinest = 2;  // the greatest first level of a pyramid, and finest level of a search
 constexpr int64_t kLargest = 1 << 14;  // height and width
@@ -105,7 +106,7 @@ struct Search {
   Guess coarser, start;
 };
 
-// The displacement that a patch begins with: that of the coarser level, or none.
+// The displacement that a guess gives for a patch; none without a guess.
 __device__ inline float2 guess_for_patch(const Search& search, const Guess& guess, int64_t b, int32_t row,
                                          int32_t column) {
   if (!guess.data) return {0.0f, 0.0f};
@@ -122,7 +123,7 @@ struct Patch {
   int32_t y, x;
   float pixel[kPatch], gradient_x[kPatch], gradient_y[kPatch];
   float sum_x, sum_y;
-  float xx, xy, yy;  // of the inverse of the structure tensor
+  float xx, xy, yy;  // of the inverse of the structure tensor, times the step
 };
 
 // The sum over the lanes of a patch.
@@ -171,9 +172,9 @@ __device__ inline Patch read_patch(const Level& level, int64_t b, int32_t y, int
   const float whole_yy = static_cast<float>(sum_lanes(yy));
   float determinant = whole_xx * whole_yy - whole_xy * whole_xy;
   if (fabsf(determinant) < kSingular) determinant = kSingular;
-  patch.xx = whole_yy / determinant;
-  patch.xy = -whole_xy / determinant;
-  patch.yy = whole_xx / determinant;
+  patch.xx = whole_yy / determinant * kStep;
+  patch.xy = -whole_xy / determinant * kStep;
+  patch.yy = whole_xx / determinant * kStep;
   return patch;
 }
 
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(kPatches* kPatch) search_round(Search search, 
   const auto found = [&](int32_t down, int32_t right) -> float2 {
     const int32_t y = min(max(row + down, 0), search.rows - 1), x = min(max(column + right, 0), search.columns - 1);
     if constexpr (kFirst) {
-      return guess_for_patch(search, search.coarser.data ? search.coarser : search.start, b, y, x);
+      return guess_for_patch(search, search.coarser, b, y, x);
     } else {
       return __ldg(from + b * count + y * search.columns + x);
     }
@@ -248,7 +249,7 @@ __global__ void __launch_bounds__(kPatches* kPatch) search_round(Search search, 
     if (other.unlikeness < best.unlikeness) best = other;
   };
   if constexpr (kFirst) {
-    if (search.coarser.data && search.start.data) attempt(guess_for_patch(search, search.start, b, row, column));
+    if (search.start.data) attempt(guess_for_patch(search, search.start, b, row, column));
   }
   attempt(found(0, -1));
   attempt(found(-1, 0));

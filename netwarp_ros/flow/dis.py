@@ -100,4 +100,5 @@ def grey_pair(present: np.ndarray, previous: np.ndarray) -> tuple[np.ndarray, np
 def _grey(image: np.ndarray, name: str) -> np.ndarray:
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ValueError(f"{name} is {image.shape} {image.dtype}: give (H, W) grey or (H, W, 3) BGR, uint8")
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    # OpenCV's DIS takes dense arrays only.
+    return np.ascontiguousarray(image) if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)

@@ -16,11 +16,11 @@ Size = tuple[int, int]
 """Height and width."""
 
 SEARCHES = {
-    "ultrafast": Search(finest=2, stride=4, rounds=6, steps=4),
-    "fast": Search(finest=2, stride=4, rounds=8, steps=4, refinements=5),
-    "medium": Search(finest=1, stride=3, rounds=10, steps=5, refinements=5),
+    "ultrafast": Search(finest=2, stride=4, rounds=4, steps=3),
+    "fast": Search(finest=2, stride=4, rounds=6, steps=3, refinements=5),
+    "medium": Search(finest=1, stride=3, rounds=8, steps=3, refinements=5),
 }
-"""The presets of DIS for patches that are searched all together: twice OpenCV's steps of descent, in rounds."""
+"""The presets of DIS for patches that are searched all together: OpenCV's steps of descent, in more rounds."""
 
 
 class TensorDis:
@@ -61,11 +61,15 @@ class TensorDis:
             previous: The same for those before them.
             size: Their size.
             start: A flow from which the search starts, as of the pair before: what this method returned.
+
+        Raises:
+            ValueError: If the start has another size, or `netwarp_ros.ops.dis.dis_flow` refuses an argument.
         """
-        padded = _padded(size)
+        padded, (rows, columns) = _padded(size), self._on_grid(size)
         if start is not None:
+            if start.shape[-2:] != (rows, columns):
+                raise ValueError(f"start is {tuple(start.shape)}: give (B, 2, {rows}, {columns})")
             start = _grown(start, self._on_grid(padded))
-        rows, columns = self._on_grid(size)
         return dis_flow(present, previous, padded, self.search, start, self.level)[..., :rows, :columns]
 
     def __call__(self, present: np.ndarray, previous: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:

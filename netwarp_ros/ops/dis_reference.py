@@ -19,6 +19,7 @@ NEIGHBORS = ((0, -1), (-1, 0), (0, 1), (1, 0))
 """Rows down and columns right to the patches whose displacement a patch tries, in this order."""
 
 _SINGULAR = 1e-3  # a structure tensor of a smaller determinant is given this one
+_STEP = 4.0  # Sobel's gradients are 8 times the derivatives: half of the step of Gauss and Newton
 _FARTHEST = float(PATCH)  # pixels that a round of descent may lead away from where it began
 
 _ALPHA, _DELTA, _GAMMA = 20.0, 5.0, 10.0  # weights of smoothness, of grey values and of gradients, as OpenCV's
@@ -73,13 +74,12 @@ def dis_flow(
         rows, columns = sizes[index]
         pixels = slice(begins[index], begins[index] + rows * columns)
         frames = _Frames(*(each[:, pixels].reshape(batch, rows, columns).float() for each in (present, previous)))
-        guesses = []
-        if flow is not None:
-            guesses.append(_Guess(flow, 0.5, 0.5))
+        coarser = None if flow is None else _Guess(flow, 0.5, 0.5)
+        begin = None
         if start is not None:  # its grid covers the frame
             scale = start.shape[3] * 2**index / width, start.shape[2] * 2**index / height
-            guesses.append(_Guess(start.permute(0, 2, 3, 1), *scale))
-        flow = _densify(_search(frames, guesses, stride, rounds, steps), frames, stride)
+            begin = _Guess(start.permute(0, 2, 3, 1), *scale)
+        flow = _densify(_search(frames, coarser, begin, stride, rounds, steps), frames, stride)
         if refinements:
             flow = _refine(frames, flow, refinements)
     assert flow is not None
@@ -120,7 +120,7 @@ class _Patches(NamedTuple):
         grey: ``(B, hs, ws, 8, 8)`` pixels.
         gradient: ``(2, B, hs, ws, 8, 8)`` gradients in x and y.
         sums: ``(2, B, hs, ws)`` their sums.
-        inverse: xx, xy and yy of the inverse of the structure tensor, ``(B, hs, ws)`` each.
+        inverse: xx, xy and yy of the inverse of the structure tensor, times the step, ``(B, hs, ws)`` each.
         previous: ``(B, h, w)``
     """
 
@@ -160,23 +160,25 @@ def _centres(like: Tensor, rows: int, columns: int, stride: int, half: int) -> t
     return y[:, None], x
 
 
-def _search(frames: _Frames, guesses: list[_Guess], stride: int, rounds: int, steps: int) -> Tensor:
+def _search(
+    frames: _Frames, coarser: _Guess | None, start: _Guess | None, stride: int, rounds: int, steps: int
+) -> Tensor:
     """Return the displacement of each patch, ``(B, hs, ws, 2)``: the inverse search (Section 2.1 of the paper).
 
     All patches go together. In each round, a patch takes the best of its own displacement and those of its neighbors,
-    and goes down from there. In the first round, it begins at the flow of the coarser level, and also tries the start.
+    and goes down from there. In the first round, it begins at the flow of the coarser level or at none, and also tries
+    the start.
     """
     patches = _patches(frames, stride)
     rows, columns = patches.grey.shape[1:3]
     none = patches.grey.new_zeros((*patches.grey.shape[:3], 2))
     height, width = frames.previous.shape[1:]
-    starts = [guess.at(*_centres(none, rows, columns, stride, PATCH // 2)) for guess in guesses] or [none]
-    starts = [_bounded(start, height, width) for start in starts]
-    found = starts[0]
+    centres = _centres(none, rows, columns, stride, PATCH // 2)
+    found = none if coarser is None else _bounded(coarser.at(*centres), height, width)
     for number in range(rounds):
         best = _match(patches, found)
-        if number == 0 and len(starts) > 1:
-            best = best.or_better(_match(patches, starts[1]))
+        if number == 0 and start is not None:
+            best = best.or_better(_match(patches, _bounded(start.at(*centres), height, width)))
         for down, right in NEIGHBORS:
             y = (torch.arange(rows, device=none.device) + down).clamp(0, rows - 1)
             x = (torch.arange(columns, device=none.device) + right).clamp(0, columns - 1)
@@ -210,7 +212,7 @@ def _patches(frames: _Frames, stride: int) -> _Patches:
     rows, columns = gradient.shape[2:4]
     y, x = (torch.arange(count, device=sums.device, dtype=sums.dtype) * stride for count in (rows, columns))
     pixels = frames.present.unfold(1, PATCH, stride).unfold(2, PATCH, stride)
-    inverse = yy / determinant, -xy / determinant, xx / determinant
+    inverse = yy / determinant * _STEP, -xy / determinant * _STEP, xx / determinant * _STEP
     return _Patches(y[:, None], x, pixels, gradient, sums, inverse, frames.previous)
 
 

@@ -36,6 +36,14 @@ from test_operator import (  # noqa: F401
     test_sides_that_float32_cannot_count_are_refused,
     with_exact_places,
 )
+from test_resize_argmax import (  # noqa: F401
+    test_all_halves_are_read_exactly,
+    test_equals_float64,
+    test_half_precision_is_interpolated_in_float32,
+    test_scores_that_are_not_finite_count_as_in_interpolate_and_argmax,
+    test_the_lowest_of_equal_classes_counts,
+    test_values_worked_out_by_hand,
+)
 from torch import Tensor
 
 from netwarp_ros.ops import compiled, reference, warp
@@ -48,6 +56,12 @@ OPS = torch.ops.netwarp_ros
 def test_the_library_is_the_emulated_one() -> None:
     assert "cpu" in compiled.DEVICES and "cpu" in compiled.DIS_DEVICES
     assert not torch._C._dispatch_has_kernel_for_dispatch_key("netwarp_ros::lattice_build", "CPU")
+
+
+@pytest.fixture(scope="module")
+def implementation() -> str:
+    """What the tests of `resize_argmax` run on."""
+    return "compiled"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

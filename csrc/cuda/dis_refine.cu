@@ -16,8 +16,8 @@ constexpr float kZeta2 = 0.01f, kEpsilon2 = 1e-4f;
 // pixels, reaches one pixel further.
 constexpr int kTileWidth = 32, kTileHeight = 16, kHalo = 2 * kSweeps;
 constexpr int kWidth = kTileWidth + 2 * kHalo, kHeight = kTileHeight + 2 * kHalo;
-constexpr int kRows = 9, kPerThread = kHeight / kRows;  // threads along y, and the pixels of each
-static_assert(kHeight % kRows == 0 && kWidth * kRows <= 512);
+constexpr int kPairs = kWidth / 2, kRows = 18, kPerColor = kHeight / kRows;  // threads along x and y, pixels of each color
+static_assert(kHeight % kRows == 0 && kPairs * kRows <= 512 && kTileWidth % 2 + kTileHeight % 2 + kHalo % 2 == 0);
 
 __global__ void __launch_bounds__(kThreads) warp_frame(Level level, const float2* flow, float* mean, float* difference,
                                                        int64_t count) {
@@ -134,57 +134,72 @@ __global__ void __launch_bounds__(kThreads, 8) linearise(Level level, const floa
   scratch.scales[index] = {1.0f / (is.a11 + total) * kOmega, 1.0f / (is.a22 + total) * kOmega};
 }
 
-// Sweeps over the equations. The last time, the result is added to the flow.
-__global__ void __launch_bounds__(kWidth* kRows) sweep(Level level, const float2* flow, Refinement scratch,
+// Sweeps over the equations. The last time, the result is added to the flow. A thread has red and black pixels that lie
+// side by side, so that all threads are at work in each half of a sweep.
+__global__ void __launch_bounds__(kPairs* kRows) sweep(Level level, const float2* flow, Refinement scratch,
                                                        const float2* change_before, float2* to, bool is_last) {
   __shared__ float2 change[kHeight][kWidth];
   __shared__ float link[kHeight][kWidth];
   const int64_t first = static_cast<int64_t>(blockIdx.z) * level.height * level.width;
-  const int32_t column = static_cast<int32_t>(threadIdx.x), x = static_cast<int32_t>(blockIdx.x) * kTileWidth - kHalo + column;
+  const int32_t left = static_cast<int32_t>(blockIdx.x) * kTileWidth - kHalo;
   const int32_t top = static_cast<int32_t>(blockIdx.y) * kTileHeight - kHalo;
-  const auto index = [&](int32_t y) { return first + static_cast<int64_t>(y) * level.width + x; };
-  const auto is_inside = [&](int32_t y) { return y >= 0 && y < level.height && x >= 0 && x < level.width; };
+  const auto row_of = [](int k) { return static_cast<int32_t>(threadIdx.y) + k * kRows; };
+  // Row and column of a red pixel (color 0) have an even sum, in the tile and in the image.
+  const auto column_of = [](int32_t row, int color) {
+    return 2 * static_cast<int32_t>(threadIdx.x) + ((row + color) & 1);
+  };
+  const auto is_inside = [&](int32_t y, int32_t x) { return y >= 0 && y < level.height && x >= 0 && x < level.width; };
+  const auto index = [&](int32_t y, int32_t x) { return first + static_cast<int64_t>(y) * level.width + x; };
 
-  float4 terms[kPerThread];
-  float2 scales[kPerThread];
-  int32_t turn[kPerThread];  // 0: the pixel is red, 1: black, -1: it does not change
+  float4 terms[2][kPerColor];
+  float2 scales[2][kPerColor];
 #pragma unroll
-  for (int k = 0; k < kPerThread; ++k) {
-    const int32_t row = static_cast<int32_t>(threadIdx.y) + k * kRows, y = top + row;
-    const bool inside = is_inside(y), reads = inside && change_before;
-    terms[k] = inside ? __ldg(scratch.terms + index(y)) : float4{0.0f, 0.0f, 0.0f, 0.0f};
-    scales[k] = inside ? __ldg(scratch.scales + index(y)) : float2{0.0f, 0.0f};
-    turn[k] = inside && row > 0 && row < kHeight - 1 && column > 0 && column < kWidth - 1 ? (x + y) % 2 : -1;
-    link[row][column] = terms[k].w;  // outside of the image 0: nothing is tied to it
-    change[row][column] = reads ? __ldg(change_before + index(y)) : float2{0.0f, 0.0f};
+  for (int color = 0; color < 2; ++color) {
+#pragma unroll
+    for (int k = 0; k < kPerColor; ++k) {
+      const int32_t row = row_of(k), column = column_of(row, color), y = top + row, x = left + column;
+      const bool inside = is_inside(y, x), reads = inside && change_before;
+      // Outside of the image, nothing is tied to anything.
+      terms[color][k] = inside ? __ldg(scratch.terms + index(y, x)) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+      scales[color][k] = inside ? __ldg(scratch.scales + index(y, x)) : float2{0.0f, 0.0f};
+      link[row][column] = terms[color][k].w;
+      change[row][column] = reads ? __ldg(change_before + index(y, x)) : float2{0.0f, 0.0f};
+    }
   }
   __syncthreads();
-  for (int half = 0; half < 2 * kSweeps; ++half) {
+  for (int round = 0; round < kSweeps; ++round) {
 #pragma unroll
-    for (int k = 0; k < kPerThread; ++k) {
-      if (turn[k] != half % 2) continue;
-      const int32_t row = static_cast<int32_t>(threadIdx.y) + k * kRows;
-      const Links links = links_of(level, top + row, x, link[row][column - 1], link[row - 1][column], terms[k].w);
-      const float2 here = change[row][column];
-      const float2 sum = around(links, change[row][column - 1], change[row][column + 1], change[row - 1][column],
-                                change[row + 1][column]);
-      const float u = kRest * here.x + scales[k].x * (sum.x + terms[k].y - here.y * terms[k].x);
-      const float v = kRest * here.y + scales[k].y * (sum.y + terms[k].z - u * terms[k].x);
-      change[row][column] = {u, v};
+    for (int color = 0; color < 2; ++color) {
+#pragma unroll
+      for (int k = 0; k < kPerColor; ++k) {
+        const int32_t row = row_of(k), column = column_of(row, color), y = top + row, x = left + column;
+        const bool is_edge = row == 0 || row == kHeight - 1 || column == 0 || column == kWidth - 1;  // of what is known
+        if (is_edge || !is_inside(y, x)) continue;
+        const Links links = links_of(level, y, x, link[row][column - 1], link[row - 1][column], terms[color][k].w);
+        const float2 here = change[row][column];
+        const float2 sum = around(links, change[row][column - 1], change[row][column + 1], change[row - 1][column],
+                                  change[row + 1][column]);
+        const float u = kRest * here.x + scales[color][k].x * (sum.x + terms[color][k].y - here.y * terms[color][k].x);
+        const float v = kRest * here.y + scales[color][k].y * (sum.y + terms[color][k].z - u * terms[color][k].x);
+        change[row][column] = {u, v};
+      }
+      __syncthreads();
     }
-    __syncthreads();
   }
 #pragma unroll
-  for (int k = 0; k < kPerThread; ++k) {
-    const int32_t row = static_cast<int32_t>(threadIdx.y) + k * kRows, y = top + row;
-    const bool is_own = row >= kHalo && row < kHalo + kTileHeight && column >= kHalo && column < kHalo + kTileWidth;
-    if (!is_own || !is_inside(y)) continue;
-    float2 result = change[row][column];
-    if (is_last) {
-      const float2 by = __ldg(flow + index(y));
-      result = {by.x + result.x, by.y + result.y};
+  for (int color = 0; color < 2; ++color) {
+#pragma unroll
+    for (int k = 0; k < kPerColor; ++k) {
+      const int32_t row = row_of(k), column = column_of(row, color), y = top + row, x = left + column;
+      const bool is_own = row >= kHalo && row < kHalo + kTileHeight && column >= kHalo && column < kHalo + kTileWidth;
+      if (!is_own || !is_inside(y, x)) continue;
+      float2 result = change[row][column];
+      if (is_last) {
+        const float2 by = __ldg(flow + index(y, x));
+        result = {by.x + result.x, by.y + result.y};
+      }
+      to[index(y, x)] = result;
     }
-    to[index(y)] = result;
   }
 }
 
@@ -202,7 +217,7 @@ void refine(const Level& level, int64_t batch, const float2* flow, float2* refin
     const bool is_last = iteration == iterations - 1;
     float2* to = is_last ? refined : scratch.changes[iteration % 2];
     launch(linearise, grid_of(ceil_div(count, kThreads)), dim3(kThreads), on, level, flow, scratch, before, count);
-    launch(sweep, grid, dim3(kWidth, kRows), on, level, flow, scratch, before, to, is_last);
+    launch(sweep, grid, dim3(kPairs, kRows), on, level, flow, scratch, before, to, is_last);
     before = to;
   }
 }

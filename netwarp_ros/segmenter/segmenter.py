@@ -411,8 +411,8 @@ class Stream:
             if self._ego is not None:
                 scaled = self._ego.paint_over(scaled, size)
             frame = segmenter.frames.pad(scaled)
-            on_cpu = not isinstance(segmenter.flow, TensorDis)
-            grey = segmenter.grey(scaled) if segmenter.uses_flow and on_cpu else None
+            on_device = segmenter.flow if isinstance(segmenter.flow, TensorDis) and segmenter.uses_flow else None
+            grey = segmenter.grey(scaled) if segmenter.uses_flow and on_device is None else None
         estimated: np.ndarray | None = None
         to_key: np.ndarray | None = None
         wait = None
@@ -440,9 +440,9 @@ class Stream:
             is_key = key is None or segmenter.keyframes.is_due(key, grey, flow_to_key)
             if key is None or is_key:
                 pixels = segmenter.upload(frame)
-                if segmenter.uses_flow and isinstance(segmenter.flow, TensorDis):
+                if on_device is not None:
                     kept = previous.kept if previous else ()
-                    moving = DisOnDevice(segmenter.flow, segmenter.frames, size, pixels, kept)
+                    moving = DisOnDevice(on_device, segmenter.frames, size, pixels, kept)
                 along = padded_flow if moving is None or flow is not None else moving
                 mask_only = temperature is None and not segmenter.keyframes.skip
                 scores, memory = segmenter.infer(pixels, along, memory, classes_only=mask_only)

@@ -50,6 +50,17 @@ inline Shape check_features(const Tensor& features) {
   return {features.size(0), features.size(1), features.size(2), features.size(3)};
 }
 
+// Scores for resize_argmax, of classes that uint8 counts.
+inline Shape check_scores(const Tensor& scores, int64_t height, int64_t width) {
+  const Shape shape = check_features(scores);
+  STD_TORCH_CHECK(shape.channels >= 1 && shape.channels <= kMostClasses, "scores have ", shape.channels,
+                  " classes: give 1 to 256");
+  STD_TORCH_CHECK(shape.height >= 1 && shape.width >= 1, "scores have no pixels");
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kLargestSide && width <= kLargestSide, "size is ", height,
+                  " x ", width, ": give 1 to 2^24 pixels in each direction");
+  return shape;
+}
+
 inline void check_like(const Tensor& other, const Tensor& features, const char* name) {
   STD_TORCH_CHECK(same_sizes(other, features), name, " and the features differ in shape");
   STD_TORCH_CHECK(other.scalar_type() == features.scalar_type(), name, " and the features differ in type");

@@ -10,6 +10,8 @@ struct Shape {
   int64_t batch, channels, height, width;
 };
 
+constexpr int64_t kMostClasses = 256;  // of resize_argmax
+
 // Distance between neighbours on each axis, in elements.
 struct Strides {
   int64_t batch, channel, row, column;

@@ -17,18 +17,23 @@ from netwarp_ros.engines import FlowOnDevice
 from netwarp_ros.engines.cuda_graphs import CUDAGraphEngine
 from netwarp_ros.engines.pytorch import TorchEngine
 from netwarp_ros.flow import DisFlow, TensorDis
+from netwarp_ros.models import Inference
 from netwarp_ros.models.input_frames import InputFrames
 from netwarp_ros.ops import compiled
 from netwarp_ros.segmenter import MemoryState, Reset, Segmenter
 from netwarp_ros.segmenter.device_flow import DisOnDevice, choose_flow_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-MASK = {"precision": "float32", "engine": "torch"}
 
 
 def on_device(**options: Any) -> Segmenter:
     """Return a segmenter that treats its CPU as a GPU."""
     return segmenter(engine="torch", flow=TensorDis("ultrafast", "cpu"), **options)
+
+
+def torch_engine(one: Segmenter) -> TorchEngine:
+    assert isinstance(one.engine, TorchEngine)
+    return one.engine
 
 
 def by_hand(sequence: list[np.ndarray]) -> list[np.ndarray]:
@@ -56,12 +61,10 @@ def test_masks_equal_those_computed_by_hand() -> None:
         assert result.memory == (MemoryState.KEPT if i else MemoryState.NEW)
 
 
-def test_cuda_graphs_hold_flow_and_network_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graphs_hold_flow_and_network_together() -> None:
     """One graph a frame: the flow, the pyramid that it keeps, and the network. Two cameras in turn share it."""
     plain, recorded = on_device(), on_device()
-    engine = recorded.engine
-    assert isinstance(engine, TorchEngine)
-    recorded.engine = CUDAGraphEngine(engine)
+    recorded.engine = CUDAGraphEngine(torch_engine(recorded))
     sequences = images(6), [cv2.flip(image, 1) for image in images(6)]
     streams = [(plain.stream(), recorded.stream()) for _ in sequences]
     for index in range(6):
@@ -74,8 +77,7 @@ def test_cuda_graphs_hold_flow_and_network_together(monkeypatch: pytest.MonkeyPa
 
 def test_a_graph_is_kept_for_each_search() -> None:
     one = on_device()
-    assert isinstance(one.engine, TorchEngine)
-    one.engine = CUDAGraphEngine(one.engine)
+    one.engine = CUDAGraphEngine(torch_engine(one))
     stream, other = one.stream(), on_device().stream()
     for index, image in enumerate(images(6)):
         for each in (stream, other):
@@ -96,7 +98,7 @@ def test_the_flow_is_that_of_the_image_without_its_padding() -> None:
     assert (pyramid == 7).all()
     second = DisOnDevice(estimator, frames, (48, 64), rgb.permute(2, 0, 1)[None], (pyramid,))
     assert torch.equal(second(), torch.zeros(1, 2, 24, 32))
-    assert second.result() is second.keeps and len(second.result()) == 2
+    assert second.result() is second.kept and len(second.result()) == 2
 
 
 def test_a_stream_goes_on_from_its_state() -> None:
@@ -133,8 +135,43 @@ def test_a_reset_forgets_the_flow() -> None:
     assert stream._previous is not None and len(stream._previous.kept) == 1
 
 
-def test_windows_and_host_alone() -> None:
-    assert on_device(host_only=True).stream().segment(images(1)[0], 1).reason == Reset.HOST_ONLY
+def test_the_host_alone_needs_no_flow() -> None:
+    stream = on_device(host_only=True).stream()
+    assert stream.segment(images(1)[0], 1).reason == Reset.HOST_ONLY and stream._previous is None
+
+
+def test_windows_are_cut_from_the_flow_of_the_whole_frame() -> None:
+    known, stream = np.zeros((48, 64, 2), np.float32), on_device(inference=Inference(32, flip=True)).stream()
+    cpu = segmenter(engine="torch", inference=Inference(32, flip=True)).stream()
+    still = [images(1)[0]] * 3
+    for index, image in enumerate(still):
+        masks = [stream.segment(image, index + 1).mask, cpu.segment(image, index + 1, flow=known).mask]
+        assert np.array_equal(*masks)
+    assert stream._previous is not None and len(stream._previous.kept) == 2
+
+
+def test_when_the_flow_moves_to_another_device_the_memory_is_reset() -> None:
+    """As when a state comes from another machine."""
+    device, cpu, sequence = on_device(), segmenter(engine="torch"), images(3)
+    for one, other in ((device, cpu), (cpu, device)):
+        stream = one.stream()
+        stream.segment(sequence[0], 0)
+        moved = other.stream(stream.state())
+        assert moved.segment(sequence[1], SECOND // 10).reason == Reset.REQUEST
+        assert moved.segment(sequence[2], 2 * SECOND // 10).memory == MemoryState.KEPT
+
+
+def test_warm_is_what_was_recorded() -> None:
+    one = on_device()
+    one.engine = CUDAGraphEngine(torch_engine(one))
+    one.warm_up(64, 48)
+    recorded = len(CPURecorder.recorded)
+    stream = one.stream()
+    for index, image in enumerate(images(4)):
+        stream.segment(image, index * SECOND // 10, confidence=index > 1)
+    assert one.is_warm(64, 48) and len(CPURecorder.recorded) == recorded == 3
+    one.flow = TensorDis("fast", "cpu")
+    assert not one.is_warm(64, 48)
 
 
 def test_on_a_gpu_the_flow_follows_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +186,7 @@ def test_on_a_gpu_the_flow_follows_the_network(monkeypatch: pytest.MonkeyPatch) 
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="flow_device is 'gpu': choose one of auto, cpu, cuda"):
         segmenter(flow_device="gpu")
-    with pytest.raises(ValueError, match="flow_device is cuda, but the network is on cpu: give auto or cpu"):
+    with pytest.raises(ValueError, match="but the network is on cpu: give device cuda, or flow_device auto or cpu"):
         segmenter(flow_device="cuda")
     with pytest.raises(ValueError, match="flow_device is cuda, but the operator library has no CUDA kernels"):
         choose_flow_device("cuda", CUDA, False)
@@ -174,8 +211,8 @@ def test_a_flow_on_the_device_is_a_flow_like_any_other() -> None:
     class Still(FlowOnDevice):
         key = None
 
-        def compute(self, frame: torch.Tensor, kept: tuple[torch.Tensor, ...]) -> Any:
-            return frame.new_zeros((1, 2, 6, 8), dtype=torch.float32), (kept[0] + 1,)
+        def compute(self, frame: torch.Tensor, before: tuple[torch.Tensor, ...]) -> Any:
+            return frame.new_zeros((1, 2, 6, 8), dtype=torch.float32), (before[0] + 1,)
 
     one = segmenter(engine="torch")
     frame = one.upload(images(1)[0])
@@ -183,4 +220,4 @@ def test_a_flow_on_the_device_is_a_flow_like_any_other() -> None:
     still = Still(frame, (torch.zeros(1),))
     scores, _ = one.infer(frame, still, memory)
     expected, _ = one.infer(frame, lambda: np.zeros((48, 64, 2), np.float32), memory)
-    assert torch.equal(scores, expected) and still.keeps == (torch.ones(1),)
+    assert torch.equal(scores, expected) and still.kept == (torch.ones(1),)

@@ -42,7 +42,7 @@ export python
 
 sanitize() {  # memory errors hide in PyTorch's cache of freed blocks
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 --kernel-name kns=netwarp \
-        "$python" -m pytest -q -p no:cacheprovider test/test_cuda.py -k "float64 and float16 and not four or arrays and fast"
+        "$python" -m pytest -q -p no:cacheprovider test/test_cuda.py -k "float64 and float16 and not four or arrays and medium"
 }
 export -f sanitize
 
@@ -52,7 +52,7 @@ step test 150 "$python" -m pytest -q -p no:cacheprovider -n 4 --tb=short --durat
 step ops 100 "$python" -m netwarp_ros.cli benchmark ops --device cuda --no-compiled --seconds 0.3 --json parts/ops.json
 step memcheck 60 bash -c 'sanitize memcheck'
 step racecheck 60 bash -c 'sanitize racecheck'
-step flow 60 "$python" tools/gpu_flow.py cuda parts/flow.json
+step flow 40 "$python" tools/gpu_flow.py cuda parts/flow.json
 step models 180 "$python" tools/gpu_models.py cuda parts/models.json
 "$python" tools/gpu_report.py parts "$folder"
 ! cut -f 2 parts/steps.tsv | grep -qv '^0$'

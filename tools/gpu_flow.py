@@ -21,7 +21,8 @@ import torch
 
 from netwarp_ros.evaluation.provenance import environment
 from netwarp_ros.flow import PRESETS, DisFlow, TensorDis
-from netwarp_ros.street import Street
+from netwarp_ros.ops import compiled
+from netwarp_ros.street import Street, StreetFrame
 
 SIZES = ((480, 360), (1024, 512), (2048, 1024))
 REPEATS = 30
@@ -63,24 +64,30 @@ def on_the_gpu(call: Callable[[], object]) -> Callable[[], float]:
     return timed
 
 
-def measure(size: tuple[int, int], preset: str, device: torch.device) -> dict[str, Any]:
-    """Time a preset of DIS at a size ``(width, height)``."""
-    street = Street(*size, seed=0, rate=15)
-    images = [street.frame(index).image for index in range(3)]
+def measure(drawn: list[StreetFrame], preset: str, device: torch.device) -> dict[str, Any]:
+    """Time a preset of DIS on the last of three frames.
+
+    Raises:
+        RuntimeError: If the operator library has no CUDA kernels.
+    """
+    if device.type == "cuda" and "cuda" not in compiled.DIS_DEVICES:
+        raise RuntimeError("the operator library has no CUDA kernels: nothing to time")
+    images = [frame.image for frame in drawn]
+    height, width = images[0].shape[:2]
     greys = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) for image in images]
     opencv, ours = DisFlow(preset), TensorDis(preset, device, level=1)
     start = opencv(greys[1], greys[0])
     frames = [torch.from_numpy(image).to(device).permute(2, 0, 1)[None].flip(1) for image in images]
     pyramids = [ours.pyramid(frame) for frame in frames]
-    along = ours.flow(pyramids[1], pyramids[0], size[::-1])
+    along = ours.flow(pyramids[1], pyramids[0], (height, width))
 
     def flow() -> torch.Tensor:
-        return ours.flow(ours.pyramid(frames[2]), pyramids[1], size[::-1], along)
+        return ours.flow(ours.pyramid(frames[2]), pyramids[1], (height, width), along)
 
-    found, expected = flow()[0].cpu().numpy(), street.frame(2)
-    error = np.linalg.norm(2 * cv2.resize(found.transpose(1, 2, 0), size) - expected.flow, axis=2)
+    found, expected = flow()[0].cpu().numpy(), drawn[2]
+    error = np.linalg.norm(2 * cv2.resize(found.transpose(1, 2, 0), (width, height)) - expected.flow, axis=2)
     return {
-        "size": size,
+        "size": (width, height),
         "preset": preset,
         "error_px": float(error[expected.valid & (expected.label > 0)].mean()),
         "ms": median_ms(on_the_gpu(flow) if device.type == "cuda" else on_the_cpu(flow)),
@@ -92,8 +99,10 @@ def main(device: str, file: Path) -> None:
     """Time all presets at all sizes, and write what was measured so far after each."""
     content: dict[str, Any] = {"environment": environment(torch.device(device)), "results": []}
     for size in SIZES:
+        street = Street(*size, seed=0, rate=15)
+        drawn = [street.frame(index) for index in range(3)]
         for preset in PRESETS:
-            content["results"].append(measure(size, preset, torch.device(device)))
+            content["results"].append(measure(drawn, preset, torch.device(device)))
             print(content["results"][-1], flush=True)
             file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

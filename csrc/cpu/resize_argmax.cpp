@@ -21,12 +21,7 @@ int64_t tile_width(int64_t classes, int64_t width) {
 }
 
 Tensor resize_argmax(const Tensor& scores, int64_t height, int64_t width) {
-  const Shape shape = check_features(scores);
-  STD_TORCH_CHECK(shape.channels >= 1 && shape.channels <= kMostClasses, "scores have ", shape.channels,
-                  " classes: give 1 to 256");
-  STD_TORCH_CHECK(shape.height >= 1 && shape.width >= 1, "scores have no pixels");
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kLargestSide && width <= kLargestSide, "size is ", height,
-                  " x ", width, ": give 1 to 2^24 pixels in each direction");
+  const Shape shape = check_scores(scores, height, width);
   Tensor out = empty({shape.batch, height, width}, ScalarType::Byte, scores);
   if (out.numel() == 0) return out;
 

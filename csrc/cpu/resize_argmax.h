@@ -18,7 +18,6 @@ struct ResizeArgmax {
   uint8_t* out;           // (B, height, width), dense
 };
 
-constexpr int64_t kMostClasses = 256;
 constexpr int64_t kWidestTile = 512;
 constexpr int64_t kRowElements = 4096;  // classes * tile at most: two rows of a tile fit in the L1 cache
 

@@ -122,7 +122,7 @@ inline Flow flow_of(const Tensor& flow) { return {flow.const_data_ptr<float>(), 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline dim3 grid_of(int64_t x, int64_t y = 1) {
-  STD_TORCH_CHECK(x < (int64_t{1} << 31) && y < (1 << 16), "the features are too large for a kernel: split the batch");
+  STD_TORCH_CHECK(x < (int64_t{1} << 31) && y < (1 << 16), "the maps are too large for a kernel: split the batch");
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
 }
 

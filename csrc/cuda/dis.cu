@@ -19,7 +19,7 @@ constexpr int kPatches = 8;  // in a block
 constexpr int kThreads = 128;
 constexpr unsigned kAllLanes = 0xffffffff;
 constexpr float kSingular = 1e-3f;  // a structure tensor of a smaller determinant is given this one
-constexpr float kStep = 4.0f;  // Sobel's gradients are 8 times the derivatives: half of the step of Gauss and Newton
+constexpr float kStep = 4.0f;  // Sobel's gradients are 8 times the derivatives: half of a Gauss-Newton step
 constexpr float kFarthest = 8.0f;  // pixels that a round of descent may lead away from where it began
 constexpr int64_t kMostFinest = 2;  // the greatest first level of a pyramid, and finest level of a search
 constexpr int64_t kLargest = 1 << 14;  // height and width
@@ -89,7 +89,7 @@ Guess guess_of(const Tensor& flow, double columns, double rows) {
 
 // The flow at a place of the grid in use, counted from the edge of the image.
 __device__ inline float2 read(const Guess& guess, int64_t b, float y, float x) {
-  const Place at = place_at(guess.height, guess.width, y * guess.rows - 0.5f, x * guess.columns - 0.5f);
+  const Cell at = cell_at(guess.height, guess.width, y * guess.rows - 0.5f, x * guess.columns - 0.5f);
   const float* from = guess.data + b * guess.strides.batch;
   const auto value = [&](int32_t row, int32_t column) {
     return __ldg(from + row * guess.strides.row + column * guess.strides.column);

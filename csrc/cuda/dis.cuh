@@ -19,14 +19,14 @@ __device__ inline float clamp(float value, float least, float most) { return fmi
 
 __device__ inline float grey(const uint8_t* from) { return static_cast<float>(__ldg(from)); }
 
-// The neighbours of a place on a grid, and how far it is from the upper and from the left ones.
-struct Place {
+// The four pixels around a place, and how far it is from the upper and from the left ones.
+struct Cell {
   int32_t top, bottom, left, right;
   float down, across;
 };
 
-// The nearest place on a grid.
-__device__ inline Place place_at(int32_t height, int32_t width, float y, float x) {
+// The cell of the nearest place on a grid.
+__device__ inline Cell cell_at(int32_t height, int32_t width, float y, float x) {
   y = clamp(y, 0.0f, static_cast<float>(height - 1));
   x = clamp(x, 0.0f, static_cast<float>(width - 1));
   const int32_t top = static_cast<int32_t>(y), left = static_cast<int32_t>(x);
@@ -36,7 +36,7 @@ __device__ inline Place place_at(int32_t height, int32_t width, float y, float x
 
 // The bilinear interpolation at a place; value(row, column) is a float.
 template <typename Value>
-__device__ inline float interpolate(const Place& at, const Value& value) {
+__device__ inline float interpolate(const Cell& at, const Value& value) {
   const float upper = (1.0f - at.across) * value(at.top, at.left) + at.across * value(at.top, at.right);
   const float lower = (1.0f - at.across) * value(at.bottom, at.left) + at.across * value(at.bottom, at.right);
   return (1.0f - at.down) * upper + at.down * lower;
@@ -45,7 +45,7 @@ __device__ inline float interpolate(const Place& at, const Value& value) {
 // The previous frame of a level at a place.
 __device__ inline float previous_at(const Level& level, int64_t b, float y, float x) {
   const uint8_t* image = level.previous + b * level.pixels;
-  return interpolate(place_at(level.height, level.width, y, x), [&](int32_t row, int32_t column) {
+  return interpolate(cell_at(level.height, level.width, y, x), [&](int32_t row, int32_t column) {
     return grey(image + static_cast<int64_t>(row) * level.width + column);
   });
 }

@@ -10,7 +10,6 @@ namespace netwarp::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int64_t kMostClasses = 256;
 
 struct Scores {
   Shape shape;
@@ -19,12 +18,12 @@ struct Scores {
 };
 
 // Where a pixel of the result is on an axis of the scores; see csrc/cpu/resize_argmax_kernel.cpp, which computes the same.
-struct Between {
+struct Span {
   int64_t index, next;
   float fraction;
 };
 
-__device__ inline Between between(int64_t position, int64_t size, int64_t resized) {
+__device__ inline Span span_of(int64_t position, int64_t size, int64_t resized) {
   const int64_t unit = 2 * resized, place = max((2 * position + 1) * size - resized, int64_t{0}), index = place / unit;
   return {index, size == resized ? index : min(index + 1, size - 1),
           static_cast<float>(place % unit) / static_cast<float>(unit)};
@@ -35,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) find_greatest(Scores task, const T* 
   const int64_t pixel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, plane = task.height * task.width;
   if (pixel >= task.shape.batch * plane) return;
   const int64_t b = pixel / plane, y = pixel / task.width % task.height, x = pixel % task.width;
-  const Between row = between(y, task.shape.height, task.height), column = between(x, task.shape.width, task.width);
+  const Span row = span_of(y, task.shape.height, task.height), column = span_of(x, task.shape.width, task.width);
   const T* upper = scores + b * task.strides.batch + row.index * task.strides.row;
   const T* lower = scores + b * task.strides.batch + row.next * task.strides.row;
   const int64_t left = column.index * task.strides.column, right = column.next * task.strides.column;
@@ -60,12 +59,7 @@ __global__ void __launch_bounds__(kThreads) find_greatest(Scores task, const T* 
 }
 
 Tensor resize_argmax(const Tensor& scores, int64_t height, int64_t width) {
-  const Shape shape = check_features(scores);
-  STD_TORCH_CHECK(shape.channels >= 1 && shape.channels <= kMostClasses, "scores have ", shape.channels,
-                  " classes: give 1 to 256");
-  STD_TORCH_CHECK(shape.height >= 1 && shape.width >= 1, "scores have no pixels");
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kLargestSide && width <= kLargestSide, "size is ", height,
-                  " x ", width, ": give 1 to 2^24 pixels in each direction");
+  const Shape shape = check_scores(scores, height, width);
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
   Tensor out = empty({shape.batch, height, width}, ScalarType::Byte, scores);
   if (out.numel() == 0) return out;

@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from netwarp_ros.benchmarks.model import median_ratio
 from netwarp_ros.flow import PRESETS, create_estimator
 from netwarp_ros.flow.dis import grey_pair
-from netwarp_ros.ops import warp
+from netwarp_ros.ops import compiled, warp
 from netwarp_ros.recordings.atomic import replacing, written_by
 from netwarp_ros.recordings.frames import Frame, FrameSource
 
@@ -42,7 +42,10 @@ NAMES = (
 """Names of the estimators: OpenCV's DIS, our DIS in plain PyTorch on the CPU and on the GPU, and two others."""
 
 VOID = 255
+"""Label of pixels without one."""
+
 SKY = 0
+"""Class of the street's sky, whose flow nothing shows."""
 
 LARGE_ERROR = 3.0
 """The share of pixels with a larger end-point error, in px, is reported, as in KITTI's benchmark."""
@@ -226,6 +229,8 @@ def _open(name: str) -> Callable[..., np.ndarray]:
         return create_estimator(name)
     if where == "cuda" and not torch.cuda.is_available():
         raise ValueError("PyTorch finds no GPU with CUDA")
+    if where == "cuda" and "cuda" not in compiled.DIS_DEVICES:
+        raise ValueError("the operator library has no CUDA kernels: build it where nvcc is found, by `make setup`")
     from netwarp_ros.flow.tensor_dis import TensorDis
 
     return TensorDis(preset, "cpu" if where == "torch" else where)

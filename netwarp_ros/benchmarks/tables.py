@@ -73,7 +73,7 @@ class RowEvaluator:
             with precomputed flow), ``flow``, ``netwarp`` and ``environment``.
         """
         estimator, flows = open_flow(flow)
-        options = {**self.options, "flow": estimator}
+        options = {**self.options, "flow": estimator, "flow_device": "cpu"}  # by OpenCV, on every device
         segmenter = Segmenter(model, rival=rival, keyframes=keyframes, **options)
         classes, video = model.spec.classes, segmenter.uses_netwarp
         scores = self.evaluate(segmenter, classes, flows=flows, host=host and video, widths=[TRIMAP_WIDTH]).to_json()

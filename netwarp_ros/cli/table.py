@@ -110,7 +110,7 @@ def table(
 ) -> None:
     """Print a table of the paper in Markdown, for any data. With -o, a command that was stopped can continue."""
     from netwarp_ros.benchmarks import tables
-    from netwarp_ros.flow import ESTIMATORS
+    from netwarp_ros.flow import PRESETS
     from netwarp_ros.models import DEFAULT_MODEL
 
     if kind not in tables.KINDS:
@@ -123,7 +123,7 @@ def table(
         raise ValueError(f"there are no rivals and key frames in the table {kind}: leave out --rival and --keyframes")
     options = {**engine.engine_arguments(), "input_height": input_height}
     evaluator = _row_evaluator(data, reading, inference, options)
-    flows = flows or (list(ESTIMATORS) if kind == "flows" else ["ultrafast"])
+    flows = flows or ([*PRESETS, "deepflow"] if kind == "flows" else ["ultrafast"])
     if recipe:
         if len(flows) > 1:
             raise ValueError(f"a sweep takes one flow, not {', '.join(flows)}")

@@ -17,14 +17,10 @@ from torch import Tensor
 
 from netwarp_ros.engines.engine import Engine, FlowOnDevice
 from netwarp_ros.engines.latest import Latest
-from netwarp_ros.models.resampling import Size
 from netwarp_ros.models.video_cnn import Flow, GridFlows, Memory, VideoCNN, computed_flow, map_size, map_sizes
 from netwarp_ros.ops import resize_argmax
 
 T = TypeVar("T")
-
-Head = Callable[[Tensor, Size], Tensor]
-"""Makes of the scores, for a size of frame, what is wanted of them."""
 
 Cut = Callable[[], None]
 """Ends a graph and begins the next one."""
@@ -62,23 +58,27 @@ class CUDAGraphEngine(Engine):
         self._recorder = Recorder(engine.device)
         self._recordings: Latest[dict[Hashable, _Recording]] = Latest()  # of each shape of frame
 
+    @torch.inference_mode()
     def __call__(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
-        return self._replay(frame, flow, memory, _scores)
-
-    def segment(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
-        return self._replay(frame, flow, memory, resize_argmax)
+        scores, _, memory = self._replay(frame, flow, memory)
+        return scores.clone(), memory
 
     @torch.inference_mode()
-    def _replay(self, frame: Tensor, flow: Flow | None, memory: Memory | None, head: Head) -> tuple[Tensor, Memory]:
+    def segment(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        _, classes, memory = self._replay(frame, flow, memory)
+        return classes.clone(), memory
+
+    def _replay(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> tuple[Tensor, Tensor, Memory]:
+        """Return scores and classes, which the next replay writes to again, and the memory."""
         network = self._engine.network
         network.check(frame, flow, memory)
         if not network.layers:  # a host alone blends nothing
             memory = None
         moving = flow if isinstance(flow, FlowOnDevice) and memory is not None else None
         recordings = self._recordings.get((*frame.shape, frame.dtype), dict)
-        key = head, memory is None, moving and (moving.key, *(tuple(each.shape) for each in moving.kept))
+        key = memory is None, moving and (moving.key, *(tuple(each.shape) for each in moving.before))
         if key not in recordings:
-            recordings[key] = _Recording(self._engine, self._recorder, frame, memory, moving, head)
+            recordings[key] = _Recording(self._engine, self._recorder, frame, memory, moving)
         return recordings[key].replay(frame, flow, memory)
 
 
@@ -91,7 +91,6 @@ class _Recording:
         frame: A frame of this shape.
         memory: A memory for it, or None for a first frame.
         moving: Its flow, if that is recorded with it.
-        head: What is made of the scores.
     """
 
     def __init__(
@@ -101,46 +100,45 @@ class _Recording:
         frame: Tensor,
         memory: Memory | None,
         moving: FlowOnDevice | None,
-        head: Head,
     ) -> None:
-        self._network, self._device = engine.network, engine.device
+        self._network, self._device, self._moves = engine.network, engine.device, moving is not None
         self._frame = torch.zeros_like(frame)
         self._memory = None if memory is None else _new_memory(memory, torch.zeros_like)
         self._sizes = {} if memory is None else map_sizes(memory.representations)
         self._flows: GridFlows = {}
-        self._kept = () if moving is None else tuple(torch.zeros_like(each) for each in moving.kept)
+        self._before = () if moving is None else tuple(torch.zeros_like(each) for each in moving.before)
         if memory is not None and moving is None:
             grids = self._network.flow_grids(map_size(frame), self._sizes)
             self._flows = {grid: frame.new_zeros((frame.shape[0], 2, *grid), dtype=torch.float32) for grid in grids}
 
-        def run(cut: Cut) -> tuple[Tensor, Memory, tuple[Tensor, ...]]:
-            keeps: tuple[Tensor, ...] = ()
+        def run(cut: Cut) -> tuple[Tensor, Tensor, Memory, tuple[Tensor, ...]]:
+            kept: tuple[Tensor, ...] = ()
 
             def flows() -> Tensor | GridFlows:
-                nonlocal keeps
+                nonlocal kept
                 if moving is not None:
-                    estimated, keeps = moving.compute(self._frame, self._kept)
+                    estimated, kept = moving.compute(self._frame, self._before)
                     return estimated
                 if not engine.flow_comes_first:
                     cut()
                 return self._flows
 
             scores, memory = engine(self._frame, flows, self._memory)
-            return head(scores, map_size(frame)), memory, keeps
+            return scores, resize_argmax(scores, map_size(frame)), memory, kept
 
-        graphs, (self._result, self._next, self._keeps) = recorder.record(run)
+        graphs, (self._scores, self._classes, self._next, self._kept) = recorder.record(run)
         self._constants = engine.constants(frame)  # lives as long as the graphs, which read it
         self._before_flow, self._behind_flow = graphs[:-1], graphs[-1]
 
-    def replay(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> tuple[Tensor, Memory]:
-        """Compute a frame. The results are new memory: the next replay writes to the same places again."""
+    def replay(self, frame: Tensor, flow: Flow | None, memory: Memory | None) -> tuple[Tensor, Tensor, Memory]:
+        """Compute a frame: scores and classes, which the next replay writes to again, and a memory that is new."""
         self._frame.copy_(frame)
         if memory is not None and self._memory is not None:
             _copy(memory.frames, self._memory.frames)
             _copy(memory.representations, self._memory.representations)
-        if self._kept:
+        if self._moves:
             assert isinstance(flow, FlowOnDevice)
-            for source, target in zip(flow.kept, self._kept, strict=True):
+            for source, target in zip(flow.before, self._before, strict=True):
                 target.copy_(source)
         for graph in self._before_flow:
             graph.replay()
@@ -148,10 +146,10 @@ class _Recording:
             motion = computed_flow(flow, frame)
             _copy(self._network.flow_on_grids(motion, map_size(frame), self._sizes, self._device), self._flows)
         self._behind_flow.replay()
-        if self._kept:
+        if self._moves:
             assert isinstance(flow, FlowOnDevice)
-            flow.keeps = tuple(each.clone() for each in self._keeps)
-        return self._result.clone(), _new_memory(self._next, torch.clone)
+            flow.kept = tuple(each.clone() for each in self._kept)
+        return self._scores, self._classes, _new_memory(self._next, torch.clone)
 
 
 class Recorder:
@@ -203,10 +201,6 @@ class Recorder:
             graphs[-1].capture_end()
         current.wait_stream(self._stream)
         return graphs, result
-
-
-def _scores(scores: Tensor, size: Size) -> Tensor:
-    return scores
 
 
 def _new_memory(memory: Memory, make: Callable[[Tensor], Tensor]) -> Memory:

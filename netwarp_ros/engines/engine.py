@@ -45,13 +45,16 @@ class FlowOnDevice(ABC):
 
     Args:
         frame: ``(B, 3, H, W)`` uint8, RGB.
-        kept: What was kept of the frame before.
+        before: What was kept of the frame before.
+
+    Attributes:
+        before: As above.
+        kept: What to keep of this frame; None until the flow was computed.
     """
 
-    def __init__(self, frame: Tensor, kept: tuple[Tensor, ...]) -> None:
-        self._frame, self.kept = frame, kept
-        self.keeps: tuple[Tensor, ...] | None = None
-        """What to keep of this frame; None until the flow was computed."""
+    def __init__(self, frame: Tensor, before: tuple[Tensor, ...]) -> None:
+        self._frame, self.before = frame, before
+        self.kept: tuple[Tensor, ...] | None = None
 
     @property
     @abstractmethod
@@ -59,11 +62,12 @@ class FlowOnDevice(ABC):
         """What `compute` depends on besides its arguments: of flows of one key, it does the same."""
 
     @abstractmethod
-    def compute(self, frame: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def compute(self, frame: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the flow ``(B, 2, h, w)`` and what to keep. It only launches work on the current stream."""
 
     def __call__(self) -> Tensor:
-        flow, self.keeps = self.compute(self._frame, self.kept)
+        """Compute the flow ``(B, 2, h, w)`` now."""
+        flow, self.kept = self.compute(self._frame, self.before)
         return flow
 
 
@@ -104,6 +108,9 @@ class Engine(Protocol):
         ...
 
     def segment(self, frame: Tensor, flow: Flow | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
-        """Run the network; instead of the scores, return the class of each pixel of the frame, ``(B, H, W)`` uint8."""
+        """Run the network; instead of the scores, return the class of each pixel of the frame, ``(B, H, W)`` uint8.
+
+        Arguments and errors are those of a call.
+        """
         scores, memory = self(frame, flow, memory)
         return resize_argmax(scores, map_size(frame)), memory

@@ -152,7 +152,8 @@ def dis_flow(
         raise ValueError(f"level is {level}: give 0 to 8")
     tensors = {"present": present, "previous": previous}
     if start is not None:
-        wanted = start.ndim == 4 and tuple(start.shape[:2]) == (present.shape[0], 2) and min(start.shape[2:]) > 0
+        wanted = start.ndim == 4 and tuple(start.shape[:2]) == (present.shape[0], 2)
+        wanted = wanted and min(start.shape[2:]) > 0 and max(start.shape[2:]) <= _LARGEST_SIDE
         if not wanted or start.dtype != torch.float32:
             raise ValueError(f"start is {tuple(start.shape)} {start.dtype}: give ({present.shape[0]}, 2, h, w) float32")
         tensors["start"] = start

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DIS optical flow in plain PyTorch: what the CUDA kernels compute, bit for bit. See `netwarp_ros.ops.dis`.
 
-Sums over a patch have a fixed order (`_sum_patch`), as floating-point sums depend on it. Flow is ``(B, h, w, 2)`` here.
+Floating-point sums depend on their order, so that of a patch is fixed (`_sum_patch`). A number divided by a tensor is
+PyTorch's reciprocal times the number, and the kernels do the same. Flow is ``(B, h, w, 2)`` here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ NEIGHBORS = ((0, -1), (-1, 0), (0, 1), (1, 0))
 """Rows down and columns right to the patches whose displacement a patch tries, in this order."""
 
 _SINGULAR = 1e-3  # a structure tensor of a smaller determinant is given this one
-_STEP = 4.0  # Sobel's gradients are 8 times the derivatives: half of the step of Gauss and Newton
+_STEP = 4.0  # Sobel's gradients are 8 times the derivatives: half of a Gauss-Newton step
 _FARTHEST = float(PATCH)  # pixels that a round of descent may lead away from where it began
 
 _ALPHA, _DELTA, _GAMMA = 20.0, 5.0, 10.0  # weights of smoothness, of grey values and of gradients, as OpenCV's

@@ -37,13 +37,13 @@ def choose_flow_device(wanted: str, network: torch.device, moves_scores: bool) -
         return torch.device("cpu")
     problem = ""
     if network.type != "cuda":
-        problem = f"the network is on {network}"
+        problem = f"the network is on {network}: give device cuda"
     elif "cuda" not in compiled.DIS_DEVICES:
-        problem = compiled.missing_cuda_kernels() or "the operator library has no CUDA kernels"
+        problem = "the operator library has no CUDA kernels: build it with nvcc (docs/operator.md)"
     elif moves_scores:
-        problem = "with key frames, the flow is accumulated on the CPU"
+        problem = "with key frames, the flow is accumulated on the CPU: give keyframes none"
     if problem and wanted == "cuda":
-        raise ValueError(f"flow_device is cuda, but {problem}: give auto or cpu")
+        raise ValueError(f"flow_device is cuda, but {problem}, or flow_device auto or cpu")
     return torch.device("cpu") if problem else network
 
 
@@ -57,13 +57,13 @@ class DisOnDevice(FlowOnDevice):
         frames: How images become frames.
         image: Size of the image.
         frame: ``(1, 3, H, W)`` uint8, RGB, what the image has become.
-        kept: What was kept of the frame before; nothing for a first frame.
+        before: What was kept of the frame before; nothing for a first frame.
     """
 
     def __init__(
-        self, estimator: TensorDis, frames: InputFrames, image: Size, frame: Tensor, kept: tuple[Tensor, ...]
+        self, estimator: TensorDis, frames: InputFrames, image: Size, frame: Tensor, before: tuple[Tensor, ...]
     ) -> None:
-        super().__init__(frame, kept)
+        super().__init__(frame, before)
         self._estimator, self._frames, self._image = estimator, frames, image
         self._size = frames.scaled(image)  # the flow is that of the frame without its padding
 
@@ -71,14 +71,14 @@ class DisOnDevice(FlowOnDevice):
     def key(self) -> Hashable:
         return self._estimator.search, self._estimator.level, self._size
 
-    def compute(self, frame: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def compute(self, frame: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         pyramid = self._pyramid(frame)
-        flow = self._estimator.flow(pyramid, kept[0], self._size, *kept[1:])
+        flow = self._estimator.flow(pyramid, before[0], self._size, *before[1:])
         return self._frames.pad_flow_maps(flow, self._image), (pyramid, flow)
 
     def result(self) -> tuple[Tensor, ...]:
         """Return what to keep of the frame, whether its flow was needed or not."""
-        return (self._pyramid(self._frame),) if self.keeps is None else self.keeps
+        return (self._pyramid(self._frame),) if self.kept is None else self.kept
 
     def _pyramid(self, frame: Tensor) -> Tensor:
         return self._estimator.pyramid(frame[..., : self._size[0], : self._size[1]])

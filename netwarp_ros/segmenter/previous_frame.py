@@ -60,7 +60,7 @@ class PreviousFrame:
         passes, shape = tuple(Memory(**one) for one in values["memory"]), values.pop("memory_shape")
         values["memory"] = InferenceMemory(inference, shape, passes) if shape else passes[0] if passes else None
         values["grey"], values["flow"] = _to_array(values["grey"]), _to_array(values["flow"])
-        values["kept"] = tuple(values["kept"])
+        values["kept"] = tuple(values.get("kept", ()))
         if (key := values["key"]) is not None:
             values["key"] = KeyFrame(**{**key, "grey": _to_array(key["grey"]), "flow": _to_array(key["flow"])})
         return cls(**values)

@@ -166,8 +166,8 @@ class Segmenter:
             self.uses_netwarp = opened.frames > 0
         self.device = self.engine.device
         self._flow_device = choose_flow_device(flow_device, self.device, self.keyframes.skip)
+        self._warm: set[tuple[Size, Size | None]] = set()
         self.flow = flow
-        self._warm: set[tuple[int, int]] = set()
         self._flow_thread = ThreadPoolExecutor(1, "flow") if self.device.type == "cuda" else None
 
     @property
@@ -187,9 +187,11 @@ class Segmenter:
 
     @property
     def flow(self) -> FlowEstimator:
-        """The flow estimator. A name of one may be set too; reset the streams if another kind than before is set.
+        """The flow estimator. The name of one may be set too.
 
-        DIS is given halved frames, see `DisFlow`; on the network's device, its flow is on the grid of these.
+        Of DIS, the preset counts alone: it is given halved frames, see `DisFlow`, or computes on the network's device,
+        see `TensorDis`, with its flow on the grid of halved frames. If another kind of estimator is set, reset the
+        streams.
         """
         return self._flow
 
@@ -203,6 +205,7 @@ class Segmenter:
             if self.keyframes.skip:
                 raise ValueError("key frames need the flow on the CPU: give DisFlow")
             estimator = TensorDis(estimator.preset, self.device, level=1)
+            self._warm.clear()  # what is recorded of a frame holds the search
         self._flow = estimator
 
     @property
@@ -251,18 +254,23 @@ class Segmenter:
 
     def is_warm(self, width: int, height: int) -> bool:
         """Tell whether `warm_up` was called for images that become frames of the same size."""
-        return self.frames.padded((height, width)) in self._warm
+        return self._warm_key(width, height) in self._warm
 
     def warm_up(self, width: int = 640, height: int = 480) -> None:
         """Segment black frames, so that what is done once for their size is done beforehand.
 
         Two of them are key frames. With the flow on the device, the third one is the first that starts from a flow.
         """
-        self._warm.add(self.frames.padded((height, width)))
+        self._warm.add(self._warm_key(width, height))
         stream = self.stream()
         image = np.zeros((height, width, 3), np.uint8)
         for stamp_ns in range(1, self.keyframes.distance + 2 + isinstance(self.flow, TensorDis)):
             stream.segment(image, stamp_ns)
+
+    def _warm_key(self, width: int, height: int) -> tuple[Size, Size | None]:
+        """Return the sizes that what is done once depends on: on the device, the flow is that of the unpadded frame."""
+        size = height, width
+        return self.frames.padded(size), self.frames.scaled(size) if isinstance(self.flow, TensorDis) else None
 
     def upload(self, image: np.ndarray) -> Tensor:
         """Return an image ``(H, W, 3)`` BGR uint8, from `InputFrames.frame`, as ``(1, 3, H, W)`` RGB on the device."""
@@ -477,6 +485,8 @@ class Stream:
         previous = self._previous
         if previous is None:
             return self._next_reset
+        if self.segmenter.uses_flow and (previous.grey is None) != isinstance(self.segmenter.flow, TensorDis):
+            return Reset.REQUEST  # since then, the flow has moved to another device
         if frame_id != previous.frame_id:
             return Reset.FRAME_ID
         if encoding != previous.encoding:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import cv2
@@ -16,11 +17,11 @@ from torch import nn
 from netwarp_ros.engines import FlowOnDevice
 from netwarp_ros.engines.cuda_graphs import CUDAGraphEngine
 from netwarp_ros.engines.pytorch import TorchEngine
-from netwarp_ros.flow import DisFlow, TensorDis
+from netwarp_ros.flow import DisFlow, TensorDis, tensor_dis
 from netwarp_ros.models import Inference
 from netwarp_ros.models.input_frames import InputFrames
 from netwarp_ros.ops import compiled
-from netwarp_ros.segmenter import MemoryState, Reset, Segmenter
+from netwarp_ros.segmenter import MemoryState, Reset, Segmenter, device_flow
 from netwarp_ros.segmenter.device_flow import DisOnDevice, choose_flow_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -176,6 +177,7 @@ def test_warm_is_what_was_recorded() -> None:
 
 def test_on_a_gpu_the_flow_follows_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "DIS_DEVICES", frozenset({"cuda"}))
+    monkeypatch.setattr(device_flow, "dis_problem", lambda device: "")
     assert choose_flow_device("auto", CUDA, False) == choose_flow_device("cuda", CUDA, False) == CUDA
     assert choose_flow_device("cpu", CUDA, False) == choose_flow_device("auto", CPU, False) == CPU
     assert choose_flow_device("auto", CUDA, True) == CPU  # key frames
@@ -183,10 +185,35 @@ def test_on_a_gpu_the_flow_follows_the_network(monkeypatch: pytest.MonkeyPatch) 
     assert choose_flow_device("auto", CUDA, False) == CPU
 
 
+def test_a_gpu_that_gives_another_flow_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "DIS_DEVICES", frozenset({"cuda"}))
+    monkeypatch.setattr(device_flow, "dis_problem", lambda device: f"DIS on {device} is wrong")
+    with pytest.warns(RuntimeWarning, match="OpenCV estimates the flow, on the CPU: DIS on cuda:0 is wrong"):
+        assert choose_flow_device("auto", CUDA, False) == CPU
+    with pytest.raises(ValueError, match="flow_device is cuda, but DIS on cuda:0 is wrong: report it"):
+        choose_flow_device("cuda", CUDA, False)
+
+
+def test_dis_is_tried_on_a_device_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, estimate = tensor_dis.dis_problem.__wrapped__, tensor_dis.dis_flow
+    assert tried(CPU) == ""
+    calls = itertools.count()
+    monkeypatch.setattr(tensor_dis, "dis_flow", lambda *given: estimate(*given) + (1e-6 if next(calls) == 0 else 0))
+    assert tried(CPU) == "DIS on cpu gives another flow than its reference"
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image\nand more")
+
+    monkeypatch.setattr(tensor_dis, "dis_flow", fail)
+    assert tried(CPU) == "DIS fails on cpu: CUDA error: no kernel image"
+
+
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="flow_device is 'gpu': choose one of auto, cpu, cuda"):
         segmenter(flow_device="gpu")
-    with pytest.raises(ValueError, match="but the network is on cpu: give device cuda, or flow_device auto or cpu"):
+    with pytest.raises(
+        ValueError, match="but the network is on cpu: give device cuda, or give flow_device auto or cpu"
+    ):
         segmenter(flow_device="cuda")
     with pytest.raises(ValueError, match="flow_device is cuda, but the operator library has no CUDA kernels"):
         choose_flow_device("cuda", CUDA, False)

@@ -17,7 +17,7 @@ from netwarp_ros.flow.deepflow import DeepFlow
 from netwarp_ros.flow.dis import PRESETS, DisFlow, halve
 from netwarp_ros.flow.files import FlowFolder, read_flo, write_flo
 from netwarp_ros.flow.nvidia import NvidiaFlow
-from netwarp_ros.flow.tensor_dis import TensorDis
+from netwarp_ros.flow.tensor_dis import TensorDis, dis_problem
 
 FlowEstimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -35,6 +35,7 @@ __all__ = [
     "NvidiaFlow",
     "TensorDis",
     "create_estimator",
+    "dis_problem",
     "halve",
     "open_flow",
     "read_flo",

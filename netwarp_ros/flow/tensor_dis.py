@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,6 +85,21 @@ class TensorDis:
     def _on_grid(self, size: Size) -> Size:
         """Return the size of the grid of the flow."""
         return -(-size[0] >> self.level), -(-size[1] >> self.level)
+
+
+@cache
+def dis_problem(device: torch.device) -> str:
+    """Try `TensorDis` on a device: return why it cannot be used there; empty if it can.
+
+    On a texture that moves, its flow must be that of the reference on the CPU, bit for bit.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16), np.uint8)
+    frames = [np.roll(cv2.resize(noise, (96, 72), interpolation=cv2.INTER_CUBIC), 2 * step, axis=1) for step in (1, 0)]
+    try:
+        found, expected = (TensorDis("fast", where)(*frames) for where in (device, "cpu"))
+    except RuntimeError as error:  # of CUDA
+        return f"DIS fails on {device}: {str(error).partition(chr(10))[0]}"
+    return "" if np.array_equal(found, expected) else f"DIS on {device} gives another flow than its reference"
 
 
 def _padded(size: Size) -> Size:

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from netwarp_ros.engines import FlowOnDevice
+from netwarp_ros.flow import TensorDis, dis_problem
+from netwarp_ros.models.input_frames import InputFrames
 from netwarp_ros.models.resampling import Size
 from netwarp_ros.ops import compiled
-
-if TYPE_CHECKING:
-    from netwarp_ros.flow import TensorDis
-    from netwarp_ros.models.input_frames import InputFrames
 
 FLOW_DEVICES = ("auto", "cpu", "cuda")
 
@@ -24,7 +22,7 @@ def choose_flow_device(wanted: str, network: torch.device, moves_scores: bool) -
     """Return the device that estimates DIS flow.
 
     Args:
-        wanted: One of `FLOW_DEVICES`. ``auto``: the network's, if our operator has CUDA there.
+        wanted: One of `FLOW_DEVICES`. ``auto``: the network's, if our operator has CUDA and works there.
         network: The network's device.
         moves_scores: Whether class scores are moved along the flow, from key frames.
 
@@ -42,8 +40,12 @@ def choose_flow_device(wanted: str, network: torch.device, moves_scores: bool) -
         problem = "the operator library has no CUDA kernels: build it with nvcc (docs/operator.md)"
     elif moves_scores:
         problem = "with key frames, the flow is accumulated on the CPU: give keyframes none"
+    elif failure := dis_problem(network):
+        problem = f"{failure}: report it with the output of tools/gpu_check.sh"
+        if wanted == "auto":
+            warnings.warn(f"OpenCV estimates the flow, on the CPU: {failure}", RuntimeWarning, stacklevel=2)
     if problem and wanted == "cuda":
-        raise ValueError(f"flow_device is cuda, but {problem}, or flow_device auto or cpu")
+        raise ValueError(f"flow_device is cuda, but {problem}, or give flow_device auto or cpu")
     return torch.device("cpu") if problem else network
 
 

@@ -33,6 +33,7 @@ from netwarp_ros.benchmarks.flow import (
     video_clip,
 )
 from netwarp_ros.classes import load_classes
+from netwarp_ros.ops import compiled
 from netwarp_ros.recordings.atomic import holds
 from netwarp_ros.recordings.image_files import LabelFolder
 from netwarp_ros.recordings.open import open_frames
@@ -265,6 +266,9 @@ def test_names_choose_preset_device_and_start(monkeypatch: pytest.MonkeyPatch) -
     for module, name, stand_in in (("tensor_dis", "TensorDis", tensor_dis), ("nvidia", "NvidiaFlow", nvidia)):
         monkeypatch.setitem(sys.modules, f"netwarp_ros.flow.{module}", SimpleNamespace(**{name: stand_in}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _, skipped = open_estimators(["fast@torch", "ultrafast@cuda"])
+    assert list(skipped) == ["ultrafast@cuda"] and "no CUDA kernels" in skipped["ultrafast@cuda"]
+    monkeypatch.setattr(compiled, "DIS_DEVICES", frozenset({"cuda"}))
     estimators, skipped = open_estimators(["fast@torch", "medium@torch:warm", "ultrafast@cuda:warm", "nvidia"])
     assert list(estimators) == ["fast@torch", "ultrafast@cuda:warm"]
     assert skipped == {"medium@torch:warm": "no medium here", "nvidia": "no such hardware"}

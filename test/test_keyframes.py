@@ -235,7 +235,12 @@ def test_warming_up_runs_a_key_frame_with_memory() -> None:
     one = segmenter(keyframes="4", engine="torch")
     seen = []
     infer = one.infer
-    one.infer = lambda *arguments: seen.append(arguments[2] is not None) or infer(*arguments)  # type: ignore[method-assign, func-returns-value]
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        seen.append(arguments[2] is not None)
+        return infer(*arguments, **options)
+
+    one.infer = note  # type: ignore[method-assign]
     one.warm_up(64, 48)
     assert seen == [False, True]
 

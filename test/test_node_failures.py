@@ -229,9 +229,9 @@ def test_the_network_runs_at_every_image_size_before_the_first_image(
 ) -> None:
     infer, shapes = Segmenter.infer, []
 
-    def note(self: Segmenter, image: Any, *arguments: Any) -> Any:
-        shapes.append(image.shape[:2])
-        return infer(self, image, *arguments)
+    def note(self: Segmenter, frame: Any, *arguments: Any, **options: Any) -> Any:
+        shapes.append(tuple(frame.shape[2:]))
+        return infer(self, frame, *arguments, **options)
 
     monkeypatch.setattr(Segmenter, "infer", note)
     sizes, topic = "image_sizes:=[64x48, 96x96]", f"/{NAMESPACE}/camera/image_raw"

@@ -97,7 +97,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(
 
     resumed, calls = make_segmenter(inference=inference), []
     infer = resumed.infer
-    monkeypatch.setattr(resumed, "infer", lambda *arguments: calls.append(0) or infer(*arguments))
+    monkeypatch.setattr(resumed, "infer", lambda *arguments, **options: calls.append(0) or infer(*arguments, **options))
     segmented = segment_recording(Recording(12), resumed, folder, ORIGIN)
     assert len(calls) == 8  # all frames after the checkpoint
     assert sorted(path.name for path in folder.iterdir()) == ["masks", "timing.csv"]

@@ -39,7 +39,8 @@ def test_a_proposal_is_accepted_by_augment(name: str) -> None:
     assert not any("forward" in vars(module) for module in host.modules())  # the host is as it was
     layers = [one.name for one in candidates if one.proposed]
     video_cnn = augment(host, layers, example=example)
-    _, memory = video_cnn(example)
+    with torch.no_grad():  # BEiT's library keeps a table for the whole process, which inference may have made before
+        _, memory = video_cnn(example)
     for one in candidates:
         if one.proposed:
             features = memory.representations[one.name]

@@ -294,15 +294,16 @@ def test_ddp_finds_the_gradients(tmp_path: Any) -> None:
     """DistributedDataParallel raises if a parameter has no gradient."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    video_cnn = with_blend(augment(LRASPP(), ["backbone.2"]))
+    ddp = DistributedDataParallel(video_cnn)
     try:
-        video_cnn = with_blend(augment(LRASPP(), ["backbone.2"]))
-        ddp = DistributedDataParallel(video_cnn)
         frame = torch.randn(1, 3, 48, 64)
         _, memory = ddp(frame)
         output, _ = ddp(frame, torch.ones(1, 2, 48, 64), memory)
         output["out"].sum().backward()
         assert {name for name, value in video_cnn.named_parameters() if value.grad is None} == set()
     finally:
+        del ddp  # or it would free the group, with Python locked, for which the group's thread may wait
         torch.distributed.destroy_process_group()
 
 

@@ -76,6 +76,7 @@ def train(config: TrainingConfig) -> Path:
         network, spec = build_network(config, batches.classes, datasets[0][0].image.shape[0])
         pixels = class_pixels(datasets, config.data) if config.loss.class_balance else np.ones(len(batches.classes))
         state = TrainingState(network, spec, class_weights(pixels, config.loss.class_balance), config)
+        stack.callback(state.leave_group)
         if checkpoint.exists():
             state.load(checkpoint)
         output.mkdir(parents=True, exist_ok=True)
@@ -216,6 +217,14 @@ class TrainingState:
         self.optimiser = kind(parameter_groups(self.network, config.optimiser), lr=config.optimiser.rate, fused=True)
         self.scaler = torch.amp.GradScaler(config.device, enabled=config.precision == "float16")
         self.step = 0
+
+    def leave_group(self) -> None:
+        """Free what PyTorch shares gradients with, before the process group is destroyed.
+
+        If it were the last to hold the group, it would join the group's thread with Python locked, and that thread may
+        wait for Python: neither would ever end.
+        """
+        self.loss = nn.Identity()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint. It is renamed into place, so that the file is always complete."""

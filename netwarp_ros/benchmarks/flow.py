@@ -27,6 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from netwarp_ros.benchmarks.model import median_ratio
 from netwarp_ros.flow import PRESETS, create_estimator
 from netwarp_ros.flow.dis import grey_pair
+from netwarp_ros.models.resampling import as_maps
 from netwarp_ros.ops import compiled, warp
 from netwarp_ros.recordings.atomic import replacing, written_by
 from netwarp_ros.recordings.frames import Frame, FrameSource
@@ -257,8 +258,7 @@ def photometric_errors(flow: np.ndarray, present: np.ndarray, previous: np.ndarr
     height, width = present.shape
     x, y = np.arange(width) + flow[..., 0], np.arange(height)[:, None] + flow[..., 1]
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    source = torch.from_numpy(previous.astype(np.float32))[None, None]
-    before = warp(source, torch.from_numpy(np.ascontiguousarray(flow)).permute(2, 0, 1)[None])[0, 0].numpy()
+    before = warp(as_maps(previous[..., None].astype(np.float32)), as_maps(flow))[0, 0].numpy()
     return np.abs(present - before)[inside]
 
 
